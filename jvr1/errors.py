@@ -1,0 +1,23 @@
+"""What the user sees when something is wrong: one line on stderr and exit code 2."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+
+class UserError(ValueError):
+    """A mistake the user can mend. The message is one line: what is wrong, and what would be right."""
+
+
+def run_main(main: Callable[[], int | None]) -> None:
+    """Runs a command's `main` and exits: 0 when done, 2 with one line on stderr for a `UserError`."""
+    try:
+        code = main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(code or 0)

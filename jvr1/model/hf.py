@@ -1,0 +1,327 @@
+"""HF folders: one table of tensor names, read in slices straight to the devices, written back in the published form."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from jax.experimental import multihost_utils
+
+from jvr1.errors import UserError
+from jvr1.model.config import ModelConfig, from_hf, to_hf
+from jvr1.model.safetensors import ShardReader, TensorSpec, write_shard
+
+CONFIG, INDEX = "config.json", "model.safetensors.index.json"
+CARRIED = (
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.json",
+    "chat_template.jinja",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "processor_config.json",
+)
+"""Files beside the weights that travel with a model."""
+PROCESSOR = "preprocessor_config.json"
+
+
+class Rule(NamedTuple):
+    """One line of the table. `inputs` counts the contracted axes of a kernel; 0: not a kernel, shape kept or flat."""
+
+    hf: str
+    path: str
+    inputs: int = 0
+
+
+def _block(hf: str, path: str, kernels: dict[str, tuple[str, int]], scales: dict[str, str], biased: set[str]) -> list[Rule]:
+    rules = [Rule(f"{hf}.{a}.weight", f"{path}/{b}/scale") for a, b in scales.items()]
+    for a, (b, inputs) in kernels.items():
+        rules.append(Rule(f"{hf}.{a}.weight", f"{path}/{b}/kernel", inputs))
+        if a in biased:
+            rules.append(Rule(f"{hf}.{a}.bias", f"{path}/{b}/bias"))
+    return rules
+
+
+_MLP = {f"mlp.{name}_proj": (f"mlp/{name}", 1) for name in ("gate", "up", "down")}
+_VISION = {"attn.qkv": ("qkv", 1), "attn.proj": ("proj", 2), **_MLP}
+_TEXT = {f"self_attn.{name}_proj": (name, 1) for name in "qkv"} | {"self_attn.o_proj": ("o", 2), **_MLP}
+
+TABLE: tuple[Rule, ...] = (
+    Rule("visual.patch_embed.proj.weight", "visual/patch_embed/kernel", 2),
+    *_block("visual.blocks.{}", "visual/blocks", _VISION, {"norm1": "norm1", "norm2": "norm2"}, set(_VISION)),
+    Rule("visual.merger.ln_q.weight", "visual/merge_norm/scale"),
+    Rule("visual.merger.mlp.0.weight", "visual/merge_in/kernel", 1),
+    Rule("visual.merger.mlp.0.bias", "visual/merge_in/bias"),
+    Rule("visual.merger.mlp.2.weight", "visual/merge_out/kernel", 1),
+    Rule("visual.merger.mlp.2.bias", "visual/merge_out/bias"),
+    Rule("model.embed_tokens.weight", "text/embedding"),
+    *_block(
+        "model.layers.{}",
+        "text/layers",
+        _TEXT,
+        {"input_layernorm": "norm1", "post_attention_layernorm": "norm2"},
+        {f"self_attn.{name}_proj" for name in "qkv"},
+    ),
+    Rule("model.norm.weight", "text/norm/scale"),
+    Rule("lm_head.weight", "text/head/kernel", 1),
+)
+"""HF tensor name (published scheme, `{}` a layer) <-> parameter path <-> layout."""
+
+
+class Tensor(NamedTuple):
+    """One HF tensor of a model: its rule, its layer (None outside the stacks), its shape as HF keeps it."""
+
+    name: str
+    rule: Rule
+    layer: int | None
+    shape: tuple[int, ...]
+
+
+def hf_tensors(config: ModelConfig, params: dict) -> Iterator[Tensor]:
+    """All tensors of a model in the published order, from its parameters or their shapes."""
+    for rule in TABLE:
+        leaf = _get(params, rule.path)
+        if leaf is None:
+            continue
+        if "{}" in rule.hf:
+            for layer in range(leaf.shape[0]):
+                yield Tensor(rule.hf.format(layer), rule, layer, _hf_shape(rule, leaf.shape[1:], config))
+        else:
+            yield Tensor(rule.hf, rule, None, _hf_shape(rule, leaf.shape, config))
+
+
+def _get(params: dict, path: str) -> Any:
+    node: Any = params
+    for key in path.split("/"):
+        node = node.get(key) if isinstance(node, dict) else None
+    return node
+
+
+def _hf_shape(rule: Rule, shape: tuple[int, ...], config: ModelConfig) -> tuple[int, ...]:
+    if "patch_embed" in rule.hf:
+        return (shape[-1], 3, 2, config.vision.patch, config.vision.patch)
+    if rule.inputs:
+        return (math.prod(shape[rule.inputs :]), math.prod(shape[: rule.inputs]))
+    return (math.prod(shape),) if rule.path.endswith("bias") else shape
+
+
+def to_ours(tensor: Tensor, x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """An HF tensor in the layout of our parameter of that shape; a view wherever one is possible."""
+    if "patch_embed" in tensor.name:  # D c t h w -> t (c h w) D
+        return x.transpose(2, 1, 3, 4, 0).reshape(shape)
+    return (x.T if tensor.rule.inputs else x).reshape(shape)
+
+
+def to_theirs(tensor: Tensor, x: np.ndarray) -> np.ndarray:
+    """The inverse of `to_ours`."""
+    if "patch_embed" in tensor.name:
+        d, c, t, h, w = tensor.shape
+        return x.reshape(t, c, h, w, d).transpose(4, 1, 0, 2, 3)
+    return x.reshape(tensor.shape[::-1]).T if tensor.rule.inputs else x.reshape(tensor.shape)
+
+
+def read_config(folder: epath.PathLike) -> ModelConfig:
+    """The shape of the model in a folder. Raises UserError naming the file."""
+    path = epath.Path(folder) / CONFIG
+    try:
+        return from_hf(json.loads(path.read_text()), str(path))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; a model folder holds one") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from None
+    except (PermissionError, IsADirectoryError) as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+
+
+_IGNORED = re.compile(r".*rotary_emb\.inv_freq")
+
+
+def published_name(name: str) -> str:
+    """The published name of a tensor, from either scheme."""
+    name = name.replace("model.language_model.lm_head", "lm_head")
+    return re.sub(r"^model\.visual\.", "visual.", re.sub(r"^model\.language_model\.", "model.", name))
+
+
+def load(folder: epath.PathLike, config: ModelConfig, shapes: dict, shardings: Any) -> dict:
+    """Parameters of an HF folder, laid out as `shapes` (ShapeDtypeStructs) and `shardings` say.
+
+    Each device gets its slice straight from the memory-mapped file; the host holds one tensor at a time.
+    Raises UserError that names the file or tensor: missing, unexpected, of another shape, truncated.
+    """
+    reader = ShardReader(epath.Path(folder), rename=published_name)
+    tensors = list(hf_tensors(config, shapes))
+    _check_names(reader, tensors, config)
+    params: dict = {}
+    for tensor in tensors:
+        shape = _get(shapes, tensor.rule.path)
+        sharding = _get(shardings, tensor.rule.path)
+        if tensor.layer is None:
+            _set(params, tensor.rule.path, _place(reader, tensor, shape.shape, shape.dtype, sharding))
+            continue
+        stacked = _get(params, tensor.rule.path)
+        if stacked is None:
+            stacked = _zeros(shape.shape, shape.dtype, sharding)
+        one = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec(*sharding.spec[1:]))
+        part = _place(reader, tensor, shape.shape[1:], shape.dtype, one)
+        _set(params, tensor.rule.path, _insert(sharding)(stacked, part, np.int32(tensor.layer)))
+    return params
+
+
+def _check_names(reader: ShardReader, tensors: list[Tensor], config: ModelConfig) -> None:
+    for tensor in tensors:
+        spec = reader.specs.get(tensor.name)
+        if spec is None:
+            raise UserError(f"{reader.folder}: tensor {tensor.name} is missing")
+        if spec.shape != tensor.shape:
+            raise UserError(f"{spec.file}: tensor {tensor.name} has shape {spec.shape}; config.json asks for {tensor.shape}")
+    known = {t.name for t in tensors} | ({"lm_head.weight"} if config.tied else set())
+    unexpected = sorted(n for n in reader.specs if n not in known and not _IGNORED.fullmatch(n))
+    if unexpected:
+        raise UserError(f"{reader.folder}: {len(unexpected)} unexpected tensors, the first {unexpected[0]}")
+
+
+def _place(reader: ShardReader, tensor: Tensor, shape: tuple[int, ...], dtype: Any, sharding: Any) -> jax.Array:
+    whole = to_ours(tensor, reader.read(tensor.name), shape)
+    # order="C" makes a copy that owns its memory: a view of the file would keep it mapped for the life of the array
+    return jax.make_array_from_callback(shape, sharding, lambda index: np.array(whole[index], dtype, order="C"))
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _zeros(shape: tuple[int, ...], dtype: Any, sharding: Any) -> jax.Array:
+    return jax.lax.with_sharding_constraint(jnp.zeros(shape, dtype), sharding)
+
+
+_INSERTERS: dict[Any, Callable] = {}
+
+
+def _insert(sharding: Any) -> Callable:
+    """Writes one layer into its stack, in place: one program a sharding and shape."""
+    if sharding not in _INSERTERS:
+        _INSERTERS[sharding] = jax.jit(
+            lambda stack, part, layer: jax.lax.dynamic_update_index_in_dim(stack, part, layer, 0),
+            donate_argnums=0,
+            out_shardings=sharding,
+        )
+    return _INSERTERS[sharding]
+
+
+def _set(params: dict, path: str, value: Any) -> None:
+    *parents, last = path.split("/")
+    for key in parents:
+        params = params.setdefault(key, {})
+    params[last] = value
+
+
+def save(
+    params: dict,
+    config: ModelConfig,
+    out: epath.PathLike,
+    *,
+    carried: dict[str, bytes],
+    dtype: str,
+    shard_bytes: int = 5 * 10**9,
+    pixels: tuple[int, int] | None = None,
+) -> None:
+    """Writes an HF folder that `from_pretrained` and vLLM load. One tensor at a time is in host memory.
+
+    carried: files beside the weights (`read_carried`). pixels: least and most pixels of an image in training, put
+    into the processor's configuration. On several hosts all must call; the first writes. Raises UserError when
+    `out` is not empty or cannot be written.
+    """
+    out = epath.Path(out)
+    first = jax.process_index() == 0
+    if first:
+        claim_folder(out)
+    tensors = list(hf_tensors(config, params))
+    shards = _split(tensors, np.dtype(jnp.dtype(dtype)).itemsize, shard_bytes)
+    for number, shard in enumerate(shards, 1):
+        name = _shard_name(number, len(shards))
+        values = (_fetch(params, tensor, dtype) for tensor in shard)
+        if first:
+            write_shard(out / name, [(t.name, t.shape) for t in shard], dtype, values)
+        else:
+            for _ in values:
+                pass
+    if first:
+        _write_index(out, shards, dtype)
+        for name, content in with_pixels(carried, pixels).items():
+            (out / name).write_bytes(content)
+        (out / CONFIG).write_text(json.dumps(to_hf(config, dtype), indent=2) + "\n")
+
+
+def _fetch(params: dict, tensor: Tensor, dtype: str) -> np.ndarray:
+    leaf = _get(params, tensor.rule.path)
+    part = leaf if tensor.layer is None else leaf[tensor.layer]
+    part = jax.device_get(part) if part.is_fully_addressable else multihost_utils.process_allgather(part, tiled=True)
+    return to_theirs(tensor, np.asarray(part)).astype(jnp.dtype(dtype), copy=False)
+
+
+def claim_folder(out: epath.Path) -> None:
+    """Makes an output folder; raises UserError when it holds something or cannot be written."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if any(out.iterdir()):
+            raise UserError(f"{out} is not empty; name a new folder")
+        probe = out / ".write-test"
+        probe.write_text("")
+        probe.unlink()
+    except (PermissionError, NotADirectoryError, FileExistsError, OSError) as error:
+        raise UserError(f"{out} cannot be written: {error.strerror or error}") from None
+
+
+def _split(tensors: list[Tensor], itemsize: int, shard_bytes: int) -> list[list[Tensor]]:
+    shards: list[list[Tensor]] = [[]]
+    size = 0
+    for tensor in tensors:
+        bytes_ = math.prod(tensor.shape) * itemsize
+        if shards[-1] and size + bytes_ > shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(tensor)
+        size += bytes_
+    return shards
+
+
+def _shard_name(number: int, count: int) -> str:
+    return "model.safetensors" if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
+
+
+def _write_index(out: epath.Path, shards: list[list[Tensor]], dtype: str) -> None:
+    if len(shards) == 1:
+        return
+    total = sum(math.prod(t.shape) for shard in shards for t in shard) * np.dtype(jnp.dtype(dtype)).itemsize
+    places = {t.name: _shard_name(i, len(shards)) for i, shard in enumerate(shards, 1) for t in shard}
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
+    (out / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def read_carried(folder: epath.PathLike) -> dict[str, bytes]:
+    """Contents of the files beside the weights that a folder has."""
+    folder = epath.Path(folder)
+    return {name: (folder / name).read_bytes() for name in CARRIED if (folder / name).exists()}
+
+
+def with_pixels(carried: dict[str, bytes], pixels: tuple[int, int] | None) -> dict[str, bytes]:
+    """The files with the processor's image limits set to those of the training."""
+    if pixels is None or PROCESSOR not in carried:
+        return carried
+    processor = json.loads(carried[PROCESSOR])
+    least, most = pixels
+    processor |= {"min_pixels": least, "max_pixels": most, "size": {"shortest_edge": least, "longest_edge": most}}
+    return carried | {PROCESSOR: (json.dumps(processor, indent=2) + "\n").encode()}
+
+
+__all__ = ["TABLE", "TensorSpec", "claim_folder", "hf_tensors", "load", "read_carried", "read_config", "save"]

@@ -1,0 +1,130 @@
+"""What the tower and the decoder are made of: linear maps, RMS norms, stacked layers, sharding constraints."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import PartitionSpec
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+BATCH = ("data", "fsdp")
+"""Mesh axes over which the batch axis of every activation is split."""
+
+
+class Linear(nnx.Module):
+    """y = x . kernel + bias: contracts the last `len(inputs)` axes of x, appends the axes `outputs`."""
+
+    def __init__(
+        self,
+        inputs: tuple[int, ...],
+        outputs: tuple[int, ...],
+        *,
+        bias: bool,
+        std: float,
+        param_dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
+        shape = (*inputs, *outputs)
+        self.contracted = len(inputs)
+        self.kernel = nnx.Param(jax.random.normal(rngs.params(), shape, param_dtype) * jnp.asarray(std, param_dtype))
+        self.bias = nnx.Param(jnp.zeros(outputs, param_dtype)) if bias else None
+
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        y = jnp.tensordot(x, self.kernel[...].astype(x.dtype), axes=self.contracted)
+        if self.bias is None:
+            return y
+        bias = self.bias[...].astype(x.dtype)
+        return y + jnp.broadcast_to(bias, y.shape)
+
+
+class RMSNorm(nnx.Module):
+    """x / rms(x) * scale, the mean square in fp32 (HF `Qwen2RMSNorm`)."""
+
+    def __init__(self, size: int, *, eps: float, param_dtype: DTypeLike):
+        self.eps = eps
+        self.scale = nnx.Param(jnp.ones((size,), param_dtype))
+
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        wide = x.astype(jnp.float32)
+        wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
+        scale = self.scale[...].astype(x.dtype)
+        return wide.astype(x.dtype) * jnp.broadcast_to(scale, x.shape)
+
+
+class GatedMLP(nnx.Module):
+    """down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, size: int, hidden: int, *, bias: bool, std: float, param_dtype: DTypeLike, rngs: nnx.Rngs):
+        def linear(inputs: int, outputs: int) -> Linear:
+            return Linear((inputs,), (outputs,), bias=bias, std=std, param_dtype=param_dtype, rngs=rngs)
+
+        self.gate = linear(size, hidden)
+        self.up = linear(size, hidden)
+        self.down = linear(hidden, size)
+
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+
+
+def stack(make: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rngs) -> nnx.Module:
+    """`count` layers as one module whose parameters have a leading layer axis."""
+
+    @nnx.split_rngs(splits=count)
+    @nnx.vmap(in_axes=0, out_axes=0)
+    def make_all(rngs: nnx.Rngs) -> nnx.Module:
+        return make(rngs)
+
+    return make_all(rngs)
+
+
+REMAT_POLICIES = {
+    "none": jax.checkpoint_policies.everything_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+"""What the backward pass keeps of a layer: everything, the outputs of its weight products, or only its input."""
+
+
+def scan_layers(
+    layers: nnx.Module,
+    body: Callable[[Any, Any, Any], tuple[Any, Any]],
+    carry: Any,
+    xs: Any = None,
+    *,
+    remat: str,
+) -> tuple[Any, Any]:
+    """Runs `body(layer, carry, x) -> (carry, y)` through stacked layers: compiled once, whatever the depth."""
+    graphdef, params = nnx.split(layers)
+
+    def step(carry: Any, item: tuple[Any, Any]) -> tuple[Any, Any]:
+        layer_params, x = item
+        return body(nnx.merge(graphdef, layer_params), carry, x)
+
+    if remat != "none":
+        step = jax.checkpoint(step, policy=REMAT_POLICIES[remat], prevent_cse=False)
+    return jax.lax.scan(step, carry, (params, xs))
+
+
+def constrain(x: Array, *spec: Any) -> Array:
+    """Constrains x to a PartitionSpec on the mesh in force (`jax.set_mesh`); without one, returns x.
+
+    Without this GSPMD may replicate activations; the step then wants many times the memory.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or any(t == jax.sharding.AxisType.Manual for t in mesh.axis_types):
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
+
+
+def constrain_batch(x: Array) -> Array:
+    """Splits the leading axis over the batch axes of the mesh in force where it divides."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or x.shape[0] % math.prod(mesh.shape.get(axis, 1) for axis in BATCH):
+        return x
+    return constrain(x, BATCH, *(None,) * (x.ndim - 1))

@@ -1,0 +1,169 @@
+"""Qwen2.5-VL in the forms that training and generation need. Hidden states out; logits only where asked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
+
+from jvr1.model.config import ModelConfig
+from jvr1.model.rope import text_angles
+from jvr1.model.text import KV, TextDecoder
+from jvr1.model.vision import VisionTower, Visual
+
+
+class Prompt(NamedTuple):
+    """B tokenised prompts of one static length, padded on either side.
+
+    positions: M-RoPE (time, row, column).
+    mask: true at real tokens.
+    visual_index: for a visual token, which of the prompt's F*W*U merged tokens it is; -1 for text.
+    next_position: position, on all three axes, of the first completion token.
+    """
+
+    ids: Int[Array, "B P"]
+    positions: Int[Array, "B 3 P"]
+    mask: Bool[Array, "B P"]
+    visual_index: Int[Array, "B P"]
+    next_position: Int[Array, "B"]
+
+
+class Qwen25VL(nnx.Module):
+    """The model (HF `Qwen2_5_VLForConditionalGeneration`).
+
+    dtype: of activations and products. param_dtype: of the parameters as kept. remat: what the backward pass
+    keeps of a layer, a key of `layers.REMAT_POLICIES`.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
+        remat: str = "none",
+    ):
+        kw = {"remat": remat, "std": config.initializer_range, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.config = config
+        self.visual = VisionTower(config.vision, **kw)
+        self.text = TextDecoder(config.text, tied=config.tied, **kw)
+
+    def __call__(self, prompt: Prompt, visual: Visual | None) -> Float[Array, "B P D"]:
+        """Hidden states after the final norm. `visual` is None for prompts of text only."""
+        x = self.embed(prompt, visual)
+        return self.text.prompt(x, self._angles(prompt.positions), prompt.mask, keep=False)[0]
+
+    def complete(
+        self, prompt: Prompt, visual: Visual | None, completions: Int[Array, "B G C"]
+    ) -> Float[Array, "B G C D"]:
+        """Hidden states that PREDICT each completion token, the prompt (and its video) computed once.
+
+        The first token is predicted from the prompt's last real position, token i from completion token i-1.
+        """
+        b, _, length = completions.shape
+        positions = prompt.next_position[:, None, None] + jnp.arange(length)[None, None, :]
+        positions = jnp.broadcast_to(positions, completions.shape)
+        hidden, own = self.text.complete(
+            self.embed(prompt, visual),
+            self._angles(prompt.positions),
+            prompt.mask,
+            self.text.embed(completions),
+            self._flat_angles(positions),
+        )
+        first = jnp.broadcast_to(last_real(hidden, prompt.mask)[:, None, None, :], (*own.shape[:2], 1, own.shape[3]))
+        return jnp.concatenate([first, own[:, :, :-1]], axis=2)
+
+    def prefill(
+        self, prompt: Prompt, visual: Visual | None, pairs: Int[Array, "B S F 2"] | None
+    ) -> tuple[Float[Array, "B S D"], KV]:
+        """Keys and values [layers,B,S,P,K,H] of S streams a prompt, and the hidden state of the last real token.
+
+        Streams differ in nothing but the frames that `pairs` names: ordered, and shuffled where asked for.
+        Without visual input there is one stream.
+        """
+        b, length = prompt.ids.shape
+        if visual is None or pairs is None:
+            streams, x = 1, self.text.embed(prompt.ids)
+        else:
+            streams, steps = pairs.shape[1:3]
+            every = Visual(visual.frames, pairs.reshape(b, streams * steps, 2), jnp.tile(visual.hw, (1, streams, 1, 1, 1)))
+            merged = self.visual(every)
+            merged = merged.reshape(b * streams, -1, merged.shape[-1])
+            x = self._place(merged, repeat(prompt.ids, streams), repeat(prompt.visual_index, streams))
+        mask = repeat(prompt.mask, streams)
+        hidden, kv = self.text.prompt(x, self._angles(repeat(prompt.positions, streams)), mask, keep=True)
+        last = last_real(hidden, mask).reshape(b, streams, -1)
+        return last, KV(*(y.reshape(y.shape[0], b, streams, length, *y.shape[3:]) for y in kv))
+
+    def decode(
+        self,
+        ids: Int[Array, "B R"],
+        positions: Int[Array, "B R"],
+        prefix: KV,
+        prefix_mask: Bool[Array, "B S P"],
+        cache: KV,
+        index: Int[Array, ""],
+        rows: Sequence[int],
+    ) -> tuple[Float[Array, "B R D"], KV]:
+        """Hidden state after each row's token number `index`, and the cache with that token."""
+        y = self.text.embed(ids)[:, :, None]
+        angles = self._flat_angles(positions[:, :, None])
+        hidden, cache = self.text.step(y, angles, prefix, prefix_mask, cache, index, rows)
+        return hidden[:, :, 0], cache
+
+    def logits(self, hidden: Float[Array, "*X D"]) -> Float[Array, "*X V"]:
+        return self.text.logits(hidden)
+
+    def embed(self, prompt: Prompt, visual: Visual | None) -> Float[Array, "B P D"]:
+        """Token embeddings with merged visual tokens in the places that `visual_index` names."""
+        if visual is None:
+            return self.text.embed(prompt.ids)
+        merged = self.visual(visual)
+        return self._place(merged.reshape(merged.shape[0], -1, merged.shape[-1]), prompt.ids, prompt.visual_index)
+
+    def _place(self, merged, ids, visual_index):
+        gathered = jnp.take_along_axis(merged, jnp.maximum(visual_index, 0)[:, :, None], axis=1)
+        return jnp.where(visual_index[:, :, None] >= 0, gathered, self.text.embed(ids))
+
+    def _angles(self, positions: Int[Array, "B 3 T"]) -> Float[Array, "B T h"]:
+        text = self.config.text
+        return text_angles(positions, text.mrope_section, text.head_size, text.rope_theta)
+
+    def _flat_angles(self, positions: Int[Array, "B R C"]) -> Float[Array, "B R C h"]:
+        b, r, c = positions.shape
+        same = jnp.broadcast_to(positions.reshape(b, 1, r * c), (b, 3, r * c))
+        return self._angles(same).reshape(b, r, c, -1)
+
+
+def last_real(hidden: Float[Array, "B T D"], mask: Bool[Array, "B T"]) -> Float[Array, "B D"]:
+    """Hidden state of each sequence's last real position."""
+    last = mask.shape[1] - 1 - jnp.argmax(mask[:, ::-1], axis=1)
+    return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
+
+
+def repeat(x: Array, times: int) -> Array:
+    """Repeats each row of the leading axis `times` times, neighbours together."""
+    return jnp.broadcast_to(x[:, None], (x.shape[0], times, *x.shape[1:])).reshape(-1, *x.shape[1:])
+
+
+def abstract(config: ModelConfig, **kw) -> tuple[nnx.GraphDef, dict]:
+    """The model's graph and its parameters as shapes: nothing is allocated."""
+    graphdef, params = nnx.split(nnx.eval_shape(lambda: Qwen25VL(config, rngs=nnx.Rngs(0), **kw)))
+    return graphdef, nnx.to_pure_dict(params)
+
+
+def init(config: ModelConfig, seed: int, **kw) -> tuple[nnx.GraphDef, dict]:
+    """The model's graph and random parameters (normal, std `config.initializer_range`)."""
+    graphdef, params = nnx.split(Qwen25VL(config, rngs=nnx.Rngs(seed), **kw))
+    return graphdef, nnx.to_pure_dict(params)
+
+
+def merge(graphdef: nnx.GraphDef, params: dict) -> Qwen25VL:
+    """The module to call, from its graph and (traced) parameters."""
+    return nnx.merge(graphdef, params)

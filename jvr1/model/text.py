@@ -1,0 +1,164 @@
+"""The decoder: one sequence, a prompt with its G completions, or one step over a shared prefix."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
+
+from jvr1.model.attention import attend, attend_shared
+from jvr1.model.config import TextConfig
+from jvr1.model.layers import GatedMLP, Linear, RMSNorm, constrain_batch, scan_layers, stack
+from jvr1.model.rope import rotate
+
+
+class KV(NamedTuple):
+    """Keys (rotated) and values of all layers: a prefix [layers,B,S,P,K,H] or suffixes [layers,B,R,C,K,H]."""
+
+    k: Float[Array, "layers B S P K H"]
+    v: Float[Array, "layers B S P K H"]
+
+
+class TextLayer(nnx.Module):
+    """Pre-norm grouped-query attention and gated MLP (HF `Qwen2_5_VLDecoderLayer`)."""
+
+    def __init__(self, config: TextConfig, *, std: float, param_dtype: DTypeLike, rngs: nnx.Rngs):
+        size, heads, kv_heads, head = config.hidden, config.heads, config.kv_heads, config.head_size
+        kw = {"std": std, "param_dtype": param_dtype, "rngs": rngs}
+        self.norm1 = RMSNorm(size, eps=config.eps, param_dtype=param_dtype)
+        self.norm2 = RMSNorm(size, eps=config.eps, param_dtype=param_dtype)
+        self.q = Linear((size,), (heads, head), bias=True, **kw)
+        self.k = Linear((size,), (kv_heads, head), bias=True, **kw)
+        self.v = Linear((size,), (kv_heads, head), bias=True, **kw)
+        self.o = Linear((heads, head), (size,), bias=False, **kw)
+        self.mlp = GatedMLP(size, config.intermediate, bias=False, **kw)
+
+    def qkv(self, x: Float[Array, "*X D"], angles: Float[Array, "*X h"]) -> tuple[Array, Array, Array]:
+        """Rotated queries [*X,N,H] and keys [*X,K,H], values [*X,K,H]."""
+        x = self.norm1(x)
+        return rotate(self.q(x), angles), rotate(self.k(x), angles), self.v(x)
+
+    def finish(self, x: Float[Array, "*X D"], mixed: Float[Array, "*X N H"]) -> Float[Array, "*X D"]:
+        """What follows attention: output projection, residual, MLP."""
+        x = x + self.o(mixed)
+        return constrain_batch(x + self.mlp(self.norm2(x)))
+
+
+class TextDecoder(nnx.Module):
+    """Token table, layers, final norm and head. A tied model has no `head`: the table serves for both."""
+
+    def __init__(
+        self,
+        config: TextConfig,
+        *,
+        tied: bool,
+        remat: str,
+        std: float,
+        dtype: DTypeLike,
+        param_dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
+        self.config, self.remat, self.dtype = config, remat, dtype
+        table = jax.random.normal(rngs.params(), (config.vocab, config.hidden), param_dtype)
+        self.embedding = nnx.Param(table * jnp.asarray(std, param_dtype))
+        self.layers = stack(
+            lambda rngs: TextLayer(config, std=std, param_dtype=param_dtype, rngs=rngs), config.layers, rngs
+        )
+        self.norm = RMSNorm(config.hidden, eps=config.eps, param_dtype=param_dtype)
+        head = {"bias": False, "std": std, "param_dtype": param_dtype, "rngs": rngs}
+        self.head = None if tied else Linear((config.hidden,), (config.vocab,), **head)
+
+    def embed(self, ids: Int[Array, "*X"]) -> Float[Array, "*X D"]:
+        return self.embedding[...][ids].astype(self.dtype)
+
+    def logits(self, hidden: Float[Array, "*X D"]) -> Float[Array, "*X V"]:
+        """Logits in fp32, whatever the compute dtype. Ask for few: 152k words a token."""
+        kernel = self.embedding[...].T if self.head is None else self.head.kernel[...]
+        return jnp.einsum("...d,dv->...v", hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
+
+    def prompt(
+        self, x: Float[Array, "B P D"], angles: Float[Array, "B P h"], mask: Bool[Array, "B P"], *, keep: bool
+    ) -> tuple[Float[Array, "B P D"], tuple[Array, Array] | None]:
+        """Causal pass over prompts; with `keep` also the keys and values [layers,B,P,K,H].
+
+        Padding may stand on either side; hidden states at padding are finite and mean nothing.
+        """
+        causal = causal_mask(mask)
+
+        def body(layer: TextLayer, x: Array, _: None):
+            q, k, v = layer.qkv(x, angles)
+            return layer.finish(x, attend(q, k, v, causal)), (k, v) if keep else None
+
+        x, kv = scan_layers(self.layers, body, constrain_batch(x), remat=self.remat)
+        return self.norm(x), kv
+
+    def complete(
+        self,
+        x: Float[Array, "B P D"],
+        angles: Float[Array, "B P h"],
+        mask: Bool[Array, "B P"],
+        y: Float[Array, "B G C D"],
+        y_angles: Float[Array, "B G C h"],
+    ) -> tuple[Float[Array, "B P D"], Float[Array, "B G C D"]]:
+        """Prompts and their G completions through the same layers; a completion attends to [prompt | itself].
+
+        Values and gradients are those of G separate sequences; the prompt is computed once.
+        """
+        causal = causal_mask(mask)
+        rows, length = y.shape[1:3]
+        own = jnp.broadcast_to(jnp.tril(jnp.ones((length, length), bool)), (*y.shape[:2], length, length))
+
+        def body(layer: TextLayer, carry: tuple[Array, Array], _: None):
+            x, y = carry
+            q, k, v = layer.qkv(x, angles)
+            x = layer.finish(x, attend(q, k, v, causal))
+            q, own_k, own_v = layer.qkv(y, y_angles)
+            prefix = (k[:, None], v[:, None])
+            mixed = attend_shared(q, prefix, mask[:, None], (own_k, own_v), own, (rows,))
+            return (x, layer.finish(y, mixed)), None
+
+        carry = (constrain_batch(x), constrain_batch(y))
+        (x, y), _ = scan_layers(self.layers, body, carry, remat=self.remat)
+        return self.norm(x), self.norm(y)
+
+    def step(
+        self,
+        y: Float[Array, "B R 1 D"],
+        angles: Float[Array, "B R 1 h"],
+        prefix: KV,
+        prefix_mask: Bool[Array, "B S P"],
+        cache: KV,
+        index: Int[Array, ""],
+        rows: Sequence[int],
+    ) -> tuple[Float[Array, "B R 1 D"], KV]:
+        """One token a row: attends to the prefix of its stream and its own tokens 0..index; extends the cache."""
+        written = jnp.arange(cache.k.shape[3]) <= index
+        own_mask = jnp.broadcast_to(written, (*y.shape[:3], cache.k.shape[3]))
+
+        def body(layer: TextLayer, carry: tuple[Array, KV], item: tuple[KV, Array]):
+            y, cache = carry
+            prefix, number = item
+            q, k, v = layer.qkv(y, angles)
+            at = (number, 0, 0, index, 0, 0)
+            cache = KV(
+                jax.lax.dynamic_update_slice(cache.k, k[None].astype(cache.k.dtype), at),
+                jax.lax.dynamic_update_slice(cache.v, v[None].astype(cache.v.dtype), at),
+            )
+            own = tuple(jax.lax.dynamic_index_in_dim(x, number, keepdims=False) for x in cache)
+            mixed = attend_shared(q, (prefix.k, prefix.v), prefix_mask, own, own_mask, rows)
+            return (layer.finish(y, mixed), cache), None
+
+        numbers = jnp.arange(self.config.layers)
+        (y, cache), _ = scan_layers(self.layers, body, (y, cache), (prefix, numbers), remat="none")
+        return self.norm(y), cache
+
+
+def causal_mask(mask: Bool[Array, "B T"]) -> Bool[Array, "B T T"]:
+    """True where a query may see a key: the key is real and not later."""
+    length = mask.shape[1]
+    return mask[:, None, :] & jnp.tril(jnp.ones((1, length, length), bool))

@@ -1,0 +1,112 @@
+"""The vision tower over frames in window order: dense window attention, full attention within a temporal step."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, UInt8
+
+from jvr1.model.attention import attend
+from jvr1.model.config import VisionConfig
+from jvr1.model.layers import GatedMLP, Linear, RMSNorm, constrain_batch, scan_layers, stack
+from jvr1.model.rope import rotate, vision_angles
+
+IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
+IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
+"""Pixel statistics of CLIP, which the published preprocessor_config.json holds."""
+
+
+class Visual(NamedTuple):
+    """Visual inputs of B prompts. L slots a window in merge-block order, U = L / merge^2 merged tokens.
+
+    frames: pixel values of the patches of N frame slots.
+    pair: the two frames of each of F temporal steps; the shuffled twin differs in nothing else.
+    hw: row and column of each slot's patch in its frame, (-1, -1) for a slot without a patch.
+    """
+
+    frames: UInt8[Array, "B N W L 588"]
+    pair: Int[Array, "B F 2"]
+    hw: Int[Array, "B F W L 2"]
+
+
+class VisionBlock(nnx.Module):
+    """Pre-norm attention and gated MLP (HF `Qwen2_5_VLVisionBlock`)."""
+
+    def __init__(self, config: VisionConfig, *, std: float, param_dtype: DTypeLike, rngs: nnx.Rngs):
+        size, head = config.hidden, config.hidden // config.heads
+        kw = {"std": std, "param_dtype": param_dtype, "rngs": rngs}
+        self.norm1 = RMSNorm(size, eps=config.eps, param_dtype=param_dtype)
+        self.norm2 = RMSNorm(size, eps=config.eps, param_dtype=param_dtype)
+        self.qkv = Linear((size,), (3, config.heads, head), bias=True, **kw)
+        self.proj = Linear((config.heads, head), (size,), bias=True, **kw)
+        self.mlp = GatedMLP(size, config.intermediate, bias=True, **kw)
+
+    def __call__(self, x, angles, real, full):
+        """x [B,F,W,L,D]; real [B,F,W,L]; `full` (traced bool) widens attention from a window to its step."""
+        b, f, w, l, _ = x.shape
+        qkv = self.qkv(self.norm1(x))
+        q, k, v = qkv[..., 0, :, :], qkv[..., 1, :, :], qkv[..., 2, :, :]
+        q, k = rotate(q, angles), rotate(k, angles)
+
+        def within(shape: tuple[int, int]):
+            q_, k_, v_ = (y.reshape(*shape, *y.shape[-2:]) for y in (q, k, v))
+            return attend(q_, k_, v_, real.reshape(shape[0], 1, shape[1])).reshape(q.shape)
+
+        mixed = jax.lax.cond(full, lambda: within((b * f, w * l)), lambda: within((b * f * w, l)))
+        x = x + self.proj(mixed)
+        return x + self.mlp(self.norm2(x))
+
+
+class VisionTower(nnx.Module):
+    """uint8 frames -> merged visual tokens in the decoder's width (HF `Qwen2_5_VisionTransformerPretrainedModel`)."""
+
+    def __init__(
+        self, config: VisionConfig, *, remat: str, std: float, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs
+    ):
+        kw = {"std": std, "param_dtype": param_dtype, "rngs": rngs}
+        self.config, self.remat, self.dtype = config, remat, dtype
+        merged = config.hidden * config.merge**2
+        self.patch_embed = Linear((2, config.patch_values), (config.hidden,), bias=False, **kw)
+        self.blocks = stack(
+            lambda rngs: VisionBlock(config, std=std, param_dtype=param_dtype, rngs=rngs), config.depth, rngs
+        )
+        self.merge_norm = RMSNorm(config.hidden, eps=config.eps, param_dtype=param_dtype)
+        self.merge_in = Linear((merged,), (merged,), bias=True, **kw)
+        self.merge_out = Linear((merged,), (config.out_hidden,), bias=True, **kw)
+
+    def __call__(self, visual: Visual) -> Float[Array, "B F W U D"]:
+        config = self.config
+        real = visual.hw[..., 0] >= 0
+        hw = jnp.maximum(visual.hw, 0)
+        angles = vision_angles(hw, config.hidden // config.heads)
+        x = constrain_batch(self.embed(visual.frames, visual.pair))
+        full = np.isin(np.arange(config.depth), config.full_blocks)
+
+        def block(layer: VisionBlock, x: Array, full: Array) -> tuple[Array, None]:
+            return constrain_batch(layer(x, angles, real, full)), None
+
+        x, _ = scan_layers(self.blocks, block, x, jnp.asarray(full), remat=self.remat)
+        return self.merge(x)
+
+    def embed(
+        self, frames: UInt8[Array, "B N W L 588"], pair: Int[Array, "B F 2"]
+    ) -> Float[Array, "B F W L D"]:
+        """Normalises the pixels and embeds each step's pair of frames: one half-kernel for each frame."""
+        pairs = jax.vmap(lambda frames, pair: frames[pair])(frames, pair)  # B F 2 W L 588
+        pixels = jnp.moveaxis(pairs, 2, 4).astype(jnp.float32) / jnp.float32(255)
+        mean, std = (
+            jnp.asarray(np.repeat(np.asarray(c, np.float32), self.config.patch**2)).reshape(1, 1, 1, 1, 1, -1)
+            for c in (IMAGE_MEAN, IMAGE_STD)
+        )
+        return self.patch_embed(((pixels - mean) / std).astype(self.dtype))
+
+    def merge(self, x: Float[Array, "B F W L D"]) -> Float[Array, "B F W U d"]:
+        """Joins each block of merge x merge patches into one token (HF `Qwen2_5_VLPatchMerger`, exact GELU)."""
+        x = self.merge_norm(x)
+        x = x.reshape(*x.shape[:3], self.config.units, -1)
+        return self.merge_out(jax.nn.gelu(self.merge_in(x), approximate=False))

@@ -1,0 +1,128 @@
+"""Where things live: the mesh, the one table from parameter path to PartitionSpec, batches onto devices."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jvr1.errors import UserError
+from jvr1.model.config import ModelConfig
+from jvr1.model.layers import BATCH
+
+AXES = ("data", "fsdp", "tensor")
+
+TRAIN_TABLE: tuple[tuple[str, P], ...] = (
+    (r"text/embedding", P("tensor", "fsdp")),
+    (r"text/head/kernel", P("fsdp", "tensor")),
+    (r"text/layers/(q|k|v)/kernel", P(None, "fsdp", "tensor", None)),
+    (r"text/layers/(q|k|v)/bias", P(None, "tensor", None)),
+    (r"text/layers/o/kernel", P(None, "tensor", None, "fsdp")),
+    (r"(text/layers|visual/blocks)/mlp/(gate|up)/kernel", P(None, "fsdp", "tensor")),
+    (r"(text/layers|visual/blocks)/mlp/down/kernel", P(None, "tensor", "fsdp")),
+    (r"visual/blocks/qkv/kernel", P(None, "fsdp", None, "tensor", None)),
+    (r"visual/blocks/qkv/bias", P(None, None, "tensor", None)),
+    (r"visual/blocks/proj/kernel", P(None, "tensor", None, "fsdp")),
+    (r"visual/blocks/mlp/(gate|up)/bias", P(None, "tensor")),
+    (r"visual/merge_in/kernel", P("fsdp", "tensor")),
+    (r"visual/merge_out/kernel", P("tensor", "fsdp")),
+    (r".*", P()),
+)
+"""First match rules. An axis whose size the mesh axis does not divide stays whole; a parameter that this leaves
+without `fsdp` gets it on its largest divisible axis (never on the layer axis, over which the layers are scanned)."""
+
+
+def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh of axes data, fsdp, tensor. At most one size may be -1: whatever the devices leave.
+
+    Raises UserError when the sizes do not multiply to the number of devices.
+    """
+    unknown = set(shape) - set(AXES)
+    if unknown:
+        raise UserError(f"mesh axis {sorted(unknown)[0]!r} is unknown; the axes are {', '.join(AXES)}")
+    devices = jax.devices() if devices is None else list(devices)
+    sizes = [int(shape.get(axis, 1)) for axis in AXES]
+    if sizes.count(-1) > 1 or any(s < 1 and s != -1 for s in sizes):
+        raise UserError(f"mesh sizes must be positive, at most one of them -1; got {dict(shape)}")
+    known = math.prod(s for s in sizes if s != -1)
+    if -1 in sizes and len(devices) % known == 0:
+        sizes[sizes.index(-1)] = len(devices) // known
+    if math.prod(sizes) != len(devices):
+        wanted = "x".join(f"{axis}={shape.get(axis, 1)}" for axis in AXES)
+        raise UserError(f"mesh {wanted} does not fit {len(devices)} devices; the sizes must multiply to that")
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def valid_tensor_sizes(config: ModelConfig) -> list[int]:
+    """Sizes the tensor axis may have: they divide query heads and MLP; key/value heads divide or are replicated."""
+    text = config.text
+    return [
+        t
+        for t in range(1, text.heads + 1)
+        if text.heads % t == 0 and text.intermediate % t == 0 and (text.kv_heads % t == 0 or t % text.kv_heads == 0)
+    ]
+
+
+def check_mesh(mesh: Mesh, config: ModelConfig) -> None:
+    """Raises UserError, listing the valid sizes, when the model cannot be split over the mesh's tensor axis."""
+    valid = valid_tensor_sizes(config)
+    size = mesh.shape["tensor"]
+    if size not in valid:
+        raise UserError(
+            f"mesh axis tensor={size} cannot split {config.text.heads} query heads, {config.text.kv_heads} key/value "
+            f"heads and an MLP of {config.text.intermediate}; valid sizes are {', '.join(map(str, valid))}"
+        )
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """'text/layers/q/kernel' of a pytree path."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def is_stacked(path: str) -> bool:
+    """Whether the parameter's leading axis counts layers."""
+    return path.startswith(("text/layers/", "visual/blocks/"))
+
+
+def partition_spec(path: str, shape: tuple[int, ...], mesh: Mesh, table: Sequence[tuple[str, P]] = TRAIN_TABLE) -> P:
+    """The PartitionSpec of one parameter."""
+    spec = next(spec for pattern, spec in table if re.fullmatch(pattern, path))
+    axes = [*spec, *(None,) * (len(shape) - len(spec))]
+    axes = [a if a is not None and size % mesh.shape[a] == 0 else None for a, size in zip(axes, shape, strict=True)]
+    if "fsdp" not in axes and mesh.shape["fsdp"] > 1:
+        free = [
+            (size, -i)
+            for i, (a, size) in enumerate(zip(axes, shape, strict=True))
+            if a is None and size % mesh.shape["fsdp"] == 0 and not (i == 0 and is_stacked(path))
+        ]
+        if free:
+            axes[-max(free)[1]] = "fsdp"
+    return P(*axes)
+
+
+def param_shardings(params: Any, mesh: Mesh, table: Sequence[tuple[str, P]] = TRAIN_TABLE) -> Any:
+    """NamedShardings of a tree of parameters (arrays or shapes)."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: NamedSharding(mesh, partition_spec(path_name(path), x.shape, mesh, table)), params
+    )
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Leading axis over data and fsdp."""
+    return NamedSharding(mesh, P(BATCH))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, P())
+
+
+def put_batch(batch: Any, mesh: Mesh) -> Any:
+    """This process's rows of a batch (numpy, leading axis the rows) -> one global array a leaf, split over the mesh."""
+    sharding = batch_sharding(mesh)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
