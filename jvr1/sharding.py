@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jvr1.errors import UserError
@@ -35,7 +35,8 @@ TRAIN_TABLE: tuple[tuple[str, P], ...] = (
     (r".*", P()),
 )
 """First match rules. An axis whose size the mesh axis does not divide stays whole; a parameter that this leaves
-without `fsdp` gets it on its largest divisible axis (never on the layer axis, over which the layers are scanned)."""
+without `fsdp` gets it on its largest divisible axis; on the layer axis, over which the layers are scanned, only
+where no other divides (the 3420 biases of the vision tower on 8 devices)."""
 
 
 def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -69,7 +70,7 @@ def valid_tensor_sizes(config: ModelConfig) -> list[int]:
     ]
 
 
-def check_mesh(mesh: Mesh, config: ModelConfig) -> None:
+def check_mesh(mesh: Mesh | AbstractMesh, config: ModelConfig) -> None:
     """Raises UserError, listing the valid sizes, when the model cannot be split over the mesh's tensor axis."""
     valid = valid_tensor_sizes(config)
     size = mesh.shape["tensor"]
@@ -90,19 +91,21 @@ def is_stacked(path: str) -> bool:
     return path.startswith(("text/layers/", "visual/blocks/"))
 
 
-def partition_spec(path: str, shape: tuple[int, ...], mesh: Mesh, table: Sequence[tuple[str, P]] = TRAIN_TABLE) -> P:
+def partition_spec(
+    path: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh, table: Sequence[tuple[str, P]] = TRAIN_TABLE
+) -> P:
     """The PartitionSpec of one parameter."""
     spec = next(spec for pattern, spec in table if re.fullmatch(pattern, path))
     axes = [*spec, *(None,) * (len(shape) - len(spec))]
     axes = [a if a is not None and size % mesh.shape[a] == 0 else None for a, size in zip(axes, shape, strict=True)]
     if "fsdp" not in axes and mesh.shape["fsdp"] > 1:
         free = [
-            (size, -i)
+            (not (i == 0 and is_stacked(path)), size, -i)
             for i, (a, size) in enumerate(zip(axes, shape, strict=True))
-            if a is None and size % mesh.shape["fsdp"] == 0 and not (i == 0 and is_stacked(path))
+            if a is None and size % mesh.shape["fsdp"] == 0
         ]
         if free:
-            axes[-max(free)[1]] = "fsdp"
+            axes[-max(free)[2]] = "fsdp"
     return P(*axes)
 
 
@@ -126,3 +129,11 @@ def put_batch(batch: Any, mesh: Mesh) -> Any:
     """This process's rows of a batch (numpy, leading axis the rows) -> one global array a leaf, split over the mesh."""
     sharding = batch_sharding(mesh)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
+
+
+def take_local(x: jax.Array) -> np.ndarray:
+    """This process's rows of an array whose leading axis is split as `put_batch` splits it; all of a replicated one."""
+    if x.is_fully_addressable:
+        return np.asarray(x)
+    shards = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
+    return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])

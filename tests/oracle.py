@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
+from flax import nnx
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from jvr1.data.vision import frame_pairs, window_layout, window_patches
+from jvr1.model import qwen2_5_vl
 from jvr1.model.config import ModelConfig
 from jvr1.model.qwen2_5_vl import Prompt
 from jvr1.model.rope import Grid, mrope_positions
@@ -49,6 +51,18 @@ def torch_model(raw: dict, seed: int = 0, scale: float = 0.15) -> Qwen2_5_VLForC
             else:
                 p.copy_(torch.randn_like(p) * (scale if p.ndim == 1 or "embed_tokens" in name else 1.2 * fan**-0.5))
     return model
+
+
+def random_model(config: ModelConfig, seed: int = 0, scale: float = 0.15, **kw) -> tuple[nnx.GraphDef, dict]:
+    """Our model with random parameters drawn by numpy (nothing to compile): norms around 1, all else around 0."""
+    graphdef, shapes = qwen2_5_vl.abstract(config, **kw)
+    rng = np.random.default_rng(seed)
+
+    def draw(path, x) -> jax.Array:
+        mean = 1.0 if path[-1].key == "scale" else 0.0
+        return jnp.asarray(rng.normal(mean, scale, x.shape), x.dtype)
+
+    return graphdef, jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 class Item:

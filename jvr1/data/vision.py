@@ -81,3 +81,15 @@ def frame_pairs(frames: int) -> Int32[np.ndarray, "F 2"]:
     """The two frames of each temporal step; an odd last frame, and so an image, is paired with itself."""
     first = np.arange(0, frames, 2, dtype=np.int32)
     return np.stack([first, np.minimum(first + 1, frames - 1)], -1).astype(np.int32)
+
+
+def frames_of(
+    frames: UInt8[np.ndarray, "n W L v"], hw: Int32[np.ndarray, "W L 2"], patch: int
+) -> UInt8[np.ndarray, "n Hp Wp 3"]:
+    """The pictures again, from their patches in window order and the grid they share: what the model saw."""
+    real = hw[..., 0] >= 0
+    rows, columns = hw[real].max(axis=0) + 1
+    out = np.zeros((len(frames), rows, columns, 3, patch, patch), np.uint8)
+    at = hw[real]
+    out[:, at[:, 0], at[:, 1]] = frames[:, real].reshape(len(frames), len(at), 3, patch, patch)
+    return out.transpose(0, 1, 4, 2, 5, 3).reshape(len(frames), rows * patch, columns * patch, 3)

@@ -93,6 +93,8 @@ def from_hf(raw: Mapping[str, Any], name: str = "config.json") -> ModelConfig:
 
     Raises `UserError`, naming `name` and the field, for another architecture or a shape that cannot be.
     """
+    if not isinstance(raw, Mapping):
+        raise UserError(f"{name}: a JSON object is expected, not {type(raw).__name__}")
     if raw.get("model_type") != MODEL_TYPE:
         raise UserError(f"{name}: model_type is {raw.get('model_type')!r}; jvr1 reads {MODEL_TYPE!r} (Qwen2.5-VL)")
     text_raw = raw.get("text_config") or raw
@@ -101,12 +103,12 @@ def from_hf(raw: Mapping[str, Any], name: str = "config.json") -> ModelConfig:
         vision = _vision(raw.get("vision_config") or {})
     except KeyError as error:
         raise UserError(f"{name}: field {error} is missing") from None
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{name}: {error}") from None
     config = ModelConfig(
         text=text,
         vision=vision,
-        tied=bool(raw.get("tie_word_embeddings", text_raw.get("tie_word_embeddings", False))),
+        tied=bool(raw.get("tie_word_embeddings") or text_raw.get("tie_word_embeddings")),
         image_token=raw.get("image_token_id", 151655),
         video_token=raw.get("video_token_id", 151656),
         vision_start_token=raw.get("vision_start_token_id", 151652),
@@ -173,6 +175,24 @@ def _vision(raw: Mapping[str, Any]) -> VisionConfig:
 
 def _validate(config: ModelConfig, name: str) -> None:
     text, vision = config.text, config.vision
+    sizes = {
+        "hidden_size": text.hidden,
+        "num_hidden_layers": text.layers,
+        "num_attention_heads": text.heads,
+        "num_key_value_heads": text.kv_heads,
+        "intermediate_size": text.intermediate,
+        "vocab_size": text.vocab,
+        "vision depth": vision.depth,
+        "vision hidden_size": vision.hidden,
+        "vision num_heads": vision.heads,
+        "vision intermediate_size": vision.intermediate,
+        "vision patch_size": vision.patch,
+        "vision spatial_merge_size": vision.merge,
+        "vision window_size": vision.window,
+    }
+    for field_name, size in sizes.items():
+        if size < 1:
+            raise UserError(f"{name}: {field_name} is {size}; it must be at least 1")
     checks = (
         (text.hidden % text.heads == 0, "hidden_size must be a multiple of num_attention_heads"),
         (text.heads % text.kv_heads == 0, "num_attention_heads must be a multiple of num_key_value_heads"),

@@ -246,9 +246,9 @@ def save(
     if first:
         claim_folder(out)
     tensors = list(hf_tensors(config, params))
-    shards = _split(tensors, np.dtype(jnp.dtype(dtype)).itemsize, shard_bytes)
+    shards = split_shards(tensors, np.dtype(jnp.dtype(dtype)).itemsize, shard_bytes)
     for number, shard in enumerate(shards, 1):
-        name = _shard_name(number, len(shards))
+        name = shard_name(number, len(shards))
         values = (_fetch(params, tensor, dtype) for tensor in shard)
         if first:
             write_shard(out / name, [(t.name, t.shape) for t in shard], dtype, values)
@@ -256,7 +256,7 @@ def save(
             for _ in values:
                 pass
     if first:
-        _write_index(out, shards, dtype)
+        write_index(out, shards, dtype)
         for name, content in with_pixels(carried, pixels).items():
             (out / name).write_bytes(content)
         (out / CONFIG).write_text(json.dumps(to_hf(config, dtype), indent=2) + "\n")
@@ -278,11 +278,11 @@ def claim_folder(out: epath.Path) -> None:
         probe = out / ".write-test"
         probe.write_text("")
         probe.unlink()
-    except (PermissionError, NotADirectoryError, FileExistsError, OSError) as error:
+    except OSError as error:
         raise UserError(f"{out} cannot be written: {error.strerror or error}") from None
 
 
-def _split(tensors: list[Tensor], itemsize: int, shard_bytes: int) -> list[list[Tensor]]:
+def split_shards(tensors: list[Tensor], itemsize: int, shard_bytes: int) -> list[list[Tensor]]:
     shards: list[list[Tensor]] = [[]]
     size = 0
     for tensor in tensors:
@@ -295,15 +295,15 @@ def _split(tensors: list[Tensor], itemsize: int, shard_bytes: int) -> list[list[
     return shards
 
 
-def _shard_name(number: int, count: int) -> str:
+def shard_name(number: int, count: int) -> str:
     return "model.safetensors" if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
 
 
-def _write_index(out: epath.Path, shards: list[list[Tensor]], dtype: str) -> None:
+def write_index(out: epath.Path, shards: list[list[Tensor]], dtype: str) -> None:
     if len(shards) == 1:
         return
     total = sum(math.prod(t.shape) for shard in shards for t in shard) * np.dtype(jnp.dtype(dtype)).itemsize
-    places = {t.name: _shard_name(i, len(shards)) for i, shard in enumerate(shards, 1) for t in shard}
+    places = {t.name: shard_name(i, len(shards)) for i, shard in enumerate(shards, 1) for t in shard}
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
     (out / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 

@@ -66,7 +66,13 @@ class Qwen25VL(nnx.Module):
 
         The first token is predicted from the prompt's last real position, token i from completion token i-1.
         """
-        b, _, length = completions.shape
+        return self.prompt_and_completions(prompt, visual, completions)[1]
+
+    def prompt_and_completions(
+        self, prompt: Prompt, visual: Visual | None, completions: Int[Array, "B G C"]
+    ) -> tuple[Float[Array, "B P D"], Float[Array, "B G C D"]]:
+        """The prompt's hidden states, each predicting the token after it, and what `complete` gives."""
+        length = completions.shape[2]
         positions = prompt.next_position[:, None, None] + jnp.arange(length)[None, None, :]
         positions = jnp.broadcast_to(positions, completions.shape)
         hidden, own = self.text.complete(
@@ -77,7 +83,7 @@ class Qwen25VL(nnx.Module):
             self._flat_angles(positions),
         )
         first = jnp.broadcast_to(last_real(hidden, prompt.mask)[:, None, None, :], (*own.shape[:2], 1, own.shape[3]))
-        return jnp.concatenate([first, own[:, :, :-1]], axis=2)
+        return hidden, jnp.concatenate([first, own[:, :, :-1]], axis=2)
 
     def prefill(
         self, prompt: Prompt, visual: Visual | None, pairs: Int[Array, "B S F 2"] | None
@@ -85,11 +91,11 @@ class Qwen25VL(nnx.Module):
         """Keys and values [layers,B,S,P,K,H] of S streams a prompt, and the hidden state of the last real token.
 
         Streams differ in nothing but the frames that `pairs` names: ordered, and shuffled where asked for.
-        Without visual input there is one stream.
+        Without `pairs`, or without visual input, there is one stream, the prompt as it is.
         """
         b, length = prompt.ids.shape
         if visual is None or pairs is None:
-            streams, x = 1, self.text.embed(prompt.ids)
+            streams, x = 1, self.embed(prompt, visual)
         else:
             streams, steps = pairs.shape[1:3]
             every = Visual(visual.frames, pairs.reshape(b, streams * steps, 2), jnp.tile(visual.hw, (1, streams, 1, 1, 1)))

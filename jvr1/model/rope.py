@@ -39,13 +39,14 @@ def mrope_positions(
         rows, columns = grid.height // merge, grid.width // merge
         count = grid.steps * rows * columns
         ahead = np.flatnonzero(visual[at:])
-        if not len(ahead) or not visual[at + ahead[0] : at + ahead[0] + count].all():
+        if not len(ahead) or visual[at + ahead[0] : at + ahead[0] + count].sum() != count:
             raise ValueError(f"the sequence holds fewer visual tokens than {grid} needs, {count}")
         text = int(ahead[0])
         positions[:, at : at + text] = free + np.arange(text)
         at, free = at + text, free + text
         step, row, column = np.indices((grid.steps, rows, columns)).reshape(3, -1)
-        time = np.floor(step * np.float32(grid.seconds_per_step) * np.float32(rate)).astype(np.int32)
+        seconds = step.astype(np.float32) * np.float32(grid.seconds_per_step)  # fp32: its rounding decides ties
+        time = np.floor(seconds * np.float32(rate)).astype(np.int32)
         positions[:, at : at + count] = free + np.stack([time, row, column])
         at, free = at + count, int(positions[:, at : at + count].max()) + 1
     if visual[at:].any():

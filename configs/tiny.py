@@ -1,0 +1,56 @@
+"""The demo's tiny model on two CPU cores: --config configs/tiny.py:warmup, :sft or :rl (tools/demo.sh runs all three).
+
+warmup  text only: which letter stands before a colour. Without it SFT names the colour and guesses the letter.
+sft     chains of thought over clips and pictures, stopped at a validation accuracy that leaves RL something to do.
+rl      T-GRPO from there.
+"""
+
+from ml_collections import ConfigDict
+
+from jvr1.config import default
+from jvr1.errors import UserError
+
+
+def get_config(stage: str = "rl") -> ConfigDict:
+    config = default()
+    config.model.update({"dtype": "float32", "remat": "none"})
+    config.data.train = (f"{stage}.json",)
+    config.data.valid = ("valid.json",)
+    config.data.template = "plain"
+    config.data.suffixes = False
+    config.data.system = ""
+    # 8 frames of 56x56 are 4 steps of 2x2 merged tokens in one window
+    config.data.buckets = (("video", 4, 1, 66, 24), ("image", 1, 1, 54, 24), ("text", 0, 0, 54, 24))
+    config.data.video.frames = 8
+    for pixels in (config.data.video_pixels, config.data.image_pixels):
+        pixels.update({"min_pixels": 28 * 28, "max_pixels": 56 * 56})
+    config.data.workers = 0
+    config.batch.update({"micro": 32, "per_step": 1})
+    config.optimizer.update({"schedule": "constant", "clip_norm": 1.0})
+    config.train.update({"save_every": 50, "keep": 2})
+    if stage not in STAGES:
+        raise UserError(f"configs/tiny.py has no stage {stage!r}; use one of {', '.join(STAGES)}")
+    STAGES[stage](config)
+    return config
+
+
+def _warmup(config: ConfigDict) -> None:
+    config.batch.micro = 64
+    config.optimizer.update({"learning_rate": 1e-3, "warmup_steps": 50})
+    config.train.update({"steps": 1500, "validate_every": 0})
+
+
+def _sft(config: ConfigDict) -> None:
+    config.optimizer.update({"learning_rate": 1e-3, "warmup_steps": 50})
+    config.train.update(
+        {"steps": 3000, "validate_every": 20, "stop_metric": "order/ordered", "stop_value": 0.5, "pictures_every": 0}
+    )
+
+
+def _rl(config: ConfigDict) -> None:
+    config.rl.update({"group": 8, "shuffled": 4, "alpha": 0.3, "beta": 0.04, "length_reward": 0.0})
+    config.optimizer.update({"learning_rate": 1e-4})
+    config.train.update({"steps": 150, "validate_every": 25, "pictures_every": 25})
+
+
+STAGES = {"warmup": _warmup, "sft": _sft, "rl": _rl}

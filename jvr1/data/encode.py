@@ -1,0 +1,112 @@
+"""What the worker processes do: one record, its media read, into one example of its bucket; nothing raises."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from jvr1.data.batch import Arrays, Bucket, Clip, Need, build_example, choose_bucket
+from jvr1.data.cache import MediaCache
+from jvr1.data.media import MediaError, PixelLimits, Probe, VideoSampling, frame_indices, target_size
+from jvr1.data.prompts import PromptStyle, end_ids, prompt_ids, target_ids
+from jvr1.data.records import Record
+from jvr1.data.sandbox import Sandbox
+from jvr1.model.config import ModelConfig
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """How records become examples; travels to worker processes.
+
+    read: `media.load`, given up after a while. targets: whether examples carry the answer to learn (SFT).
+    real_seconds: M-RoPE time from the clip's own frame rate; else one second a step, as Video-R1 trained.
+    """
+
+    model: ModelConfig
+    tokenizer: PreTrainedTokenizerBase
+    read: Sandbox
+    media: MediaCache
+    style: PromptStyle
+    video: VideoSampling
+    video_limits: PixelLimits
+    image_limits: PixelLimits
+    buckets: tuple[Bucket, ...]
+    targets: bool
+    real_seconds: bool
+
+    def limits(self, record: Record) -> PixelLimits:
+        return self.video_limits if record.data_type == "video" else self.image_limits
+
+    def fingerprint(self) -> dict[str, Any]:
+        """All that an index made by `measure` depends on, for `index.load_index`."""
+        tokenizer = self.tokenizer.backend_tokenizer.to_str() + str(self.tokenizer.chat_template)
+        return {
+            "vision": self.model.vision,
+            "tokenizer": hashlib.sha256(tokenizer.encode()).hexdigest()[:16],
+            "style": self.style,
+            "video": self.video,
+            "video_limits": self.video_limits,
+            "image_limits": self.image_limits,
+            "buckets": self.buckets,
+            "targets": self.targets,
+        }
+
+    def measure(self, record: Record, probe: Probe | None) -> tuple[int, str | None, str | None]:
+        """(prompt tokens, bucket name, None), or (prompt tokens, None, the reason it fits none). Reads no media.
+
+        Of several images the largest was probed, and all are counted as large.
+        """
+        count, factor, side = len(record.paths), self.model.vision.factor, self.model.vision.window
+        steps, height, width = (0, 0, 0) if probe is None else self._size(record, probe)
+        try:
+            ids = self._ids(record, [steps * (height // factor) * (width // factor)] * count)
+        except ValueError as error:
+            return 0, None, f"prompt: {error}"
+        windows = -(-height // side) * -(-width // side)
+        completion = len(self._target(record)) if self.targets else 1
+        bucket, reason = choose_bucket(
+            Need(record.data_type, steps * count, windows, len(ids), completion), self.buckets, self.model
+        )
+        return len(ids), None if bucket is None else bucket.name, reason
+
+    def _size(self, record: Record, probe: Probe) -> tuple[int, int, int]:
+        """Temporal steps of one medium, and the height and width it is resized to."""
+        frames = 1 if probe.is_image else len(frame_indices(probe.frames, probe.fps, self.video)[0])
+        return (frames + 1) // 2, *target_size(probe, self.video, self.limits(record), self.model.vision.factor)
+
+    def _ids(self, record: Record, tokens: Sequence[int]) -> np.ndarray:
+        return prompt_ids(self.tokenizer, record, self.style, tokens, self.model)
+
+    def _target(self, record: Record) -> np.ndarray:
+        if not self.targets:
+            return np.zeros(0, np.int32)
+        return target_ids(self.tokenizer, record, end_ids(self.tokenizer)[0])
+
+    def encode(self, record: Record, bucket: Bucket, order: np.random.Generator) -> Arrays:
+        """The example. Raises MediaError when its media cannot be read, ValueError when it does not fit."""
+        clips = [self._clip(record, path) for path in record.paths]
+        grids = [clip.grid(self.model) for clip in clips]
+        tokens = [g.steps * g.height * g.width // self.model.vision.merge**2 for g in grids]
+        return build_example(self._ids(record, tokens), clips, self._target(record), bucket, self.model, order)
+
+    def _clip(self, record: Record, path: str) -> Clip:
+        limits, factor = self.limits(record), self.model.vision.factor
+        with self.media.local(path) as file:
+            media = self.read(file, record.data_type, self.video, limits, factor)
+        seconds = media.seconds_per_step if self.real_seconds else 1.0
+        return Clip(media.frames, seconds if record.data_type == "video" else 0.0)
+
+    def try_encode(self, record: Record, bucket: Bucket, order: np.random.Generator) -> tuple[Arrays | None, str | None]:
+        """The example and None, or None and the cause in one word or line."""
+        try:
+            return self.encode(record, bucket, order), None
+        except MediaError as error:
+            return None, error.cause
+        except ValueError as error:
+            return None, f"encode: {error}"
+

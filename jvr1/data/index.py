@@ -1,0 +1,357 @@
+"""The index of a data set: every medium probed once, every record measured, what cannot be used named with its cause.
+
+File format: JSONL. The first line holds the settings the index depends on, each further line one entry as a list in
+the order of `IndexEntry`'s fields.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import queue
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass, field, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+from tqdm import tqdm
+
+from jvr1.data.cache import MediaCache
+from jvr1.data.media import MediaError, PixelLimits, Probe, VideoSampling, frame_indices, probe, target_size
+from jvr1.data.records import Record
+from jvr1.data.sandbox import Sandbox
+from jvr1.errors import UserError
+
+FORMAT = 1
+
+Measure = Callable[[Record, Probe | None], tuple[int, str | None, str | None]]
+"""(record, probe) -> prompt tokens, bucket, reason. Without a bucket the reason says, as `cause` or `cause: message`,
+why the record is dropped. The probe is None for text; the largest of several images stands for each of them.
+Pure and picklable: it runs in the helper processes."""
+
+
+@dataclass(frozen=True, slots=True)
+class IndexEntry:
+    """What the index knows of record number `row`. height, width in pixels, frames and fps are those of the file
+    (several images: the largest one's size, their number). error: None, or `cause` or `cause: message`."""
+
+    row: int
+    height: int
+    width: int
+    frames: int
+    fps: float
+    prompt_tokens: int
+    bucket: str | None
+    error: str | None
+
+    @property
+    def cause(self) -> str | None:
+        """By which the entry is counted when it is dropped."""
+        return self.error.partition(":")[0] if self.error else None
+
+
+@dataclass(frozen=True)
+class VisualTokens:
+    """The measure that needs no tokenizer: visual tokens alone, one bucket named after the modality.
+
+    Tokens of a step: height x width / factor^2; steps: frames / 2, rounded up.
+    """
+
+    sampling: VideoSampling
+    image_limits: PixelLimits
+    video_limits: PixelLimits
+    factor: int = 28
+
+    def __call__(self, record: Record, probe: Probe | None) -> tuple[int, str | None, str | None]:
+        if probe is None:
+            return 0, record.data_type, None
+        limits = self.image_limits if probe.is_image else self.video_limits
+        height, width = target_size(probe, self.sampling, limits, self.factor)
+        frames = 1 if probe.is_image else len(frame_indices(probe.frames, probe.fps, self.sampling)[0])
+        tokens = (height // self.factor) * (width // self.factor) * -(-frames // 2)
+        return tokens * len(record.paths), record.data_type, None
+
+
+@dataclass(frozen=True)
+class _Prober:
+    """What runs in a helper: opens the media that some records share, then measures each record."""
+
+    media: MediaCache
+    measure: Measure
+
+    def __call__(self, rows: list[int], records: list[Record]) -> list[IndexEntry]:
+        try:
+            seen = [self._probe(path, records[0].data_type) for path in records[0].paths]
+        except (MediaError, UserError) as error:
+            return [failed(row, error) for row in rows]
+        return [self._entry(row, record, seen) for row, record in zip(rows, records, strict=True)]
+
+    def _probe(self, path: str, data_type: str) -> Probe:
+        with self.media.local(path) as file:
+            return probe(file, data_type)
+
+    def _entry(self, row: int, record: Record, seen: list[Probe]) -> IndexEntry:
+        largest = max(seen, key=lambda one: one.height * one.width, default=None)
+        try:
+            tokens, bucket, reason = self.measure(record, largest)
+        except MediaError as error:
+            tokens, bucket, reason = 0, None, str(error)
+        error = None if bucket is not None else reason or "no-bucket"
+        height, width, frames, fps = astuple(largest) if largest else (0, 0, 0, 0.0)
+        return IndexEntry(row, height, width, max(frames, len(seen)), fps, tokens, bucket, error)
+
+
+def failed(row: int, error: MediaError | UserError) -> IndexEntry:
+    """The entry of a record whose medium could not be probed."""
+    return IndexEntry(row, 0, 0, 0, 0.0, 0, None, str(error) if isinstance(error, MediaError) else f"path: {error}")
+
+
+def describe(value: Any) -> Any:
+    """A setting as JSON values: dataclasses become objects, tuples lists, anything else its text."""
+    return json.loads(json.dumps(value, default=_plain, sort_keys=True))
+
+
+def _plain(value: Any) -> Any:
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else str(value)
+
+
+def file_stamp(file: str | Path) -> dict[str, Any]:
+    """Size and hash of a file's content, for the settings of an index."""
+    digest, size = hashlib.sha256(), 0
+    with epath.Path(file).open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+            size += len(block)
+    return {"bytes": size, "sha256": digest.hexdigest()}
+
+
+def settings_hash(settings: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(describe(settings), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def build_index(
+    records: Sequence[Record],
+    root: str | MediaCache,
+    settings: Mapping[str, Any],
+    measure: Measure,
+    workers: int,
+    partial: Path | None = None,
+    timeout: float | int = 60.0,
+) -> list[IndexEntry]:
+    """Probes every medium once, in `workers` helper processes, and measures every record; entries in row order.
+
+    settings: all that the result depends on. partial: a local file to which entries are appended as they come; if it
+    exists and was made with the same settings the rows in it are not done again, otherwise it is begun anew.
+    timeout: seconds a medium may take. Records with the same medium are probed together.
+    """
+    media = MediaCache(root) if isinstance(root, str) else root
+    done = _read_partial(partial, settings) if partial else {}
+    jobs = _jobs(records, done)
+    with (
+        open(partial or os.devnull, "a" if done else "w") as journal,
+        tqdm(total=len(records), initial=len(done), unit="record", desc="index", mininterval=1.0) as bar,
+    ):
+        if not done:
+            journal.write(_header(settings))
+        for entries in _in_helpers(_Prober(media, measure), records, jobs, workers, timeout):
+            for entry in entries:
+                done[entry.row] = entry
+                journal.write(_line(entry))
+            journal.flush()
+            bar.update(len(entries))
+    return [done[row] for row in range(len(records))]
+
+
+def _jobs(records: Sequence[Record], done: Mapping[int, IndexEntry]) -> list[list[int]]:
+    """Rows still to do, those with the same media together (text one by one)."""
+    groups: dict[Any, list[int]] = {}
+    for row, record in enumerate(records):
+        if row not in done:
+            groups.setdefault((record.data_type, record.path) if record.path is not None else row, []).append(row)
+    return list(groups.values())
+
+
+def _in_helpers(
+    prober: _Prober, records: Sequence[Record], jobs: list[list[int]], workers: int, timeout: float | int
+) -> Iterator[list[IndexEntry]]:
+    """Results in the order they come. Each thread waits for one helper process."""
+    todo: queue.SimpleQueue[list[int]] = queue.SimpleQueue()
+    results: queue.SimpleQueue[list[IndexEntry] | BaseException] = queue.SimpleQueue()
+    for rows in jobs:
+        todo.put(rows)
+    stop = threading.Event()
+
+    def work() -> None:
+        with Sandbox(prober, timeout) as helper:
+            while not stop.is_set():
+                try:
+                    rows = todo.get_nowait()
+                except queue.Empty:
+                    return
+                try:
+                    results.put(helper(rows, [records[row] for row in rows]))
+                except MediaError as error:
+                    results.put([failed(row, error) for row in rows])
+                except Exception as error:  # a fault of ours or of `measure`: the caller is to see it
+                    results.put(error)
+                    return
+
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(max(1, min(workers, len(jobs))))]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in jobs:
+            result = results.get()
+            if isinstance(result, BaseException):
+                raise result
+            yield result
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+def save_index(file: str | Path, entries: Sequence[IndexEntry], settings: Mapping[str, Any]) -> None:
+    """Writes an index, local or gs://; a local file appears whole or not at all."""
+    target = epath.Path(file)
+    staged = target if "://" in str(file) else target.with_name(target.name + ".tmp")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with staged.open("w") as stream:
+        stream.write(_header(settings))
+        for entry in entries:
+            stream.write(_line(entry))
+    if staged != target:
+        staged.replace(target)
+
+
+def load_index(file: str | Path, settings: Mapping[str, Any]) -> list[IndexEntry]:
+    """Reads an index. Raises UserError when there is none, or it was made with other settings: says which."""
+    try:
+        with epath.Path(file).open("r") as stream:
+            header = _read_header(stream.readline())
+            if header is None:
+                raise UserError(f"{file} is no index of this version; make one with tools/index.py")
+            changed = changes(header, describe(settings))
+            if changed:
+                shown = "; ".join(changed[:4]) + (f"; and {len(changed) - 4} more" if len(changed) > 4 else "")
+                raise UserError(f"{file} was made with other settings: {shown}; run tools/index.py again")
+            return [IndexEntry(*json.loads(line)) for line in stream]
+    except FileNotFoundError:
+        raise UserError(f"there is no index {file}; make it with tools/index.py") from None
+    except (json.JSONDecodeError, TypeError):
+        raise UserError(f"{file} is damaged; make it again with tools/index.py") from None
+
+
+def changes(before: Any, after: Any, name: str = "") -> list[str]:
+    """The settings that differ, as 'a.b was 1, is 2'."""
+    if isinstance(before, Mapping) and isinstance(after, Mapping):
+        keys = sorted({*before, *after})
+        return [c for k in keys for c in changes(before.get(k), after.get(k), f"{name}.{k}" if name else str(k))]
+    return [] if before == after else [f"{name} was {json.dumps(before)}, is {json.dumps(after)}"]
+
+
+def _header(settings: Mapping[str, Any]) -> str:
+    hashed = settings_hash(settings)
+    return json.dumps({"jvr1_index": FORMAT, "hash": hashed, "settings": describe(settings)}) + "\n"
+
+
+def _read_header(line: str) -> Any:
+    """The settings of an index, None if it is none."""
+    try:
+        header = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    return header.get("settings") if isinstance(header, dict) and header.get("jvr1_index") == FORMAT else None
+
+
+def _line(entry: IndexEntry) -> str:
+    return json.dumps(astuple(entry), ensure_ascii=False) + "\n"
+
+
+def _read_partial(partial: Path, settings: Mapping[str, Any]) -> dict[int, IndexEntry]:
+    """Entries of an interrupted run with the same settings; a line torn by the interruption is cut off."""
+    if not partial.exists():
+        return {}
+    with partial.open("rb+") as stream:
+        header = _read_header(stream.readline().decode(errors="replace"))
+        if header is None or changes(header, describe(settings)):
+            return {}
+        done = {}
+        good = stream.tell()
+        for line in stream:
+            try:
+                entry = IndexEntry(*json.loads(line)) if line.endswith(b"\n") else None
+            except (ValueError, TypeError):
+                entry = None
+            if entry is None:
+                break
+            done[entry.row] = entry
+            good += len(line)
+        stream.truncate(good)
+        return done
+
+
+@dataclass(frozen=True)
+class BucketUse:
+    """How a bucket is used: records in it, their prompt tokens in all, its prompt length (None: not known)."""
+
+    records: int
+    tokens: int
+    length: int | None
+
+    @property
+    def padding(self) -> float | None:
+        """Expected share of padding among the bucket's prompt tokens."""
+        return None if self.length is None else 1 - self.tokens / (self.records * self.length)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Of an index: records, why some are dropped (cause -> number, an example row of each), use of the buckets."""
+
+    records: int
+    dropped: Mapping[str, int]
+    examples: Mapping[str, int]
+    buckets: Mapping[str, BucketUse] = field(default_factory=dict)
+
+    @property
+    def padding(self) -> float | None:
+        """Expected share of padding among all prompt tokens."""
+        used = self.buckets.values()
+        if not used or any(use.length is None for use in used):
+            return None
+        return 1 - sum(use.tokens for use in used) / sum(use.records * (use.length or 0) for use in used)
+
+    def __str__(self) -> str:
+        kept = self.records - sum(self.dropped.values())
+        lines = [f"{self.records} records, {kept} kept, {self.records - kept} dropped"]
+        for cause, count in sorted(self.dropped.items(), key=lambda item: (-item[1], item[0])):
+            lines.append(f"  dropped {count:>8}  {cause} (such as record {self.examples[cause]})")
+        for name, use in sorted(self.buckets.items()):
+            share = f", {use.padding:.1%} padding of {use.length}" if use.padding is not None else ""
+            mean = use.tokens / use.records
+            lines.append(f"  bucket  {use.records:>8}  {name}: {mean:.0f} prompt tokens on average{share}")
+        if self.padding is not None:
+            lines.append(f"expected padding of prompts: {self.padding:.1%}")
+        return "\n".join(lines)
+
+
+def summary(entries: Sequence[IndexEntry], prompt_lengths: Mapping[str, int] | None = None) -> Summary:
+    """What was dropped and why, how the data falls into buckets, and with their prompt lengths the expected padding."""
+    causes = [(entry.cause, entry.row) for entry in entries if entry.bucket is None]
+    rows = Counter(entry.bucket for entry in entries if entry.bucket is not None)
+    tokens: Counter[str] = Counter()
+    for entry in entries:
+        if entry.bucket is not None:
+            tokens[entry.bucket] += entry.prompt_tokens
+    lengths = prompt_lengths or {}
+    return Summary(
+        len(entries),
+        Counter(cause or "no-bucket" for cause, _ in causes),
+        {cause or "no-bucket": row for cause, row in reversed(causes)},
+        {name: BucketUse(rows[name], tokens[name], lengths.get(name)) for name in rows},
+    )

@@ -1,0 +1,230 @@
+"""Rows to microbatches through grain: worker processes, this process's slice, failures kept in their place."""
+
+from __future__ import annotations
+
+import json
+import queue
+import threading
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import grain
+import numpy as np
+from absl import flags
+from etils import epath
+
+from jvr1.data.batch import Arrays, Bucket, Microbatch, Row, empty_example, stack
+from jvr1.data.encode import Encoder
+from jvr1.data.records import Record
+from jvr1.data.schedule import Plan
+from jvr1.data.store import RecordStore
+from jvr1.errors import UserError
+
+T = TypeVar("T")
+
+
+class Planner(Protocol):
+    """What names the rows of microbatch m: `schedule.Schedule` or `schedule.Sequential`."""
+
+    batch: int
+
+    def micro(self, number: int) -> Plan: ...
+
+
+@dataclass(frozen=True)
+class Slice:
+    """This process's share of the rows of each microbatch."""
+
+    process: int = 0
+    processes: int = 1
+
+    def places(self, batch: int) -> range:
+        if batch % self.processes:
+            raise UserError(f"{batch} rows a microbatch do not divide among {self.processes} processes")
+        own = batch // self.processes
+        return range(self.process * own, (self.process + 1) * own)
+
+
+class _Rows:
+    """Random access to (microbatch, place) from microbatch `first` on: what grain's workers index."""
+
+    def __init__(self, planner: Planner, share: Slice, first: int, count: int):
+        self.planner, self.first, self.count = planner, first, count
+        self.places = share.places(planner.batch)
+
+    def __len__(self) -> int:
+        return self.count * len(self.places)
+
+    def __getitem__(self, index: int) -> tuple[int, int, Bucket, int]:
+        micro, at = divmod(index, len(self.places))
+        plan = self.planner.micro(self.first + micro)
+        return self.first + micro, self.places[at], plan.bucket, int(plan.rows[self.places[at]])
+
+
+@dataclass(frozen=True)
+class _Load(grain.transforms.Map):
+    """Reads and encodes one row. `failed` are the (microbatch, place) that failed before: they fail again."""
+
+    encoder: Encoder
+    store: RecordStore
+    failed: dict[tuple[int, int], str]
+    seed: int
+    per_step: int
+    batch: int
+
+    def map(self, element: tuple[int, int, Bucket, int]) -> tuple[Row, Arrays]:
+        micro, place, bucket, number = element
+        empty = empty_example(bucket, self.encoder.model)
+        if number < 0:
+            return Row(micro, place, None), self._numbered(empty, micro, place)
+        record, error = self.store[number], self.failed.get((micro, place))
+        arrays = None
+        if error is None:
+            order = np.random.default_rng((self.seed, 7, micro, place))
+            arrays, error = self.encoder.try_encode(record, bucket, order)
+        return Row(micro, place, record, error), self._numbered(arrays or empty, micro, place)
+
+    def _numbered(self, arrays: Arrays, micro: int, place: int) -> Arrays:
+        return arrays._replace(number=np.int32(micro % self.per_step * self.batch + place))
+
+
+class Pipeline:
+    """Microbatches in the order of a plan, from any microbatch on, the same rows whatever the workers and processes.
+
+    per_step: microbatches of an optimizer step; a row's `number` counts within it.
+    """
+
+    def __init__(
+        self,
+        planner: Planner,
+        store: RecordStore,
+        encoder: Encoder,
+        *,
+        seed: int,
+        per_step: int,
+        workers: int,
+        share: Slice = Slice(),
+        ahead: int = 2,
+    ):
+        self.planner, self.store, self.encoder, self.share = planner, store, encoder, share
+        self.seed, self.per_step, self.workers, self.ahead = seed, per_step, workers, ahead
+
+    def microbatches(self, first: int, count: int, failed: dict[tuple[int, int], str]) -> Iterator[Microbatch]:
+        """Microbatches first, first + 1, ... `count` of them."""
+        rows = _Rows(self.planner, self.share, first, count)
+        load = _Load(self.encoder, self.store, failed, self.seed, self.per_step, self.planner.batch)
+        loaded = grain.MapDataset.source(rows).map(load)
+        own = len(rows.places)
+        buffered = max(2, self.ahead * self.per_step * own)
+        if self.workers:
+            _parse_flags()
+            options = grain.MultiprocessingOptions(
+                num_workers=self.workers, per_worker_buffer_size=max(1, buffered // self.workers)
+            )
+            iterator = loaded.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
+            iterator = iter(iterator.mp_prefetch(options))
+        else:
+            iterator = iter(loaded.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=buffered)))
+        for micro in range(first, first + count):
+            taken = [next(iterator) for _ in range(own)]
+            bucket = self.planner.micro(micro).bucket
+            yield Microbatch(bucket, stack([arrays for _, arrays in taken]), tuple(row for row, _ in taken))
+
+    def steps(self, first: int, last: int, failed: dict[tuple[int, int], str]) -> Iterator[list[Microbatch]]:
+        """The microbatches of optimizer steps first, ..., last - 1."""
+        m = self.per_step
+        stream = self.microbatches(first * m, (last - first) * m, failed)
+        for _ in range(first, last):
+            yield [next(stream) for _ in range(m)]
+
+
+def _parse_flags() -> None:
+    """grain's worker processes want absl's flags parsed, also where a notebook or a test never parses any."""
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+
+
+def ahead(items: Iterator[T], size: int) -> Iterator[T]:
+    """Makes the next `size` items in a thread while the caller works on one. Errors come out where they belong."""
+    made: queue.Queue = queue.Queue(size)
+    stop = threading.Event()
+
+    def put(item: Any) -> bool:
+        while not stop.is_set():
+            try:
+                made.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def work() -> None:
+        try:
+            for item in items:
+                if not put((item, None)):
+                    return
+            put((None, StopIteration()))
+        except BaseException as error:
+            put((None, error))
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        while True:
+            item, error = made.get()
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            yield item
+    finally:
+        stop.set()
+
+
+class Journal:
+    """Rows that failed in this run, each written down before its step is taken: a resumed run fails them alike.
+
+    One small file a step that had failures, whole, so that a bucket can hold it; keyed by (microbatch, place), which
+    no number of processes changes. Above `max_share` failed rows (of at least `enough`) the run stops.
+    """
+
+    def __init__(self, workdir: epath.PathLike, process: int, max_share: float, enough: int = 64):
+        self.folder, self.process = epath.Path(workdir) / "journal", process
+        self.max_share, self.enough = max_share, enough
+        self.failed: dict[tuple[int, int], str] = {}
+        self.seen, self.causes = 0, Counter[str]()
+        if self.folder.exists():
+            for path in sorted(self.folder.glob("*.json")):
+                self.failed |= {(m, p): cause for m, p, cause, _ in json.loads(path.read_text())}
+
+    def note(self, step: int, microbatches: Sequence[Microbatch]) -> list[Row]:
+        """Takes down a step's failures; returns them. Raises UserError with a summary above the allowed share."""
+        rows = [row for micro in microbatches for row in micro.rows if row.record is not None]
+        failures = [row for row in rows if row.error is not None]
+        self.seen += len(rows)
+        self.causes.update(row.error for row in failures if row.error)
+        fresh = [r for r in failures if (r.micro, r.place) not in self.failed]
+        if fresh:
+            self.failed |= {(r.micro, r.place): r.error or "" for r in fresh}
+            self._write(step, failures)
+        if self.seen >= self.enough and sum(self.causes.values()) > self.max_share * self.seen:
+            raise UserError(self.summary() + f"; data.max_failed allows {self.max_share:.1%}")
+        return failures
+
+    def _write(self, step: int, failures: Sequence[Row]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lines = [(r.micro, r.place, r.error, _identity(r.record)) for r in failures]
+        path = self.folder / f"step-{step:07d}.process-{self.process}.json"
+        partial = self.folder / f".{path.name}.partial"
+        partial.write_text(json.dumps(lines))
+        partial.rename(path)
+
+    def summary(self) -> str:
+        """How many of how many rows failed, by cause."""
+        causes = ", ".join(f"{count} {cause}" for cause, count in self.causes.most_common())
+        return f"{sum(self.causes.values())} of {self.seen} rows could not be read ({causes})"
+
+
+def _identity(record: Record | None) -> str | int | None:
+    return None if record is None else record.problem_id

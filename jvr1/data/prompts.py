@@ -1,0 +1,107 @@
+"""From a record to token ids: question template, answer formats, chat template, visual placeholders, SFT targets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+from jaxtyping import Int32
+from transformers import PreTrainedTokenizerBase
+
+from jvr1.data.records import Record
+from jvr1.errors import UserError
+from jvr1.model.config import ModelConfig
+
+_THINKING = (
+    "{Question}\nPlease think about this question as if you were a human pondering deeply. Engage in an internal "
+    "dialogue using expressions such as 'let me think', 'wait', 'Hmm', 'oh, I see', 'let's break it down', etc, or "
+    "other natural language thought expressions It's encouraged to include self-reflection or verification in the "
+    "reasoning process. Provide your detailed reasoning between the <think> {and}</think> tags, and then give your "
+    "final answer between the <answer> {and}</answer> tags."
+)
+TEMPLATES = MappingProxyType(
+    {
+        "reference": _THINKING.replace("{and}", ""),
+        "reference-eval": _THINKING.replace("{and}", "and "),
+        "plain": "{Question}",
+    }
+)
+"""Question templates by name. The reference ones are word for word those of Video-R1, whose checkpoints expect them."""
+
+_WITHIN = " within the <answer> </answer> tags."
+_NUMBER = f" Please provide the numerical value (e.g., 42 or 3.14){_WITHIN}"
+SUFFIXES = MappingProxyType(
+    {
+        "multiple choice": f" Please provide only the single option letter (e.g., A, B, C, D, etc.){_WITHIN}",
+        "numerical": _NUMBER,
+        "OCR": " Please transcribe text from the image/video clearly and provide your text answer" + _WITHIN,
+        "free-form": f" Please provide your text answer{_WITHIN}",
+        "regression": _NUMBER,
+    }
+)
+"""What Video-R1 appends for each problem type."""
+
+
+@dataclass(frozen=True)
+class PromptStyle:
+    """How a question is put. `system` None leaves the system prompt to the chat template ("... assistant.")."""
+
+    template: str = TEMPLATES["reference"]
+    suffixes: bool = True
+    system: str | None = None
+
+
+def question_text(record: Record) -> str:
+    """The question, and for multiple choice its options, one a line."""
+    if record.problem_type != "multiple choice":
+        return record.problem
+    return record.problem + "Options:\n" + "".join(f"{option}\n" for option in record.options)
+
+
+def messages(record: Record, style: PromptStyle, media: int) -> list[dict]:
+    """The conversation up to the answer, in the form chat templates take: media first, then the question."""
+    text = style.template.replace("{Question}", question_text(record))
+    if style.suffixes:
+        text += SUFFIXES[record.problem_type]
+    content = [{"type": record.data_type} for _ in range(media)] + [{"type": "text", "text": text}]
+    system = [] if style.system is None else [{"role": "system", "content": style.system}]
+    return [*system, {"role": "user", "content": content}]
+
+
+def prompt_ids(
+    tokenizer: PreTrainedTokenizerBase,
+    record: Record,
+    style: PromptStyle,
+    tokens: Sequence[int],
+    config: ModelConfig,
+) -> Int32[np.ndarray, "T"]:
+    """Ids of the prompt; the placeholder of medium i repeated tokens[i] times, as the HF processor repeats it.
+
+    Raises ValueError when the question's own text holds a visual placeholder.
+    """
+    chat = messages(record, style, len(tokens))
+    text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    ids = np.asarray(tokenizer(text, add_special_tokens=False)["input_ids"], np.int32)
+    visual = np.isin(ids, config.visual_tokens)
+    if visual.sum() != len(tokens):
+        raise ValueError(f"the prompt holds {int(visual.sum())} visual placeholders for {len(tokens)} media")
+    repeats = np.ones(len(ids), np.int64)
+    repeats[visual] = tokens
+    return np.repeat(ids, repeats)
+
+
+def target_ids(tokenizer: PreTrainedTokenizerBase, record: Record, end_id: int) -> Int32[np.ndarray, "t"]:
+    """Ids of the answer SFT learns: the chain of thought, a newline, the solution, the end token."""
+    text = record.solution if record.process is None else f"{record.process}\n{record.solution}"
+    return np.asarray([*tokenizer(text, add_special_tokens=False)["input_ids"], end_id], np.int32)
+
+
+def end_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Ids that end an answer, the one the chat template writes first: <|im_end|>, then <|endoftext|>."""
+    found = [tokenizer.convert_tokens_to_ids(t) for t in ("<|im_end|>", "<|endoftext|>")]
+    known = [i for i in found if i is not None and i != tokenizer.unk_token_id]
+    if not known:
+        raise UserError("the tokenizer knows neither <|im_end|> nor <|endoftext|>; it is not one of Qwen2.5-VL")
+    return tuple(dict.fromkeys(known))

@@ -1,0 +1,232 @@
+"""Questions in Video-R1's published form: read from JSON or JSONL, every record checked, kept once in memory."""
+
+from __future__ import annotations
+
+import io
+import json
+import posixpath
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+
+from jvr1.errors import UserError
+
+DATA_TYPES = ("image", "video", "text")
+PROBLEM_TYPES = ("multiple choice", "numerical", "OCR", "free-form", "regression")
+SHOWN_PROBLEMS = 5
+_CHUNK = 1 << 22
+_LONGEST_RECORD = 1 << 26
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One question. path: of its medium, relative to the media root; a tuple of paths for several images; None for
+    data_type "text" (an extension of ours). process: the chain of thought, in the cold-start file only."""
+
+    problem_id: int | str
+    problem: str
+    data_type: str
+    problem_type: str
+    options: tuple[str, ...]
+    solution: str
+    process: str | None
+    path: str | tuple[str, ...] | None
+    data_source: str
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The media of this record: none, one or several."""
+        return () if self.path is None else (self.path,) if isinstance(self.path, str) else self.path
+
+
+def load_records(file: str | Path) -> list[Record]:
+    """All records of a JSON array or of a JSONL file, local or gs://.
+
+    Raises UserError that names the file and, one line each, the index and field of the first few faulty records.
+    """
+    records: list[Record] = []
+    problems: list[str] = []
+    faulty = 0
+    for index, raw in enumerate(_raw_records(file)):
+        try:
+            records.append(parse_record(raw))
+        except UserError as error:
+            faulty += 1
+            if faulty <= SHOWN_PROBLEMS:
+                name = f" (problem_id {raw['problem_id']})" if isinstance(raw, dict) and "problem_id" in raw else ""
+                problems.append(f"{file}: record {index}{name}: {error}")
+    if faulty > SHOWN_PROBLEMS:
+        problems.append(f"{file}: {faulty - SHOWN_PROBLEMS} more faulty records")
+    if problems:
+        raise UserError("\n".join(problems))
+    if not records:
+        raise UserError(f"{file} holds no records")
+    return records
+
+
+def parse_record(raw: Any) -> Record:
+    """One record from its JSON object; fields it does not know are ignored. Raises UserError that names the field."""
+    if not isinstance(raw, dict):
+        raise UserError(f"is {_kind(raw)} where an object with fields is expected")
+    problem_id = raw.get("problem_id")
+    if isinstance(problem_id, bool) or not isinstance(problem_id, int | str):
+        raise UserError(f"field 'problem_id' must be a number or a string, got {_kind(problem_id)}")
+    data_type = _choice(raw, "data_type", DATA_TYPES)
+    return Record(
+        problem_id=problem_id,
+        problem=_text(raw, "problem"),
+        data_type=data_type,
+        problem_type=_choice(raw, "problem_type", PROBLEM_TYPES),
+        options=_options(raw.get("options")),
+        solution=_text(raw, "solution"),
+        process=_optional_text(raw, "process"),
+        path=_media_path(raw.get("path"), data_type),
+        data_source=sys.intern(_optional_text(raw, "data_source") or ""),
+    )
+
+
+def resolve(root: str | Path, path: str) -> epath.Path:
+    """Where the medium `path` lies under the media root, local or gs://.
+
+    Refuses absolute paths and paths that climb out by '..'. Symbolic links under the root are followed: whoever
+    put them there owns the root (parts of the published set often live on other disks), and unpacking never
+    makes any. Raises UserError.
+    """
+    reason = _path_fault(path)
+    if reason:
+        raise UserError(f"path {path!r} {reason}; paths are relative to the media root {root} and stay in it")
+    return epath.Path(root) / posixpath.normpath(path)
+
+
+def _path_fault(path: str) -> str | None:
+    if not path or "\0" in path:
+        return "is no file name"
+    if "\\" in path:
+        return "has a backslash"
+    if path.startswith("/") or "://" in path or path[1:3] == ":/":
+        return "is absolute"
+    if posixpath.normpath(path).split("/")[0] in ("..", "."):
+        return "leaves the media root" if ".." in path.split("/") else "is no file name"
+    return None
+
+
+def _media_path(value: Any, data_type: str) -> str | tuple[str, ...] | None:
+    if data_type == "text":
+        if value:
+            raise UserError("field 'path' must be absent for data_type 'text'")
+        return None
+    several = isinstance(value, list)
+    if several and (data_type != "image" or not value):
+        raise UserError("field 'path' may be a list of paths for images only, and not an empty one")
+    for item in value if several else [value]:
+        if not isinstance(item, str):
+            raise UserError(f"field 'path' must be a path relative to the media root, got {_kind(item)}")
+        reason = _path_fault(item)
+        if reason:
+            raise UserError(f"field 'path' {item!r} {reason}")
+    return tuple(value) if several else value
+
+
+def _options(value: Any) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, list) or not all(isinstance(option, str) for option in value):
+        raise UserError("field 'options' must be a list of strings or null")
+    return tuple(value)
+
+
+def _choice(raw: dict[str, Any], field: str, choices: tuple[str, ...]) -> str:
+    value = raw.get(field)
+    if not isinstance(value, str) or value not in choices:
+        got = repr(value) if isinstance(value, str) else _kind(value)
+        raise UserError(f"field {field!r} must be one of {', '.join(choices)}; got {got}")
+    return sys.intern(value)
+
+
+def _text(raw: dict[str, Any], field: str) -> str:
+    value = raw.get(field)
+    if not isinstance(value, str) or not value.strip():
+        raise UserError(f"field {field!r} must be a non-empty string, got {_kind(value)}")
+    return value
+
+
+def _optional_text(raw: dict[str, Any], field: str) -> str | None:
+    value = raw.get(field)
+    if value is not None and not isinstance(value, str):
+        raise UserError(f"field {field!r} must be a string or null, got {_kind(value)}")
+    return value or None
+
+
+def _kind(value: Any) -> str:
+    names = {str: "an empty string", dict: "an object", list: "a list", bool: "a boolean"}
+    return "nothing" if value is None else names.get(type(value), "a number")
+
+
+def _raw_records(file: str | Path) -> Iterator[Any]:
+    """The JSON values of a file one by one, so that the file is never in memory as a whole."""
+    try:
+        with epath.Path(file).open("rb") as binary, io.TextIOWrapper(binary, encoding="utf-8-sig") as stream:
+            start = stream.read(1)
+            while start and start.isspace():
+                start = stream.read(1)
+            if start == "[":
+                yield from _array_items(stream, file)
+            elif start == "{":
+                yield from _lines(start, stream, file)
+            elif start:
+                raise UserError(f"{file} is neither a JSON array nor JSONL: it begins with {start!r}")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is not UTF-8 text: {error.reason}") from None
+    except IsADirectoryError:
+        raise UserError(f"{file} is a folder; name a .json or .jsonl file") from None
+    except FileNotFoundError:
+        raise UserError(f"{file} does not exist") from None
+    except PermissionError:
+        raise UserError(f"{file} may not be read") from None
+
+
+def _lines(start: str, stream: io.TextIOBase, file: str | Path) -> Iterator[Any]:
+    for number, line in enumerate(stream, 1):
+        line, start = start + line, ""
+        if not line.strip():
+            continue
+        try:
+            yield json.loads(line)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise UserError(f"{file}: line {number} is not a JSON object: {error}") from None
+
+
+def _array_items(stream: io.TextIOBase, file: str | Path) -> Iterator[Any]:
+    """The items of a JSON array whose '[' has been read."""
+    decode = json.JSONDecoder().raw_decode
+    buffer, at, index = "", 0, 0
+    while True:
+        try:
+            at = _skip(buffer, at)
+            if buffer[at] == "]" and index == 0:
+                return
+            item, end = decode(buffer, at)
+            end = _skip(buffer, end)
+            if buffer[end] not in ",]":
+                raise json.JSONDecodeError("expected ',' or ']'", buffer, end)
+            yield item
+            index += 1
+            if buffer[end] == "]":
+                return
+            at = end + 1
+        except (IndexError, json.JSONDecodeError, RecursionError) as error:
+            more = stream.read(_CHUNK) if len(buffer) - at < _LONGEST_RECORD else ""
+            if not more:
+                reason = "the file ends too early" if isinstance(error, IndexError) else str(error)
+                raise UserError(f"{file}: record {index} is not valid JSON: {reason}") from None
+            buffer, at = buffer[at:] + more, 0
+
+
+def _skip(text: str, at: int) -> int:
+    while text[at].isspace():
+        at += 1
+    return at

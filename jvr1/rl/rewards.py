@@ -1,0 +1,240 @@
+"""Rewards of one completion: format, and accuracy for the five problem types in three modes. Pure, per row.
+
+reference       Video-R1's training reward (`accuracy_reward` of its grpo.py), quirks included
+eval-reference  its evaluation (`reward_fn` of its eval_bench.py), which differs
+robust          ours: the quirks mended (docs/deviations.md)
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jiwer
+import numpy as np
+
+from jvr1.errors import UserError
+from jvr1.rl.answers import (
+    final_answer,
+    first_answer,
+    numbers,
+    option_letters,
+    readings,
+    tidy,
+    transcript,
+    words,
+)
+
+MODES = ("reference", "robust", "eval-reference")
+PROBLEM_TYPES = ("multiple choice", "numerical", "OCR", "free-form", "regression")
+
+_SEPARATOR = re.compile(r"</think>\s*<answer>")
+
+
+class Score(NamedTuple):
+    """Accuracy in [0,1], format in {0,1}, and the text that was scored (None: no answer was found)."""
+
+    accuracy: float
+    format: float
+    answer: str | None
+
+
+def score(completion: str, gold: str, problem_type: str, mode: str = "robust") -> Score:
+    """Scores a completion against a record's `solution`.
+
+    `gold` is as published, `<answer>A</answer>`; robust mode also takes it without tags, the reference modes then
+    find no gold answer, as theirs do. eval-reference scores the whole output where there is no answer.
+    Nothing in a completion raises. Errors: UserError for an unknown mode, and in robust mode for an unknown problem
+    type, which the reference scores 0.
+    """
+    form = format_reward(completion)
+    if mode == "robust":
+        answer = final_answer(completion)
+        return Score(_robust(answer, final_answer(gold) or gold.strip(), problem_type), form, answer or None)
+    if mode not in MODES:
+        raise UserError(f"reward mode {mode!r} is unknown; use one of {', '.join(MODES)}")
+    answer, gold = first_answer(completion), first_answer(gold)
+    if mode == "reference":
+        return Score(_reference(answer, gold, problem_type), form, answer or None)
+    answer = answer or completion
+    return Score(_evaluation(answer, gold, problem_type), form, answer)
+
+
+def format_reward(completion: str) -> float:
+    r"""1 if the whole completion is `<think>.*?</think>\s*<answer>.*?</answer>`, else 0 (Video-R1 `format_reward`).
+
+    A blank before or after the tags counts against it; a second answer does not.
+    """
+    if not (completion.startswith("<think>") and completion.endswith("</answer>")):
+        return 0.0
+    return float(_SEPARATOR.search(completion, len("<think>"), len(completion) - len("</answer>")) is not None)
+
+
+# --- the reference ----------------------------------------------------------------------------------------------------
+
+
+def _reference(answer: str, gold: str, problem_type: str) -> float:
+    """`accuracy_reward`. Its quirks: '' == ''; a nan scores 1 on regression, 0 against 0 scores 0."""
+    match problem_type:
+        case "multiple choice":
+            return float(answer == gold)
+        case "numerical":
+            return _equal_decimals(answer, gold)
+        case "OCR":
+            return _unit_interval(1.0 - _word_error_rate(gold.split(), answer.split()))
+        case "free-form":
+            rouge = _rouge(unicode_words=False).score(gold, answer)
+            return _unit_interval(sum(rouge[kind].fmeasure for kind in ("rouge1", "rouge2", "rougeL")) / 3)
+        case "regression":
+            a, g = _float(answer), _float(gold)
+            if a is None or g is None:
+                return 0.0
+            # the order of min and max makes a nan 0, hence a reward of 1
+            return 1.0 - min(1.0, max(0.0, (abs(a - g) + 1e-9) / (abs(g) + 1e-9)))
+    return 0.0
+
+
+def _evaluation(answer: str, gold: str, problem_type: str) -> float:
+    """`reward_fn`: mean relative accuracy for regression; OCR and free-form score 0."""
+    match problem_type:
+        case "multiple choice":
+            return float(answer.strip() == gold)
+        case "numerical":
+            return _equal_decimals(answer, gold)
+        case "regression":
+            a, g = _float(answer), _float(gold)
+            return 0.0 if a is None or g is None else mean_relative_accuracy(a, g)
+    return 0.0
+
+
+def mean_relative_accuracy(answer: float, gold: float) -> float:
+    """Share of thresholds t in {0.5, 0.55, .., 0.95} with |answer - gold| / |gold| < 1 - t (VSI-Bench, 2412.14171).
+
+    In fp32, as the reference computes it: the comparisons are strict and some ties depend on rounding.
+    """
+    with np.errstate(all="ignore"):
+        a, g = np.float32(answer), np.float32(gold)
+        error = np.abs(a - g) / (np.abs(g) + np.float32(1e-8))
+    thresholds = (0.5 + 0.05 * np.arange(10)).astype(np.float32)
+    return float(np.mean(error < np.float32(1) - thresholds, dtype=np.float32))
+
+
+def _equal_decimals(answer: str, gold: str) -> float:
+    """Equal to two decimals, and both or neither with a point or a comma."""
+    if any(mark in gold for mark in ".,") != any(mark in answer for mark in ".,"):
+        return 0.0
+    a, g = _float(answer), _float(gold)
+    return float(a is not None and g is not None and round(a, 2) == round(g, 2))
+
+
+def _float(text: str) -> float | None:
+    """Python's own reading of a number without its commas; 'nan' and 'inf' are numbers to it."""
+    try:
+        return float(text.replace(",", ""))
+    except ValueError:
+        return None
+
+
+# --- robust -----------------------------------------------------------------------------------------------------------
+
+
+def _robust(answer: str, gold: str, problem_type: str) -> float:
+    """As `_reference`, with the cases of docs/deviations.md mended. No answer scores 0, whatever the gold."""
+    if problem_type not in PROBLEM_TYPES:
+        raise UserError(f"problem type {problem_type!r} is unknown; use one of {', '.join(PROBLEM_TYPES)}")
+    if not answer or not gold:
+        return 0.0
+    match problem_type:
+        case "multiple choice":
+            letters = option_letters(gold)
+            return float(option_letters(answer) == letters if letters else _plain(answer) == _plain(gold))
+        case "numerical":
+            return _number_score(answer, gold, lambda a, g: float(_equal_numbers(a, g)))
+        case "regression":
+            return _number_score(answer, gold, _relative_closeness)
+        case "OCR":
+            return _transcription(answer, gold)
+    return _overlap(answer, gold)
+
+
+def _plain(text: str) -> str:
+    return tidy(text).casefold().strip(" .!?,;:*_`'\"")
+
+
+def _number_score(answer: str, gold: str, compare: Callable[[float, float], float]) -> float:
+    """Best of `compare` over the readings of one number on each side; texts of several numbers must be equal."""
+    a, g = numbers(answer), numbers(gold)
+    if not a or not g or not all(math.isfinite(q.value) for q in a + g):
+        return 0.0
+    if len(a) == len(g) == 1:
+        return max((compare(*pair) for pair in readings(a[0], g[0])), default=0.0)
+    return float(_plain(answer) == _plain(gold))
+
+
+def _equal_numbers(answer: float, gold: float) -> bool:
+    """Equal to two decimals, or to two significant digits where two decimals would make of the gold a zero."""
+    digits = 2 if gold == 0 or round(gold, 2) else 1 - math.floor(math.log10(abs(gold)))
+    return round(answer, digits) == round(gold, digits)
+
+
+def _relative_closeness(answer: float, gold: float) -> float:
+    """1 - min(1, |answer - gold| / |gold|); against 0 only 0 scores."""
+    return float(answer == gold) if gold == 0 else 1.0 - min(1.0, abs(answer - gold) / abs(gold))
+
+
+def _transcription(answer: str, gold: str) -> float:
+    """1 - word error rate; for a gold of one word 1 - character error rate, else one letter would decide it all."""
+    a, g = transcript(answer), transcript(gold)
+    if len(g) == 1 and a:
+        return _unit_interval(1.0 - jiwer.cer(g[0], " ".join(a)))
+    return _unit_interval(1.0 - _word_error_rate(g, a))
+
+
+def _overlap(answer: str, gold: str) -> float:
+    """Mean ROUGE-1/2/L over words of any script; without ROUGE-2 where the gold has no pair of words."""
+    if _plain(answer) == _plain(gold):
+        return 1.0
+    kinds = ("rouge1", "rouge2", "rougeL") if len(words(gold)) > 1 else ("rouge1", "rougeL")
+    rouge = _rouge(unicode_words=True).score(gold, answer)
+    return _unit_interval(sum(rouge[kind].fmeasure for kind in kinds) / len(kinds))
+
+
+# --- text measures ----------------------------------------------------------------------------------------------------
+
+
+def _word_error_rate(gold: list[str], answer: list[str]) -> float:
+    """(substitutions + deletions + insertions) / words of gold; with an empty gold the number of words answered.
+
+    jiwer splits at spaces alone and the reference at any blank, hence lists of words.
+    """
+    if not gold or not answer:
+        return len(gold or answer) / max(1, len(gold))
+    return jiwer.wer(" ".join(gold), " ".join(answer))
+
+
+class _UnicodeTokenizer:
+    """rouge-score's default tokenizer for words of any script; English words are stemmed alike."""
+
+    def __init__(self):
+        from nltk.stem.porter import PorterStemmer
+
+        self._stem = PorterStemmer().stem
+
+    def tokenize(self, text: str) -> list[str]:
+        return [self._stem(word) if len(word) > 3 and word.isascii() else word for word in words(text)]
+
+
+@functools.cache
+def _rouge(unicode_words: bool):
+    """A scorer; imported when first needed, for rouge-score brings nltk and takes a second."""
+    from rouge_score.rouge_scorer import RougeScorer
+
+    tokenizer = _UnicodeTokenizer() if unicode_words else None
+    return RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True, tokenizer=tokenizer)
+
+
+def _unit_interval(value: float) -> float:
+    return max(0.0, min(1.0, value))

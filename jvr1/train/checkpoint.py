@@ -1,0 +1,205 @@
+"""Checkpoints of a run: asynchronous, whole or absent, the latest few and the best one kept."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import math
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from etils import epath
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+
+from jvr1.errors import UserError
+from jvr1.sharding import path_name
+
+ITEMS = ("params", "optimizer", "meta")
+
+
+class SaveError(UserError):
+    """A checkpoint could not be written; the ones before it are whole."""
+
+
+class Checkpoints:
+    """WORKDIR/checkpoints/STEP with the items 'params', 'optimizer' and 'meta'. One trainer writes a workdir.
+
+    Kept: the latest `keep`, and the one with the best value of `best_metric` (largest, or smallest with `best_mode`
+    'min'; NaN is never best) among those saved with it. Writing goes on in the background: its failure is raised as
+    SaveError by the next `save`, `wait` or `close`. What a killed run left half written is removed by the next save.
+    Errors: UserError for a setting that is not possible.
+    """
+
+    def __init__(self, workdir: epath.PathLike, keep: int = 2, best_metric: str | None = None, best_mode: str = "max"):
+        if keep < 1:
+            raise UserError(f"checkpoint.keep is {keep}; at least 1 checkpoint must be kept to resume from")
+        if best_mode not in ("max", "min"):
+            raise UserError(f"checkpoint.best_mode is {best_mode!r}; use max or min")
+        _quieten_orbax()
+        # orbax checkpoints need absolute paths
+        self.directory = epath.Path(workdir).expanduser().resolve() / "checkpoints"
+        self._best_metric = best_metric
+        worst = -math.inf if best_mode == "max" else math.inf
+
+        def value(metrics: Mapping[str, float]) -> float:
+            number = metrics.get(best_metric, worst)
+            return worst if math.isnan(number) else number
+
+        policies = [LatestN(keep)]
+        if best_metric is not None:
+            smallest = best_mode == "min"
+            policies.append(BestN(get_metric_fn=value, reverse=smallest, n=1, keep_checkpoints_without_metrics=False))
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=AnyPreservationPolicy(policies),
+            best_fn=None if best_metric is None else value,
+            best_mode=best_mode,
+            cleanup_tmp_directories=True,
+        )
+        handlers = {
+            "params": ocp.StandardCheckpointHandler(),
+            "optimizer": ocp.StandardCheckpointHandler(),
+            "meta": ocp.JsonCheckpointHandler(),
+        }
+        with self._saving(None):
+            self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
+
+    def save(
+        self,
+        step: int,
+        params: Any,
+        optimizer_state: Any,
+        meta: Mapping[str, Any],
+        metrics: Mapping[str, float] | None = None,
+    ) -> None:
+        """Copies the arrays to the host and starts to write them; they may be donated afterwards.
+
+        params: the whole pure dict. optimizer_state: any pytree of arrays. meta: JSON. metrics: of this step's
+        validation, if there was one. Saving the step that was saved last again does nothing.
+        Raises SaveError, also for a failure of the save before.
+        """
+        self.wait()
+        latest = self.latest_step()
+        if latest is not None and step <= latest:
+            if step == latest:
+                return
+            raise SaveError(
+                f"step {step} cannot be saved: {self.directory} already holds step {latest}; "
+                "use another workdir, or remove the later steps"
+            )
+        known = metrics is not None and self._best_metric in metrics
+        items = ocp.args.Composite(
+            params=ocp.args.StandardSave(params),
+            optimizer=ocp.args.StandardSave(optimizer_state),
+            meta=ocp.args.JsonSave(dict(meta)),
+        )
+        with self._saving(step):
+            chosen = {self._best_metric: float(metrics[self._best_metric])} if known else None
+            if not self._manager.save(step, args=items, metrics=chosen):
+                raise SaveError(f"orbax declined to save step {step} in {self.directory}")
+
+    def restore(self, params: Any, optimizer_state: Any, step: int | None = None) -> tuple[Any, Any, dict[str, Any]]:
+        """(params, optimizer state, meta) of `step`, or of the latest.
+
+        The arguments are trees of ShapeDtypeStruct with shardings; any mesh will do, values are equal to the bit.
+        Raises UserError when there is no such checkpoint, or when one of its arrays has another path, shape or dtype
+        (orbax would cast without a word).
+        """
+        self.wait()
+        steps = sorted(self._manager.all_steps())
+        if not steps:
+            raise UserError(f"{self.directory} holds no checkpoint to resume from")
+        if step is None:
+            step = steps[-1]
+        if step not in steps:
+            raise UserError(f"{self.directory} has no step {step}; it holds {', '.join(map(str, steps))}")
+        saved = self._manager.item_metadata(step)
+        where = f"checkpoint {self.directory / str(step)}"
+        _check_same(_arrays(saved["params"].tree), _arrays(params), f"{where} is of another model")
+        _check_same(_arrays(saved["optimizer"].tree), _arrays(optimizer_state), f"{where} is of another optimizer")
+        items = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardRestore(params),
+                optimizer=ocp.args.StandardRestore(optimizer_state),
+                meta=ocp.args.JsonRestore(),
+            ),
+        )
+        return items["params"], items["optimizer"], items["meta"]
+
+    def latest_step(self) -> int | None:
+        """The last step saved, one still being written included."""
+        return self._manager.latest_step()
+
+    def best_step(self) -> int | None:
+        """The step with the best value of `best_metric`; None before a validated one was saved."""
+        return None if self._best_metric is None else self._manager.best_step()
+
+    def wait(self) -> None:
+        """Returns when what was saved is on disk, whole. Raises SaveError when it could not be written."""
+        with self._saving(self.latest_step()):
+            self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits and frees the threads. Raises SaveError when the last save could not be written."""
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
+
+    @contextlib.contextmanager
+    def _saving(self, step: int | None) -> Iterator[None]:
+        """Turns what goes wrong while writing into one line. orbax raises ValueError, OSError and others for IO."""
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:
+            what = "the folder cannot be made" if step is None else f"step {step} could not be saved"
+            whole = [s for s in self._manager.all_steps() if s != step] if step is not None else []
+            kept = f"; step {max(whole)} is whole" if whole else ""
+            raise SaveError(f"{self.directory}: {what}: {_reason(error)}{kept}") from error
+
+
+def _reason(error: Exception) -> str:
+    """'No space left on device' of an OSError or of tensorstore's long chain, else the error's first line."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    found = re.search(r": ([^:\[]+) \[os_error_code=", str(error))
+    return found[1] if found else f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+
+
+def _arrays(tree: Any) -> dict[str, str]:
+    """Path -> 'float32[8,4]' of a tree of arrays, of shapes, or of orbax' metadata."""
+    return {
+        path_name(path): f"{jnp.dtype(x.dtype).name}[{','.join(map(str, x.shape))}]"
+        for path, x in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def _check_same(saved: dict[str, str], wanted: dict[str, str], message: str) -> None:
+    for path in [*wanted, *saved]:
+        there, here = saved.get(path), wanted.get(path)
+        if there != here:
+            raise UserError(f"{message}: {path} is {there or 'absent'} in it and {here or 'absent'} in this run")
+
+
+@functools.cache
+def _quieten_orbax() -> None:
+    """Keeps orbax' tracebacks off stderr, pages of them for a full disk: the same error is raised to us.
+
+    After it tensorstore's other writes find the event loop closed, which Python would report as well.
+    """
+    logging.getLogger("absl").addFilter(lambda record: "/orbax/" not in record.pathname)
+    report = sys.unraisablehook
+
+    def report_others(unraisable: Any) -> None:
+        if "Event loop is closed" not in str(unraisable.exc_value):
+            report(unraisable)
+
+    sys.unraisablehook = report_others

@@ -1,0 +1,194 @@
+"""The loop around a step: resume, rows, validation, metrics, checkpoints, signals. Training mains give the step."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import numpy as np
+from jax.typing import ArrayLike
+from tqdm import tqdm
+
+from jvr1.data.batch import Microbatch
+from jvr1.data.pipeline import Journal, ahead
+from jvr1.eval.run import Answer, as_metrics, summarise
+from jvr1.train.checkpoint import Checkpoints
+from jvr1.train.metrics import MetricsWriter, PhaseClock, Sums, Tally, device_peak_flops
+from jvr1.train.optimizer import combine, make_schedule
+from jvr1.train.setup import Run
+from jvr1.train.state import TrainState, abstract_state, apply_gradients, check_bad_steps, init_state
+
+Step = Callable[[int, Sequence[Microbatch]], None]
+Validate = Callable[[dict], list[Answer]]
+
+
+class Loop:
+    """State of a run and what goes on around its steps.
+
+    A step calls `phase`, `add` and `update`; `show` names what the progress bar prints.
+    """
+
+    def __init__(self, run: Run, validate: Validate, show: Mapping[str, str]):
+        self.run_, self.validate, self.show = run, validate, dict(show)
+        train = run.settings.train
+        self.checkpoints = Checkpoints(run.workdir, train.keep, train.stop_metric or None)
+        trainable = run.trainable
+        first = init_state(run.tx, trainable)
+        shapes = abstract_state(run.tx, trainable, run.mesh)
+        self.state: TrainState = jax.device_put(first, jax.tree.map(lambda x: x.sharding, shapes))
+        self._apply = jax.jit(
+            lambda state, grads, has_rows: apply_gradients(run.tx, state, grads, has_rows),
+            donate_argnums=0,
+            out_shardings=(jax.tree.map(lambda x: x.sharding, shapes), None),
+        )
+        if self.checkpoints.latest_step() is not None:
+            self._resume(shapes)
+        self.journal = Journal(run.workdir, jax.process_index(), run.settings.data.max_failed)
+        self.writer = MetricsWriter(run.workdir, train.wandb or None, first_step=self.step)
+        self.clock, self.tally, self.flops = PhaseClock(), Tally(), 0.0
+        self._schedule = make_schedule(run.optimizer)
+        self._stop = False
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps taken."""
+        return self._step
+
+    _step = 0
+
+    def _resume(self, shapes: TrainState) -> None:
+        whole = combine(shapes.params, jax.tree.map(_as_shape, self.run_.frozen))
+        params, rest, meta = self.checkpoints.restore(whole, shapes._replace(params=None))
+        trained = _like(params, shapes.params)
+        self.state = TrainState(rest.step, trained, rest.optimizer, rest.bad_steps, rest.skipped)
+        self._step = int(meta["step"])
+        _say(f"resumed at step {self._step} from {self.checkpoints.directory}")
+
+    # --- what a step calls
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Times a part of the step."""
+        with self.clock.phase(name):
+            yield
+
+    def add(self, sums: Sums, maxima: Mapping[str, ArrayLike] | None = None) -> None:
+        """Statistics of a microbatch, as sums with their denominators."""
+        self.tally = self.tally.add(sums, maxima)
+
+    def update(self, gradients: dict, *, has_rows: bool) -> None:
+        """Applies the gradient of all microbatches."""
+        self.state, stats = self._apply(self.state, gradients, np.bool_(has_rows))
+        self.add({"update/gradient_norm": (stats.gradient_norm, 1.0), "update/applied": (stats.applied, 1.0)})
+
+    # --- the loop
+
+    def run(self, step_of: Step) -> None:
+        """Steps until the last, a signal, or the validation value that ends the run early."""
+        settings, pipeline = self.run_.settings.train, self.run_.pipeline
+        rows = ahead(pipeline.steps(self.step, settings.steps, dict(self.journal.failed)), 1)
+        bar = progress_bar(settings.steps, self.step)
+        with _signals(self._on_signal):
+            if self.step == 0 and settings.validate_every:
+                self._validate()
+            while self.step < settings.steps and not self._stop:
+                with self.clock.phase("data"):
+                    microbatches = next(rows)
+                failures = self.journal.note(self.step, microbatches)
+                self._count_rows(microbatches, failures)
+                step_of(self.step, microbatches)
+                self._step += 1
+                self._log(bar)
+                due = settings.validate_every and self.step % settings.validate_every == 0
+                metrics = self._validate() if due else None
+                reached = bool(metrics) and settings.stop_metric and metrics.get(settings.stop_metric, 0.0) >= settings.stop_value
+                if reached:
+                    _say(f"step {self.step}: {settings.stop_metric} reached {metrics[settings.stop_metric]:.3f}; stopping early")
+                    self._stop = True
+                if self._stop or due or self.step % settings.save_every == 0 or self.step == settings.steps:
+                    self.save(metrics)
+        bar.close()
+        self.checkpoints.close()
+        self.writer.close()
+        if self._stop and self.step < settings.steps:
+            _say(f"stopped and saved at step {self.step} of {settings.steps}")
+
+    def save(self, metrics: Mapping[str, float] | None = None) -> None:
+        """Starts a checkpoint of all a restart needs; the position in the data is the step number."""
+        params = combine(self.state.params, self.run_.frozen)
+        self.checkpoints.save(self.step, params, self.state._replace(params=None), {"step": self.step}, metrics)
+
+    def _on_signal(self) -> None:
+        _say("signal received: finishing the step, then saving")
+        self._stop = True
+
+    def _validate(self) -> dict[str, float]:
+        metrics = as_metrics(summarise(self.validate(self.state.params)))
+        self.writer.scalars(self.step, {f"valid/{name}": value for name, value in metrics.items()})
+        accuracies = {name: value for name, value in metrics.items() if name.endswith(("/ordered", "/shuffled"))}
+        _say(f"step {self.step} valid: " + "  ".join(f"{name} {value:.3f}" for name, value in accuracies.items()))
+        return metrics
+
+    def _count_rows(self, microbatches: Sequence[Microbatch], failures: Sequence[Any]) -> None:
+        real, room = 0, 0
+        for micro in microbatches:
+            mask = micro.arrays.prompt.mask[np.asarray(micro.arrays.valid)]
+            real, room = real + int(mask.sum()), room + micro.arrays.prompt.mask.size
+        rows = sum(row.record is not None for micro in microbatches for row in micro.rows)
+        self.add({"data/padding": (room - real, room), "data/failed": (len(failures), rows)})
+        causes = {row.error for row in failures}
+        self.add({f"data/failed/{c}": (sum(r.error == c for r in failures), rows) for c in causes if c})
+
+    def _log(self, bar: tqdm) -> None:
+        values, seconds = self.tally.means(), self.clock.take()
+        total = seconds.pop("total")
+        values |= {f"seconds/{name}": value for name, value in seconds.items()} | {"seconds/step": total}
+        values |= {"update/learning_rate": float(self._schedule(self.step - 1)), "update/skipped": int(self.state.skipped)}
+        tokens = self.tally.sums.get("completion/tokens")
+        if tokens is not None:
+            values["tokens_per_second"] = float(tokens[0]) / total
+            values.pop("completion/tokens", None)
+        values["flops_per_second"] = self.flops / total
+        peak = device_peak_flops(jax.devices()[0])
+        if peak is not None:
+            values["flops_share_of_peak"] = self.flops / total / (peak * jax.device_count())
+        self.writer.scalars(self.step, values)
+        bar.set_postfix({label: f"{values[name]:.3g}" for name, label in self.show.items() if name in values}, refresh=False)
+        bar.update()
+        self.tally, self.flops = Tally(), 0.0
+        check_bad_steps(self.step, int(self.state.bad_steps), self.run_.optimizer.max_bad_steps)
+
+
+def progress_bar(total: int, done: int) -> tqdm:
+    """On a terminal it moves; in a log file it is a line now and then."""
+    every = 0.5 if sys.stderr.isatty() else 15.0
+    return tqdm(total=total, initial=done, unit="step", mininterval=every, disable=jax.process_index() > 0)
+
+
+def _as_shape(x: jax.Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+
+
+def _like(params: dict, part: dict) -> dict:
+    """The branches of `params` that `part` has."""
+    return {key: _like(params[key], value) if isinstance(value, dict) else params[key] for key, value in part.items()}
+
+
+def _say(text: str) -> None:
+    if jax.process_index() == 0:
+        tqdm.write(text)
+
+
+@contextmanager
+def _signals(notify: Callable[[], None]) -> Iterator[None]:
+    """Calls `notify` on SIGTERM and SIGINT while inside; the handlers of before come back after."""
+    before = {s: signal.signal(s, lambda *_: notify()) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

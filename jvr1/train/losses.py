@@ -1,0 +1,66 @@
+"""Token log-probabilities from hidden states without the full logits, and the supervised loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+LogitsOf = Callable[[Float[Array, "*X D"]], Float[Array, "*X V"]]
+
+
+class TokenScores(NamedTuple):
+    """Of each target token under softmax(logits / temperature): its log-probability, the entropy of the softmax."""
+
+    logprobs: Float[Array, "B G C"]
+    entropy: Float[Array, "B G C"]
+
+
+def token_scores(
+    logits_of: LogitsOf,
+    hidden: Float[Array, "B G C D"],
+    targets: Int[Array, "B G C"],
+    *,
+    temperature: float = 1.0,
+    chunk: int = 128,
+) -> TokenScores:
+    """Scores of targets from the hidden states that predict them, `chunk` of the C axis at a time.
+
+    The logits of a chunk [B,G,chunk,V] are made, used and made again in the backward pass; nothing of size V is kept.
+    One function for SFT, policy and reference. The entropy carries no gradient.
+    """
+    length = hidden.shape[2]
+    size = min(chunk, length)
+    pad = -length % size
+    hidden = jnp.pad(hidden, ((0, 0), (0, 0), (0, pad), (0, 0)))
+    targets = jnp.pad(targets, ((0, 0), (0, 0), (0, pad)))
+    b, g = targets.shape[:2]
+    chunks = (length + pad) // size
+
+    @jax.checkpoint
+    def score(hidden: Array, targets: Array) -> tuple[Array, Array]:
+        logits = logits_of(hidden) / jnp.float32(temperature)
+        total = jax.nn.logsumexp(logits, axis=-1)
+        logprobs = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0] - total
+        fixed = jax.lax.stop_gradient(logits)
+        mean = jnp.sum(jax.nn.softmax(fixed, axis=-1) * fixed, axis=-1)
+        return logprobs, jax.lax.stop_gradient(total) - mean
+
+    if chunks == 1:
+        logprobs, entropy = score(hidden, targets)
+    else:
+        parts = (hidden.reshape(b, g, chunks, size, -1), targets.reshape(b, g, chunks, size))
+        parts = tuple(jnp.moveaxis(x, 2, 0) for x in parts)
+        _, scores = jax.lax.scan(lambda carry, part: (carry, score(*part)), None, parts)
+        logprobs, entropy = (jnp.moveaxis(x, 0, 2).reshape(b, g, length + pad) for x in scores)
+    return TokenScores(logprobs[:, :, :length], entropy[:, :, :length])
+
+
+def supervised_loss(
+    logprobs: Float[Array, "B G C"], mask: Float[Array, "B G C"], denominator: Float[Array, ""]
+) -> Float[Array, ""]:
+    """- sum of the target tokens' log-probabilities / `denominator`, the target tokens of the whole optimizer step."""
+    return -jnp.sum(logprobs * mask) / denominator

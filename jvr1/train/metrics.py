@@ -1,0 +1,234 @@
+"""What a run shows: TensorBoard, optional wandb, rollouts, and the sums and clocks behind the numbers."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from jax.typing import ArrayLike
+from jaxtyping import UInt8
+from PIL import Image, ImageDraw, ImageFont
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.text.summary import text_pb
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+from jvr1.errors import UserError
+
+
+class MetricsWriter:
+    """Writes WORKDIR/tensorboard, and to wandb where a project is named; on process 0, elsewhere nothing.
+
+    first_step: events of that step and later, left by a run that was killed, are hidden by TensorBoard.
+    A resumed run goes on in the same wandb run (its id is kept in WORKDIR/wandb_run).
+    Errors: UserError when a project is named and wandb is not installed.
+    """
+
+    def __init__(self, workdir: epath.PathLike, wandb_project: str | None = None, first_step: int = 0):
+        self._board = self._wandb = None
+        if jax.process_index() != 0:
+            return
+        workdir = epath.Path(workdir)
+        if wandb_project:
+            self._wandb = _start_wandb(workdir, wandb_project)
+        # not tensorboardX: its flush does not wait for its queue, so that a killed run would lose events
+        self._board = EventFileWriter(str(workdir / "tensorboard"))
+        if first_step:
+            self._add(Event(step=first_step, session_log=SessionLog(status=SessionLog.START)))
+
+    def scalars(self, step: int, values: Mapping[str, Any]) -> None:
+        """Numbers under their names; 'reward/format' stands beside 'reward/accuracy'."""
+        if self._board is None:
+            return
+        values = {name: float(value) for name, value in values.items()}
+        summary = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        self._add(Event(step=step, summary=Summary(value=summary)))
+        if self._wandb is not None:
+            self._wandb.log(values, step=step)
+
+    def text(self, step: int, tag: str, text: str) -> None:
+        """A text as it is, whatever markdown it contains."""
+        if self._board is None:
+            return
+        indented = "\n".join("    " + line for line in text.splitlines())
+        self._add(Event(step=step, summary=text_pb(tag, indented)))
+        if self._wandb is not None:
+            self._wandb.log({tag: text}, step=step)
+
+    def image(self, step: int, tag: str, image: UInt8[np.ndarray, "h w 3"]) -> None:
+        """A picture, stored as PNG."""
+        if self._board is None:
+            return
+        png = io.BytesIO()
+        Image.fromarray(image).save(png, format="PNG")
+        height, width, colours = image.shape
+        picture = Summary.Image(height=height, width=width, colorspace=colours, encoded_image_string=png.getvalue())
+        self._add(Event(step=step, summary=Summary(value=[Summary.Value(tag=tag, image=picture)])))
+        if self._wandb is not None:
+            self._wandb.log({tag: importlib.import_module("wandb").Image(image)}, step=step)
+
+    def flush(self) -> None:
+        """Returns when all events so far are on disk. Call it before a checkpoint is saved."""
+        if self._board is not None:
+            self._board.flush()
+
+    def close(self) -> None:
+        if self._board is not None:
+            self._board.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+    def _add(self, event: Event) -> None:
+        event.wall_time = time.time()
+        self._board.add_event(event)
+
+
+def _start_wandb(workdir: epath.Path, project: str) -> Any:
+    try:
+        wandb = importlib.import_module("wandb")
+    except ImportError:
+        raise UserError(
+            f"wandb_project is {project!r} but wandb is not installed; pip install wandb, or leave the project empty"
+        ) from None
+    kept = workdir / "wandb_run"
+    known = kept.read_text().strip() if kept.exists() else None
+    run = wandb.init(project=project, id=known, resume="allow", name=workdir.name)
+    workdir.mkdir(parents=True, exist_ok=True)
+    kept.write_text(run.id)
+    return run
+
+
+def write_rollouts(workdir: epath.PathLike, step: int, process: int, rows: Sequence[Mapping[str, Any]]) -> epath.Path:
+    """Writes WORKDIR/rollouts/step-N.process-K.jsonl, one JSON object a row, whole or not at all; returns the path.
+
+    numpy values are written as numbers and lists. A file of the same step, left by a killed run, is replaced.
+    """
+    folder = epath.Path(workdir) / "rollouts"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"step-{step}.process-{process}.jsonl"
+    lines = [json.dumps(row, ensure_ascii=False, default=lambda x: np.asarray(x).tolist()) + "\n" for row in rows]
+    unfinished = folder / f"{path.name}.tmp"
+    # a lone surrogate, which JSON can carry, has no UTF-8 form
+    unfinished.write_bytes("".join(lines).encode("utf-8", "replace"))
+    return unfinished.replace(path)
+
+
+def frame_strip(frames: UInt8[np.ndarray, "n h w 3"], caption: str, min_width: int = 320) -> UInt8[np.ndarray, "H L 3"]:
+    """Frames side by side on white with the caption, wrapped to their width, below them."""
+    n, h, w, _ = frames.shape
+    gap, margin = 2, 4
+    width = max(n * (w + gap) - gap, min_width)
+    font = ImageFont.load_default(12)
+    lines = [line for part in caption.splitlines() for line in _wrap(part, font, width - 2 * margin)]
+    line_height = sum(font.getmetrics()) + 2
+    image = Image.new("RGB", (width, h + 2 * margin + line_height * len(lines)), "white")
+    for i, frame in enumerate(frames):
+        image.paste(Image.fromarray(frame), (i * (w + gap), 0))
+    draw = ImageDraw.Draw(image)
+    for i, line in enumerate(lines):
+        draw.text((margin, h + margin + i * line_height), line, fill="black", font=font)
+    return np.asarray(image)
+
+
+def _wrap(text: str, font: Any, width: int) -> list[str]:
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) <= width:
+            lines[-1] = longer
+            continue
+        lines.append("")
+        for character in word:  # a word wider than the strip breaks anywhere
+            if font.getlength(lines[-1] + character) > width:
+                lines.append("")
+            lines[-1] += character
+    return [line for line in lines if line]
+
+
+_PEAKS = (
+    ("TPU v4", 275e12),
+    ("TPU v5 lite", 197e12),
+    ("TPU v5e", 197e12),
+    ("TPU v5", 459e12),
+    ("TPU v6", 918e12),
+    ("TPU7x", 1153.5e12),
+    ("A100", 312e12),
+    ("H100 PCIe", 756e12),
+    ("H100 NVL", 835e12),
+    ("H100", 989e12),
+    ("H200", 989e12),
+)
+"""Dense bf16 FLOP/s a JAX device, by the first entry found in its `device_kind`. TPU: the "peak compute per chip" of
+cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}; a v7x chip is two devices. GPU: NVIDIA's data sheets, without sparsity
+(A100, H100 SXM unless the name says otherwise, H200 SXM)."""
+
+
+def device_peak_flops(device: jax.Device) -> float | None:
+    """Peak dense bf16 FLOP/s of one device; None for a chip that is not in the table."""
+    return next((peak for name, peak in _PEAKS if name in device.device_kind), None)
+
+
+Sums = Mapping[str, tuple[ArrayLike, ArrayLike]]
+"""Name -> (numerator, denominator): a mean that can still be added up. `rl.tgrpo.Mean` is one."""
+
+
+class Tally(NamedTuple):
+    """Statistics of an optimizer step, added over its microbatches on the device: reading them comes last.
+
+    sums: name -> (numerator, denominator). maxima: name -> the largest value. Buckets may bring different names.
+    """
+
+    sums: dict[str, tuple[Any, Any]] = {}  # noqa: RUF012  (never written to: `add` returns a new Tally)
+    maxima: dict[str, Any] = {}  # noqa: RUF012
+
+    def add(self, sums: Sums, maxima: Mapping[str, ArrayLike] | None = None) -> Tally:
+        """A new Tally with one microbatch more. Without host synchronisation; works on tracers."""
+        total, largest = dict(self.sums), dict(self.maxima)
+        for name, (numerator, denominator) in sums.items():
+            before = total.get(name, (0, 0))
+            total[name] = (before[0] + numerator, before[1] + denominator)
+        for name, value in (maxima or {}).items():
+            largest[name] = jnp.maximum(largest[name], value) if name in largest else value
+        return Tally(total, largest)
+
+    def means(self) -> dict[str, float]:
+        """Numerator / denominator of each sum, and the maxima. A sum with denominator 0 has no mean: left out."""
+        sums, maxima = jax.device_get((self.sums, self.maxima))
+        means = {name: float(n) / float(d) for name, (n, d) in sums.items() if d != 0}
+        return means | {name: float(value) for name, value in maxima.items()}
+
+
+class PhaseClock:
+    """Seconds spent in the named phases of a step: waiting for data, generation, reward, update.
+
+    JAX returns before the device is done: block on a phase's result within the phase, or its time is another's.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.perf_counter):
+        self._now, self._seconds = now, {}
+        self._start = now()
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Adds the seconds within to the phase, an exception notwithstanding."""
+        start = self._now()
+        try:
+            yield
+        finally:
+            self._seconds[name] = self._seconds.get(name, 0.0) + self._now() - start
+
+    def take(self) -> dict[str, float]:
+        """Seconds by phase since the last call, `total` those on the wall; starts again from zero."""
+        end = self._now()
+        seconds, self._seconds = self._seconds | {"total": end - self._start}, {}
+        self._start = end
+        return seconds

@@ -1,0 +1,199 @@
+"""The one way to open a model wherever a model is named: HF folder, hub id, converted folder, workdir, checkpoint."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from etils import epath
+from flax import nnx
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
+
+from jvr1.errors import UserError
+from jvr1.model import hf, qwen2_5_vl
+from jvr1.model.config import ModelConfig, to_hf
+from jvr1.sharding import check_mesh, param_shardings, path_name
+
+PARAMS, CHECKPOINTS, MODEL = "params", "checkpoints", "model"
+FORMS = "an HF folder, a hub id, a converted folder, a workdir or one of its checkpoints"
+CHUNK_BYTES = 256 * 2**20
+"""Arrays are stored in chunks of at most this size, so that another mesh reads little more than its slices."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """An opened model: shape, graph, parameters on the mesh, files beside the weights, and where it came from."""
+
+    config: ModelConfig
+    graphdef: nnx.GraphDef
+    params: dict
+    carried: dict[str, bytes]
+    source: str
+
+
+class Location(NamedTuple):
+    """Where a model lies. folder: config.json and carried files. params: orbax parameters; None: safetensors."""
+
+    folder: epath.Path
+    params: epath.Path | None
+
+
+def open_model(
+    source: epath.PathLike,
+    mesh: Mesh,
+    *,
+    dtype: DTypeLike = jnp.bfloat16,
+    param_dtype: DTypeLike = jnp.bfloat16,
+    remat: str = "none",
+) -> Model:
+    """Reads a model straight onto the mesh. All processes call it.
+
+    dtype: of activations; param_dtype: of parameters, whatever they are stored in; remat: see `qwen2_5_vl.Qwen25VL`.
+    Raises UserError that says what is wrong: no such model, another architecture, a tensor missing or of another
+    shape, a tensor axis that cannot split the model.
+    """
+    folder, stored = locate(source)
+    config = hf.read_config(folder)
+    check_mesh(mesh, config)
+    graphdef, shapes = qwen2_5_vl.abstract(config, dtype=dtype, param_dtype=param_dtype, remat=remat)
+    shardings = param_shardings(shapes, mesh)
+    params = hf.load(folder, config, shapes, shardings) if stored is None else restore(stored, shapes, shardings)
+    return Model(config, graphdef, params, hf.read_carried(folder), str(source))
+
+
+def save_model(folder: epath.PathLike, params: dict, config: ModelConfig, carried: Mapping[str, bytes]) -> None:
+    """Writes the converted form: config.json, carried files, `params/`. All processes call it.
+
+    config.json comes last, so that an interrupted folder is not taken for a model. Raises UserError when `folder` is
+    not empty or cannot be written.
+    """
+    folder = epath.Path(folder)
+    if jax.process_index() == 0:
+        hf.claim_folder(folder)
+    args = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES), params)
+    with _checkpointer(params) as checkpointer:
+        checkpointer.save(_absolute(folder / PARAMS), args=ocp.args.PyTreeSave(params, save_args=args))
+    if jax.process_index() == 0:
+        for name, content in carried.items():
+            (folder / name).write_bytes(content)
+        dtype = str(jax.tree.leaves(params)[0].dtype)
+        (folder / hf.CONFIG).write_text(json.dumps(to_hf(config, dtype), indent=2) + "\n")
+
+
+def restore(stored: epath.Path, shapes: dict, shardings: Any) -> dict:
+    """Parameters from an orbax folder, each device reading its own slices. Raises UserError naming what does not fit."""
+    targets = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+    with _checkpointer(targets) as checkpointer:
+        try:
+            metadata = checkpointer.metadata(_absolute(stored)).item_metadata.tree
+        except (OSError, ValueError, AttributeError) as error:
+            raise UserError(f"{stored} holds no readable parameters: {_one_line(error)}") from None
+        _compare(stored, metadata, targets)
+        args = ocp.args.PyTreeRestore(targets, ocp.checkpoint_utils.construct_restore_args(targets))
+        return checkpointer.restore(_absolute(stored), args=args)
+
+
+def _checkpointer(arrays: dict) -> ocp.Checkpointer:
+    """Copies of at most a GB are in host memory at a time, or of the largest slice of a device where that is more."""
+    largest = max(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(arrays))
+    limit = math.ceil(max(largest, 10**9) / 10**9)
+    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(save_concurrent_gb=limit, restore_concurrent_gb=limit))
+
+
+def _compare(stored: epath.Path, metadata: Any, targets: dict) -> None:
+    is_leaf = lambda x: hasattr(x, "shape")  # noqa: E731
+    found = {path_name(p): tuple(x.shape) for p, x in jax.tree_util.tree_leaves_with_path(metadata, is_leaf=is_leaf)}
+    wanted = {path_name(p): tuple(x.shape) for p, x in jax.tree_util.tree_leaves_with_path(targets)}
+    for name, shape in wanted.items():
+        if name not in found:
+            raise UserError(f"{stored}: parameter {name} is missing")
+        if found[name] != shape:
+            raise UserError(f"{stored}: parameter {name} has shape {found[name]}; config.json asks for {shape}")
+    extra = sorted(set(found) - set(wanted))
+    if extra:
+        raise UserError(f"{stored}: {len(extra)} unexpected parameters, the first {extra[0]}")
+
+
+def locate(source: epath.PathLike) -> Location:
+    """Where a model lies, downloading a hub id. Raises UserError when there is none."""
+    folder = epath.Path(source)
+    if not folder.exists():
+        if re.fullmatch(r"[\w][\w.-]*/[\w.-]+", str(source)):
+            return Location(download(str(source)), None)
+        raise UserError(f"{source} does not exist; a model is {FORMS}")
+    if (folder / CHECKPOINTS).is_dir():
+        return _checkpoint(folder, _latest_step(folder))
+    if folder.name.isdigit() and folder.parent.name == CHECKPOINTS:
+        return _checkpoint(folder.parent.parent, int(folder.name))
+    if (folder / PARAMS).is_dir():
+        return Location(folder, folder / PARAMS)
+    return Location(folder, None)
+
+
+def _latest_step(workdir: epath.Path) -> int:
+    options = ocp.CheckpointManagerOptions(read_only=True)
+    with ocp.CheckpointManager(_absolute(workdir / CHECKPOINTS), options=options) as manager:
+        step = manager.latest_step()
+    if step is None:
+        raise UserError(f"{workdir / CHECKPOINTS} holds no finished checkpoint yet")
+    return step
+
+
+def _checkpoint(workdir: epath.Path, step: int) -> Location:
+    stored = workdir / CHECKPOINTS / str(step) / PARAMS
+    if not stored.is_dir():
+        raise UserError(f"{stored} does not exist; a checkpoint holds its parameters there")
+    return Location(workdir / MODEL, stored)
+
+
+def download(name: str) -> epath.Path:
+    """The local folder of a hub id's files, fetched when they are not in the cache. Raises UserError."""
+    from huggingface_hub import snapshot_download  # slow to import, seldom needed
+
+    wanted = ["*.safetensors", hf.INDEX, hf.CONFIG, *hf.CARRIED]
+    try:
+        return epath.Path(snapshot_download(name, allow_patterns=wanted))
+    except Exception as error:  # the hub raises errors of several libraries
+        raise UserError(
+            f"{name} is no folder here, and cannot be fetched from the hub: {_one_line(error)}; a model is {FORMS}"
+        ) from None
+
+
+def read_tokenizer(source: epath.PathLike) -> Any:
+    """The tokenizer (HF `PreTrainedTokenizerFast`) beside a model's weights. Raises UserError when there is none."""
+    folder, _ = locate(source)
+    return make_tokenizer(hf.read_carried(folder), str(folder))
+
+
+def make_tokenizer(carried: Mapping[str, bytes], name: str) -> Any:
+    """The tokenizer of carried files; `name` says in errors where they came from. Needs no torch."""
+    from transformers import AutoTokenizer  # slow to import
+
+    if "tokenizer.json" not in carried and "vocab.json" not in carried:
+        raise UserError(f"{name} holds no tokenizer.json; copy the tokenizer files of the model there")
+    with tempfile.TemporaryDirectory() as folder:  # carried files may come from a bucket
+        for file, content in carried.items():
+            (Path(folder) / file).write_bytes(content)
+        (Path(folder) / hf.CONFIG).write_text('{"model_type": "qwen2_5_vl"}')
+        try:
+            return AutoTokenizer.from_pretrained(folder)
+        except Exception as error:  # whatever a broken file makes the library raise
+            raise UserError(f"{name}: the tokenizer files cannot be read: {_one_line(error)}") from None
+
+
+def _absolute(path: epath.Path) -> epath.Path:
+    return path if "://" in str(path) else path.resolve()
+
+
+def _one_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

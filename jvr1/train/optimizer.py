@@ -1,0 +1,159 @@
+"""AdamW of optax with schedule, clipping, decay mask, and parameters split into trained and frozen ones."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+
+from jvr1.errors import UserError
+from jvr1.sharding import path_name
+
+Params = dict[str, Any]
+"""Nested dicts with arrays (or their shapes) as leaves."""
+
+_CHOICES = {"schedule": ("constant", "linear", "cosine"), "moment_dtype": ("float32", "bfloat16")}
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW (Loshchilov & Hutter, arXiv 1711.05101), decoupled decay times the learning rate as in torch.
+
+    schedule: after a linear rise over `warmup_steps`, constant, or falling to 0 at `steps` linearly or as a cosine
+    (HF `get_scheduler`). clip_norm: bound on the global gradient norm; None: no clipping. freeze: patterns that match
+    the whole path of parameters to leave as they are, such as 'visual/.*'. moment_dtype: of the first moment; the
+    second stays in fp32, because with b2 = 0.999 its changes are below bf16's resolution. max_bad_steps: non-finite
+    gradients in a row that end the run.
+    Errors: UserError for a value that is not possible.
+    """
+
+    learning_rate: float = 1e-6
+    schedule: str = "constant"
+    warmup_steps: int = 0
+    steps: int = 1000
+    weight_decay: float = 0.0
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    clip_norm: float | None = 1.0
+    freeze: tuple[str, ...] = ()
+    moment_dtype: str = "float32"
+    max_bad_steps: int = 5
+
+    def __post_init__(self):
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise UserError(f"optimizer.{name} is {getattr(self, name)!r}; use one of {', '.join(choices)}")
+        for name in ("learning_rate", "eps"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"optimizer.{name} is {getattr(self, name)}; it must be positive")
+        if not self.weight_decay >= 0:
+            raise UserError(f"optimizer.weight_decay is {self.weight_decay}; it must not be negative")
+        for name in ("b1", "b2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"optimizer.{name} is {getattr(self, name)}; it must lie in [0, 1)")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise UserError(f"optimizer.clip_norm is {self.clip_norm}; it must be positive, or None for no clipping")
+        if self.max_bad_steps < 1:
+            raise UserError(f"optimizer.max_bad_steps is {self.max_bad_steps}; it must be at least 1")
+        if self.warmup_steps < 0 or (self.schedule != "constant" and self.warmup_steps >= self.steps):
+            raise UserError(
+                f"optimizer.warmup_steps is {self.warmup_steps}; it must lie between 0 and steps={self.steps}"
+            )
+
+
+def make_schedule(config: OptimizerConfig) -> Callable[[ArrayLike], Float[Array, ""]]:
+    """The learning rate of step 0, 1, ... as a jittable function. With warm-up it is 0 at step 0."""
+    peak, warmup = config.learning_rate, config.warmup_steps
+    fall = max(config.steps - warmup, 1)
+    after = {
+        "constant": lambda: optax.constant_schedule(peak),
+        "linear": lambda: optax.linear_schedule(peak, 0.0, fall),
+        "cosine": lambda: optax.cosine_decay_schedule(peak, fall),
+    }[config.schedule]()
+    rise = optax.linear_schedule(0.0, peak, max(warmup, 1))
+    schedule = optax.join_schedules([rise, after], [warmup]) if warmup else after
+    return lambda step: jnp.asarray(schedule(step), jnp.float32)
+
+
+def make_optimizer(config: OptimizerConfig, params: Params) -> optax.GradientTransformationExtraArgs:
+    """Clip, Adam, decay, learning rate, all in fp32 whatever the parameters' dtype. `params` are the trainable ones.
+
+    Its `update` takes `step=`: the learning rate follows the run's step, whatever steps were skipped.
+    """
+    schedule = make_schedule(config)
+    parts = [] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]
+    parts.append(optax.scale_by_adam(config.b1, config.b2, config.eps, mu_dtype=config.moment_dtype))
+    if config.weight_decay:
+        parts.append(optax.add_decayed_weights(config.weight_decay, mask=decay_mask(params)))
+    return _in_float32(optax.chain(*parts, _scale_by_rate(schedule)))
+
+
+def decay_mask(params: Params) -> Params:
+    """True for kernels and the embedding, which decay; False for norms and biases."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: path_name(path).endswith(("/kernel", "text/embedding")), params
+    )
+
+
+def partition(params: Params, patterns: Sequence[str]) -> tuple[Params, Params]:
+    """(trainable, frozen) parameters, each a nested dict without empty branches.
+
+    Frozen is what a pattern matches from end to end. Raises UserError for a pattern that matches nothing, that is no
+    regular expression, or for patterns that leave nothing to train.
+    """
+    paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    frozen: set[str] = set()
+    for pattern in patterns:
+        try:
+            matched = {path for path in paths if re.fullmatch(pattern, path)}
+        except re.error as error:
+            raise UserError(f"optimizer.freeze pattern {pattern!r} is no regular expression: {error}") from None
+        if not matched:
+            raise UserError(f"optimizer.freeze pattern {pattern!r} matches no parameter; a path is like {paths[0]!r}")
+        frozen |= matched
+    if len(frozen) == len(paths):
+        raise UserError(f"optimizer.freeze {tuple(patterns)} matches every parameter; nothing is left to train")
+    return _select(params, set(paths) - frozen, ""), _select(params, frozen, "")
+
+
+def combine(trainable: Params, frozen: Params) -> Params:
+    """The whole parameters from the two parts of `partition`."""
+    both = {
+        key: combine(trainable[key], frozen[key]) if key in trainable and key in frozen else (trainable | frozen)[key]
+        for key in trainable.keys() | frozen.keys()
+    }
+    return dict(sorted(both.items()))
+
+
+def _select(tree: Params, paths: set[str], prefix: str) -> Params:
+    out = {}
+    for key, value in tree.items():
+        kept = _select(value, paths, f"{prefix}{key}/") if isinstance(value, dict) else value
+        if kept if isinstance(value, dict) else f"{prefix}{key}" in paths:
+            out[key] = kept
+    return out
+
+
+def _scale_by_rate(schedule: Callable[[ArrayLike], Array]) -> optax.GradientTransformationExtraArgs:
+    def update(updates, state, params=None, *, step, **_):
+        return jax.tree.map(lambda u: -schedule(step) * u, updates), state
+
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+
+
+def _in_float32(tx: optax.GradientTransformationExtraArgs) -> optax.GradientTransformationExtraArgs:
+    def widen(tree):
+        return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
+
+    def update(updates, state, params=None, **extra):
+        return tx.update(widen(updates), state, widen(params), **extra)
+
+    return optax.GradientTransformationExtraArgs(lambda params: tx.init(widen(params)), update)

@@ -1,0 +1,115 @@
+"""What a step's completions leave behind: rows of the rollout file, sums for the log, pictures for TensorBoard."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from jvr1.data.batch import Arrays, Microbatch
+from jvr1.data.vision import frames_of
+from jvr1.eval.run import VARIANTS, Judged, Sampled
+from jvr1.model.config import ModelConfig
+from jvr1.rl.tgrpo import Advantages
+from jvr1.train.metrics import MetricsWriter, frame_strip
+
+MAX_PICTURES = 4
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """A microbatch sampled and scored. On the device: arrays, ids [B,G,C], sampled log-probabilities, advantage
+    [B,G], mask [B,G,C]; on the host, this process's rows: completions, texts, scores, advantages."""
+
+    micro: Microbatch
+    rows: tuple[int, ...]
+    arrays: Arrays
+    ids: jax.Array
+    sampled: jax.Array
+    advantage: jax.Array
+    mask: jax.Array
+    denominator: float
+    host: Sampled
+    texts: list[list[str]]
+    judged: Judged
+    result: Advantages
+
+
+def rollout_rows(step: int, rollouts: Sequence[Rollout]) -> Iterator[dict[str, Any]]:
+    """Every sampled completion with its scores, one dict each."""
+    for rollout in rollouts:
+        for b, row in enumerate(rollout.micro.rows):
+            if row.record is None or row.error is not None:
+                continue
+            for r, text in enumerate(rollout.texts[b]):
+                score, ordered = rollout.judged.rows[b][r], r < rollout.rows[0]
+                yield {
+                    "step": step,
+                    "microbatch": row.micro,
+                    "row": row.place,
+                    "problem_id": row.record.problem_id,
+                    "data_source": row.record.data_source,
+                    "problem_type": row.record.problem_type,
+                    "frames": VARIANTS[not ordered],
+                    "completion": text,
+                    "solution": row.record.solution,
+                    "answer": score.answer,
+                    "accuracy": score.accuracy,
+                    "format": score.format,
+                    "tokens": int(rollout.host.length[b, r]),
+                    "ended": bool(rollout.host.ended[b, r]),
+                    "reward": float(rollout.result.reward[b, r]) if ordered else None,
+                    "advantage": float(rollout.result.advantage[b, r]) if ordered else None,
+                    "temporal_signal": float(rollout.result.signal[b]),
+                }
+
+
+def score_sums(micro: Microbatch, judged: Judged, sampled: Sampled, rows: Sequence[int]) -> dict[str, tuple[float, float]]:
+    """Sums for the log: format, accuracy by modality and problem type, completion lengths, of valid ordered rows."""
+    sums: dict[str, tuple[float, float]] = {}
+
+    def add(name: str, total: float, count: float) -> None:
+        before = sums.get(name, (0.0, 0.0))
+        sums[name] = (before[0] + total, before[1] + count)
+
+    g = rows[0]
+    for b, row in enumerate(micro.rows):
+        if row.record is None or row.error is not None:
+            continue
+        scores = judged.rows[b][:g]
+        accuracy = sum(s.accuracy for s in scores)
+        add("reward/format", sum(s.format for s in scores), g)
+        add(f"accuracy/{micro.bucket.kind}", accuracy, g)
+        add(f"accuracy/{row.record.problem_type}", accuracy, g)
+        add(f"accuracy/{row.record.data_source}", accuracy, g)
+        add("completion/length", float(sampled.length[b, :g].sum()), g)
+        add("completion/cut_off", float((~sampled.ended[b, :g]).sum()), g)
+        add("completion/tokens", float(sampled.length[b].sum()), 1.0)
+    return sums
+
+
+def log_pictures(writer: MetricsWriter, step: int, rollouts: Sequence[Rollout], config: ModelConfig) -> None:
+    """For a few videos, the ordered and the shuffled frames, and what was answered to each; a few texts."""
+    shown = 0
+    for rollout in rollouts:
+        for b, row in enumerate(rollout.micro.rows):
+            if shown == MAX_PICTURES or row.record is None or row.error is not None:
+                break
+            texts = rollout.texts[b]
+            writer.text(step, f"completions/{shown}", f"{row.record.problem}\n{row.record.solution}\n\n{texts[0]}")
+            if len(rollout.rows) == 2:
+                for variant, text in zip(VARIANTS, (texts[0], texts[rollout.rows[0]]), strict=True):
+                    strip = frame_strip(_frames(rollout.micro.arrays, b, variant, config), f"{row.record.problem}\n{text}")
+                    writer.image(step, f"frames/{shown}/{variant}", strip)
+            shown += 1
+
+
+def _frames(arrays: Arrays, b: int, variant: str, config: ModelConfig) -> np.ndarray:
+    visual = arrays.visual
+    hw = visual.hw[b]
+    real = (hw[..., 0] >= 0).any(axis=(1, 2))
+    pair = (visual.pair if variant == "ordered" else arrays.shuffled)[b][real].reshape(-1)
+    return frames_of(visual.frames[b][pair], hw[0], config.vision.patch)

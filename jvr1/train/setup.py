@@ -1,0 +1,244 @@
+"""What every training run has: mesh, model, optimizer, data and held-out questions, made from its config."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from flax import nnx
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+from transformers import PreTrainedTokenizerBase
+
+from jvr1 import config as settings
+from jvr1.data.batch import Bucket
+from jvr1.data.cache import MediaCache, is_remote
+from jvr1.data.encode import Encoder
+from jvr1.data.index import IndexEntry, build_index, file_stamp, load_index, save_index, settings_hash, summary
+from jvr1.data.media import load
+from jvr1.data.pipeline import Pipeline, Slice
+from jvr1.data.prompts import end_ids
+from jvr1.data.records import Record, load_records
+from jvr1.data.sandbox import Sandbox
+from jvr1.data.schedule import Pool, Schedule, Sequential
+from jvr1.data.store import RecordStore
+from jvr1.errors import UserError
+from jvr1.model.config import ModelConfig, to_hf
+from jvr1.sharding import make_mesh, param_shardings
+from jvr1.train.models import MODEL, Model, make_tokenizer, open_model
+from jvr1.train.optimizer import OptimizerConfig, make_optimizer, partition
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run before its first step. `params` are all, `frozen` those no gradient touches."""
+
+    settings: ConfigDict
+    workdir: epath.Path
+    mesh: Mesh
+    config: ModelConfig
+    graphdef: nnx.GraphDef
+    params: dict
+    trainable: dict
+    frozen: dict
+    shardings: Any
+    carried: dict[str, bytes]
+    tokenizer: PreTrainedTokenizerBase
+    end_ids: tuple[int, ...]
+    optimizer: OptimizerConfig
+    tx: Any
+    key: jax.Array
+    pipeline: Pipeline
+    held_out: Pipeline | None
+    held_out_count: int
+
+
+def open_run(config: ConfigDict, workdir: str, *, targets: bool) -> Run:
+    """Opens the model and the data. `targets`: whether rows carry the answer (SFT). Raises UserError."""
+    folder = epath.Path(workdir)
+    keep_settings(config, folder)
+    mesh = make_mesh(dict(config.mesh))
+    check_batch(config, mesh)
+    model = open_model(
+        config.model.source,
+        mesh,
+        dtype=jnp.dtype(config.model.dtype),
+        param_dtype=jnp.dtype(config.model.param_dtype),
+        remat=config.model.remat,
+    )
+    tokenizer = make_tokenizer(model.carried, model.source)
+    trainable, frozen = partition(model.params, settings.optimizer(config).freeze)
+    optimizer = settings.optimizer(config)
+    keep_carried(model, folder)
+    encoder = make_encoder(config, model.config, tokenizer, targets=targets)
+    held_out, count = None, 0
+    if config.data.valid:
+        asking = make_encoder(config, model.config, tokenizer, targets=False)
+        held_out, count = open_questions(config, config.data.valid, asking, folder, "valid")
+    return Run(
+        settings=config,
+        workdir=folder,
+        mesh=mesh,
+        config=model.config,
+        graphdef=model.graphdef,
+        params=model.params,
+        trainable=trainable,
+        frozen=frozen,
+        shardings=param_shardings(model.params, mesh),
+        carried=model.carried,
+        tokenizer=tokenizer,
+        end_ids=end_ids(tokenizer),
+        optimizer=optimizer,
+        tx=make_optimizer(optimizer, trainable),
+        key=jax.random.key(config.seed),
+        pipeline=open_training_rows(config, encoder, folder),
+        held_out=held_out,
+        held_out_count=count,
+    )
+
+
+def keep_settings(config: ConfigDict, workdir: epath.Path) -> None:
+    """Writes config.json into the workdir. Raises UserError when it cannot."""
+    if jax.process_index():
+        return
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        (workdir / "config.json").write_text(settings.to_json(config))
+    except OSError as error:
+        raise UserError(f"workdir {workdir} cannot be written: {error.strerror or error}") from None
+
+
+def keep_carried(model: Model, workdir: epath.Path) -> None:
+    """Puts config.json and tokenizer beside the checkpoints, so that the workdir is a model by itself."""
+    if jax.process_index():
+        return
+    folder = workdir / MODEL
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in model.carried.items():
+        (folder / name).write_bytes(content)
+    dtype = str(jax.tree.leaves(model.params)[0].dtype)
+    (folder / "config.json").write_text(json.dumps(to_hf(model.config, dtype), indent=2) + "\n")
+
+
+def check_batch(config: ConfigDict, mesh: Mesh) -> None:
+    """Raises UserError when a microbatch cannot be split over the mesh."""
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    if config.batch.micro % ways:
+        raise UserError(f"batch.micro={config.batch.micro} rows cannot be split {ways} ways (mesh data x fsdp); use a multiple")
+
+
+def make_encoder(config: ConfigDict, model: ModelConfig, tokenizer: PreTrainedTokenizerBase, *, targets: bool) -> Encoder:
+    video_limits, image_limits = settings.pixel_limits(config)
+    return Encoder(
+        model=model,
+        tokenizer=tokenizer,
+        read=Sandbox(load, config.data.timeout),
+        media=MediaCache(config.data.root, config.data.media_cache or None, config.data.media_cache_gb * 2**30),
+        style=settings.style(config),
+        video=settings.video_sampling(config),
+        video_limits=video_limits,
+        image_limits=image_limits,
+        buckets=settings.buckets(config),
+        targets=targets,
+        real_seconds=config.data.real_seconds,
+    )
+
+
+def open_training_rows(config: ConfigDict, encoder: Encoder, workdir: epath.Path) -> Pipeline:
+    """The mixture of data.train: indexed, drawn by data.weights and data.modality."""
+    names = {b.name: b for b in encoder.buckets}
+    weights = config.data.weights or (1.0,) * len(config.data.train)
+    records: list[Record] = []
+    pools = []
+    for file, weight in zip(config.data.train, weights, strict=True):
+        own, entries = open_index(file, config, encoder, workdir)
+        for bucket, rows in by_bucket(entries, names).items():
+            pools.append(Pool(bucket, rows + len(records), weight * config.data.modality[bucket.kind]))
+        records += own
+    store = RecordStore.write(local_cache(workdir) / "train", records)
+    return Pipeline(
+        Schedule(pools, config.batch.micro, config.seed),
+        store,
+        encoder,
+        seed=config.seed,
+        per_step=config.batch.per_step,
+        workers=config.data.workers,
+        share=Slice(jax.process_index(), jax.process_count()),
+    )
+
+
+def open_questions(
+    config: ConfigDict, files: tuple[str, ...], encoder: Encoder, workdir: epath.Path, name: str
+) -> tuple[Pipeline, int]:
+    """Held-out questions, each once, and the number of microbatches they make."""
+    names = {b.name: b for b in encoder.buckets}
+    records: list[Record] = []
+    rows: dict[Bucket, list[int]] = defaultdict(list)
+    for file in files:
+        own, entries = open_index(file, config, encoder, workdir)
+        for bucket, numbers in by_bucket(entries, names).items():
+            rows[bucket] += (numbers + len(records)).tolist()
+        records += own
+    plan = Sequential(rows, config.batch.micro)
+    store = RecordStore.write(local_cache(workdir) / name, records)
+    pipeline = Pipeline(
+        plan,
+        store,
+        encoder,
+        seed=config.seed,
+        per_step=1,
+        workers=config.data.workers,
+        share=Slice(jax.process_index(), jax.process_count()),
+    )
+    return pipeline, len(plan.plans)
+
+
+def open_index(
+    file: str, config: ConfigDict, encoder: Encoder, workdir: epath.Path
+) -> tuple[list[Record], list[IndexEntry]]:
+    """The records of a file (relative to data.root) and their index: made before with the same settings, or now.
+
+    An index's name carries the hash of its settings, so one made with others is never taken.
+    """
+    file = str(epath.Path(config.data.root) / file)
+    records = load_records(file)
+    made_with = {"records": file_stamp(file), **encoder.fingerprint()}
+    folder = epath.Path(config.data.index) if config.data.index else workdir / "index"
+    path = folder / f"{epath.Path(file).stem}-{settings_hash(made_with)}.jsonl"
+    if not path.exists() and jax.process_index() == 0:
+        partial = local_cache(workdir) / f"{path.name}.partial"
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        workers = config.data.index_workers
+        entries = build_index(records, encoder.media, made_with, encoder.measure, workers, partial, config.data.timeout)
+        save_index(path, entries, made_with)
+        partial.unlink()
+        lengths = {b.name: b.prompt for b in encoder.buckets}
+        print(f"{file}: {summary(entries, lengths)}")
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"index {path}")
+    return records, load_index(path, made_with)
+
+
+def by_bucket(entries: list[IndexEntry], names: dict[str, Bucket]) -> dict[Bucket, np.ndarray]:
+    """Row numbers of each bucket; rows the index dropped are in none."""
+    rows: dict[Bucket, list[int]] = defaultdict(list)
+    for entry in entries:
+        if entry.bucket is not None:
+            rows[names[entry.bucket]].append(entry.row)
+    return {bucket: np.asarray(numbers, np.int64) for bucket, numbers in rows.items()}
+
+
+def local_cache(workdir: epath.Path) -> Any:
+    """A folder of this machine for files that worker processes map into memory."""
+    if is_remote(workdir):
+        return Path(tempfile.mkdtemp(prefix="jvr1-"))
+    return Path(workdir) / "cache" / f"process-{jax.process_index()}"

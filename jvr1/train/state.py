@@ -1,0 +1,100 @@
+"""What an optimizer step changes, and the step itself: pure, without host callbacks, safe on any mesh."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Int
+
+from jvr1.errors import UserError
+from jvr1.sharding import replicated
+from jvr1.train.optimizer import Params
+
+
+class TrainState(NamedTuple):
+    """step: optimizer steps begun, skipped ones too. params: the trainable ones. optimizer: moments.
+
+    bad_steps: non-finite gradients in a row. skipped: non-finite gradients since the start.
+    """
+
+    step: Int[Array, ""]
+    params: Params
+    optimizer: optax.OptState
+    bad_steps: Int[Array, ""]
+    skipped: Int[Array, ""]
+
+
+class UpdateStats(NamedTuple):
+    """gradient_norm: global, before clipping, fp32; non-finite where the step was. applied: parameters changed."""
+
+    gradient_norm: Float[Array, ""]
+    applied: Bool[Array, ""]
+
+
+def init_state(tx: optax.GradientTransformation, params: Params) -> TrainState:
+    """The state before the first step."""
+    step, bad_steps, skipped = (jnp.zeros((), jnp.int32) for _ in range(3))  # one buffer each: they are donated
+    return TrainState(step, params, tx.init(params), bad_steps, skipped)
+
+
+def abstract_state(tx: optax.GradientTransformation, params: Params, mesh: Mesh) -> TrainState:
+    """Shapes and shardings of `init_state`: moments lie as their parameters do, counters everywhere.
+
+    `params` are arrays or ShapeDtypeStructs with a `.sharding`. To restore into, and for `out_shardings`.
+    """
+
+    def place(x, sharding):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    state = jax.eval_shape(lambda p: init_state(tx, p), params)
+    optimizer = optax.tree_utils.tree_map_params(
+        tx,
+        lambda x, p: place(x, p.sharding),
+        state.optimizer,
+        params,
+        transform_non_params=lambda x: place(x, replicated(mesh)),
+    )
+    counters = {name: place(getattr(state, name), replicated(mesh)) for name in ("step", "bad_steps", "skipped")}
+    return TrainState(params=jax.tree.map(lambda p: place(p, p.sharding), params), optimizer=optimizer, **counters)
+
+
+def apply_gradients(
+    tx: optax.GradientTransformationExtraArgs, state: TrainState, grads: Params, has_rows: ArrayLike = True
+) -> tuple[TrainState, UpdateStats]:
+    """One optimizer step. The step number always advances.
+
+    Parameters and moments stay as they are, to the bit, when the global gradient norm is not finite (counted in
+    `bad_steps` and `skipped`), and when `has_rows` is false: no valid row, so the gradient means nothing (not counted).
+    """
+    norm = optax.global_norm(jax.tree.map(lambda g: g.astype(jnp.float32), grads))
+    has_rows, finite = jnp.asarray(has_rows), jnp.isfinite(norm)
+    applied = has_rows & finite
+    updates, optimizer = tx.update(grads, state.optimizer, state.params, step=state.step)
+    params = optax.apply_updates(state.params, updates)
+
+    def select(new: Any, old: Any) -> Any:
+        return jax.tree.map(lambda n, o: jnp.where(applied, n, o), new, old)
+
+    bad = (has_rows & ~finite).astype(jnp.int32)
+    new = TrainState(
+        step=state.step + 1,
+        params=select(params, state.params),
+        optimizer=select(optimizer, state.optimizer),
+        bad_steps=jnp.where(has_rows, (state.bad_steps + 1) * bad, state.bad_steps),
+        skipped=state.skipped + bad,
+    )
+    return new, UpdateStats(norm, applied)
+
+
+def check_bad_steps(step: int, bad_steps: int, limit: int) -> None:
+    """Raises UserError when `limit` or more steps in a row had a non-finite gradient. `step` is the last of them."""
+    if bad_steps >= limit:
+        raise UserError(
+            f"the gradient was not finite in {bad_steps} steps in a row up to step {step}; resume from an earlier "
+            "checkpoint with a lower optimizer.learning_rate or clip_norm, or raise optimizer.max_bad_steps"
+        )

@@ -1,0 +1,149 @@
+"""Sharded equals unsharded; every parameter of the published models is split; meshes that cannot be are refused."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+from jax.sharding import AbstractMesh, AxisType
+from oracle import Item, our_inputs, tokens
+
+from jvr1.errors import UserError
+from jvr1.model import qwen2_5_vl
+from jvr1.model.config import from_hf, published
+from jvr1.sharding import AXES, check_mesh, make_mesh, param_shardings, partition_spec, path_name, put_batch
+from jvr1.sharding import valid_tensor_sizes as valid
+
+COUNTS = {"3b": 3_754_622_976, "7b": 8_292_166_656, "32b": 33_452_718_336, "72b": 73_410_777_344}
+CONFIG = from_hf(
+    oracle.raw_config(
+        hidden_size=64, num_hidden_layers=2, num_attention_heads=8, num_key_value_heads=2, intermediate_size=64,
+        rope_scaling={"type": "mrope", "mrope_section": [1, 1, 2]}, vision_depth=2, vision_out_hidden_size=64,
+        vision_intermediate_size=40, vision_num_heads=4, initializer_range=0.2,
+    )
+)  # fmt: skip
+
+
+def batch():
+    """8 prompts of images and videos with 2 completions each, of one static shape."""
+    rows = []
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        items = [Item(rng, 4, 4, 6, 1.0)] if seed % 2 else [Item(rng, 1, 6, 6), Item(rng, 1, 4, 4)]
+        ids = tokens(rng, 3, *items, 1 + seed)
+        rows.append((*our_inputs(ids, items, CONFIG, 32, windows=1, steps=2), rng.integers(3, 90, (1, 2, 5))))
+    frames = max(visual.frames.shape[1] for _, visual, _ in rows)
+
+    def more_frames(visual):
+        missing = frames - visual.frames.shape[1]
+        return visual._replace(frames=np.pad(visual.frames, ((0, 0), (0, missing), (0, 0), (0, 0), (0, 0))))
+
+    rows = [(prompt, more_frames(visual), ids.astype(np.int32)) for prompt, visual, ids in rows]
+    return jax.tree.map(lambda *x: np.concatenate(x), *rows)
+
+
+def loss_of(graphdef, params, prompt, visual, completions):
+    model = qwen2_5_vl.merge(graphdef, params)
+    logits = model.logits(model.complete(prompt, visual, completions))
+    return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), completions[..., None], axis=-1))
+
+
+@pytest.fixture(scope="module")
+def unsharded():
+    graphdef, params = oracle.random_model(CONFIG, remat="full")
+    params = jax.tree.map(np.asarray, params)
+    value, grads = jax.jit(jax.value_and_grad(lambda p, b: loss_of(graphdef, p, *b)))(params, batch())
+    return graphdef, params, value, grads
+
+
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 4, 2)])
+def test_sharded_equals_unsharded(unsharded, sizes):
+    graphdef, params, want, want_grads = unsharded
+    mesh = make_mesh(dict(zip(AXES, sizes, strict=True)))
+    shardings = param_shardings(params, mesh)
+    with jax.set_mesh(mesh):
+        step = jax.jit(jax.value_and_grad(lambda p, b: loss_of(graphdef, p, *b)), out_shardings=(None, shardings))
+        value, grads = step(jax.device_put(params, shardings), put_batch(batch(), mesh))
+    np.testing.assert_allclose(value, want, rtol=1e-5)
+    for path, got in jax.tree_util.tree_leaves_with_path(grads):
+        expected = np.asarray(_at(want_grads, path_name(path)))
+        error = np.linalg.norm(np.asarray(got) - expected) / np.linalg.norm(expected)
+        assert error < 1e-4, (path_name(path), error)
+
+
+def _at(tree, name):
+    for key in name.split("/"):
+        tree = tree[key]
+    return tree
+
+
+@pytest.mark.parametrize("size", COUNTS)
+@pytest.mark.parametrize("sizes", [(1, 8, 1), (2, 2, 2), (4, 8, 2)])
+def test_every_parameter_of_the_published_models_is_split(size, sizes):
+    _, shapes = qwen2_5_vl.abstract(published(size))
+    leaves = jax.tree_util.tree_leaves_with_path(shapes)
+    assert sum(math.prod(x.shape) for _, x in leaves) == COUNTS[size]
+    mesh = AbstractMesh(sizes, AXES)
+    check_mesh(mesh, published(size))
+    share = 0
+    for path, x in leaves:
+        spec = partition_spec(path_name(path), x.shape, mesh)
+        parts = math.prod(mesh.shape[axis] for axis in spec if axis is not None)
+        assert parts > 1, path_name(path)
+        share += math.prod(x.shape) / parts
+    assert share == pytest.approx(COUNTS[size] / (sizes[1] * sizes[2]), rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("size", "sizes"),
+    [("3b", [1, 2, 4, 8, 16]), ("7b", [1, 2, 4]), ("32b", [1, 2, 4, 8]), ("72b", [1, 2, 4, 8, 16, 32, 64])],
+)
+def test_valid_tensor_sizes(size, sizes):
+    assert valid(published(size)) == sizes
+
+
+def test_an_impossible_tensor_axis_is_refused_with_the_valid_sizes():
+    mesh = make_mesh({"tensor": 8})
+    with pytest.raises(UserError, match=r"tensor=8 cannot split 28 query heads.*valid sizes are 1, 2, 4$"):
+        check_mesh(mesh, published("7b"))
+    check_mesh(mesh, published("3b"))
+
+
+def test_key_value_heads_are_replicated_where_tensor_exceeds_them():
+    mesh = make_mesh({"tensor": 8})
+    _, shapes = qwen2_5_vl.abstract(published("3b"))
+    specs = jax.tree.map(lambda s: s.spec, param_shardings(shapes, mesh))
+    assert specs["text"]["layers"]["k"]["kernel"] == jax.P(None, "fsdp", None, None)
+    assert specs["text"]["layers"]["q"]["kernel"] == jax.P(None, "fsdp", "tensor", None)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ({"data": 3}, "mesh data=3xfsdp=1xtensor=1 does not fit 8 devices"),
+        ({"data": -1, "fsdp": 3}, "does not fit 8 devices"),
+        ({"data": -1, "fsdp": -1}, "at most one of them -1"),
+        ({"fsdp": 0}, "must be positive"),
+        ({"model": 8}, "mesh axis 'model' is unknown; the axes are data, fsdp, tensor"),
+    ],
+)
+def test_meshes_that_cannot_be(shape, message):
+    with pytest.raises(UserError, match=message):
+        make_mesh(shape)
+
+
+def test_one_mesh_size_may_be_left_open():
+    mesh = make_mesh({"data": 2, "fsdp": -1})
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 4, "tensor": 1}
+    assert mesh.axis_types == (AxisType.Auto,) * 3
+
+
+def test_put_batch_splits_rows_over_data_and_fsdp():
+    mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+    rows = put_batch({"x": np.arange(16).reshape(8, 2)}, mesh)["x"]
+    assert {s.data.shape for s in rows.addressable_shards} == {(2, 2)}
+    np.testing.assert_array_equal(rows, np.arange(16).reshape(8, 2))

@@ -1,0 +1,70 @@
+"""Indexes a data set: python tools/index.py DATA.json --root ROOT [--out FILE] [--workers N]
+
+Probes every medium once and writes sizes, frames, rates, prompt tokens and buckets, or why a record cannot be used.
+An interrupted run goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+from pathlib import Path
+
+from jvr1.data.cache import MediaCache
+from jvr1.data.index import VisualTokens, build_index, describe, file_stamp, save_index, settings_hash, summary
+from jvr1.data.media import PixelLimits, VideoSampling
+from jvr1.data.records import load_records
+from jvr1.errors import UserError, run_main
+
+TOKEN = 28 * 28
+
+
+def main(arguments: list[str] | None = None) -> None:
+    flags = parse(arguments)
+    out = flags.out or f"{flags.data}.index"
+    measure = VisualTokens(
+        VideoSampling(flags.fps, flags.min_frames, flags.max_frames),
+        PixelLimits(4 * TOKEN, flags.image_tokens * TOKEN),
+        PixelLimits(min(128, flags.frame_tokens) * TOKEN, flags.frame_tokens * TOKEN),
+    )
+    media = MediaCache(flags.root, flags.cache, round(flags.cache_gb * 2**30))
+    records = load_records(flags.data)
+    settings = {"records": file_stamp(flags.data), "measure": describe(measure)}
+    partial = partial_file(out, settings)
+    entries = build_index(records, media, settings, measure, flags.workers, partial, flags.timeout)
+    save_index(out, entries, settings)
+    partial.unlink(missing_ok=True)
+    print(summary(entries))
+    print(f"index: {out}")
+
+
+def partial_file(out: str, settings: dict[str, object]) -> Path:
+    """Where an unfinished index lies: beside `out`, or for a bucket in the local temporary folder."""
+    if "://" in out:
+        return Path(tempfile.gettempdir()) / f"jvr1-{settings_hash({'out': out, **settings})}.partial"
+    folder = Path(out).parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UserError(f"the folder {folder} does not exist or may not be written to; name another file by --out")
+    return Path(f"{out}.partial")
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("data", help="records, JSON or JSONL, local or gs://")
+    parser.add_argument("--root", required=True, help="media root, local or gs://")
+    parser.add_argument("--out", help="the index, local or gs:// (default: DATA.json.index)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="helper processes")
+    parser.add_argument("--timeout", type=float, default=60.0, help="seconds a medium may take")
+    parser.add_argument("--cache", help="local folder for copies of remote media")
+    parser.add_argument("--cache-gb", type=float, default=100.0, help="size of that folder")
+    parser.add_argument("--fps", type=float, default=2.0, help="frames read a second of video")
+    parser.add_argument("--min-frames", type=int, default=4)
+    parser.add_argument("--max-frames", type=int, default=16)
+    parser.add_argument("--frame-tokens", type=int, default=128, help="most visual tokens of a video frame")
+    parser.add_argument("--image-tokens", type=int, default=256, help="most visual tokens of an image")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,42 @@
+"""Makes the embedded data set and the tiny model: python tools/make_demo_data.py OUT [--train N ...].
+
+OUT receives warmup, sft, rl, valid, test and hard.json in Video-R1's form, media/, tasks.json and tiny_model/.
+The same settings make the same files; a folder already made with them is left as it is. docs/demo_data.md says more.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from jvr1.demo.dataset import Settings, building, finish, wanted, write_dataset
+from jvr1.demo.tiny_model import write_tiny_model
+from jvr1.errors import run_main
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    default = Settings()
+    parser.add_argument("out", type=Path, metavar="OUT", help="a new folder")
+    parser.add_argument("--train", type=int, default=default.train, help="questions each for warm-up, SFT and RL")
+    parser.add_argument("--valid", type=int, default=default.valid, help="questions for validation")
+    parser.add_argument("--test", type=int, default=default.test, help="questions for the test; half as many hard ones")
+    parser.add_argument("--seed", type=int, default=default.seed)
+    parser.add_argument(
+        "--shortcut", type=float, metavar="SHARE",
+        help="draw borders that have the answer's colour in this share of training clips, and by chance in the others",
+    )  # fmt: skip
+    args = parser.parse_args()
+    settings = Settings(args.train, args.valid, args.test, args.seed, args.shortcut)
+    if not wanted(args.out, settings):
+        print(f"{args.out} is already made with these settings")
+        return
+    partial = building(args.out)
+    write_dataset(partial, settings)
+    write_tiny_model(partial / "tiny_model", settings.seed)
+    finish(partial, args.out, settings)
+    print(f"made {args.out}")
+
+
+if __name__ == "__main__":
+    run_main(main)
