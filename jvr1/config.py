@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 import types
 import typing
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -90,25 +92,53 @@ def default() -> ConfigDict:
     return config
 
 
-def parse(argv: Sequence[str], extra: Any = None) -> tuple[ConfigDict, str]:
+def parse(argv: Sequence[str]) -> tuple[ConfigDict, str]:
     """The locked, checked config and the workdir of a training command line.
 
     Raises UserError for an unknown key, a wrong type, a config file that cannot be read, or settings that do not go
     together.
     """
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, "Config file, optionally FILE:ARG.", lock_config=True, flag_values=values)
     flags.DEFINE_string("workdir", None, "Folder of the run; started again, the run goes on.", flag_values=values)
+    config = _read(values, argv)
+    if config is None or not values["workdir"].value:
+        raise UserError("both --config FILE and --workdir DIR are needed")
+    return check(config), values["workdir"].value
+
+
+def from_file(name: str) -> ConfigDict:
+    """The config of FILE or FILE:ARG. Raises UserError."""
+    return _read(flags.FlagValues(), ["jvr1", f"--config={name}"])
+
+
+def _read(values: flags.FlagValues, argv: Sequence[str]) -> ConfigDict | None:
+    """The config of a command line whose flags `values` defines. A config file may import its neighbours."""
+    config_flags.DEFINE_config_file("config", None, "Config file FILE or FILE:ARG.", lock_config=True, flag_values=values)
+    folders = [str(Path(a.split("=", 1)[-1].rsplit(".py", 1)[0]).resolve().parent) for a in argv[1:] if ".py" in a]
+    before = list(sys.path)
+    sys.path[:0] = folders
     try:
         rest = values(list(argv))
-        given = values["config"].value
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, ImportError, SyntaxError) as error:
+        config = values["config"].value
+    except UserError:
+        raise
+    except Exception as error:  # a config file is code: anything may go wrong in it
         raise UserError(_one_line(error)) from None
+    finally:
+        sys.path[:] = before
     if len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r}; settings are given as --config.section.name=value")
-    if given is None or not values["workdir"].value:
-        raise UserError("both --config FILE and --workdir DIR are needed")
-    return check(given), values["workdir"].value
+    return config
+
+
+def from_json(text: str, name: str) -> ConfigDict:
+    """The config kept in a workdir's config.json. Raises UserError."""
+    config = default()
+    try:
+        config.update(json.loads(text))
+    except (json.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{name}: its config.json is not of this version: {_one_line(error)}") from None
+    return config
 
 
 def _one_line(error: BaseException) -> str:

@@ -21,7 +21,7 @@ from jvr1.eval.run import texts_of
 from jvr1.model.qwen2_5_vl import merge
 from jvr1.rl import tgrpo
 from jvr1.sharding import put_batch, take_local
-from jvr1.train.decode import make_judge, make_rollout, make_validate, sampling_of, to_host
+from jvr1.train.decode import make_judge, to_host
 from jvr1.train.flops import step_flops
 from jvr1.train.loop import Loop
 from jvr1.train.losses import token_scores
@@ -49,7 +49,7 @@ def main() -> int:
     run = open_run(config, workdir, targets=False)
     graphdef, mesh = run.graphdef, run.mesh
     reference = cast(run.params, config.model.dtype, run.shardings) if algorithm.beta > 0 else None
-    judge, rollout = make_judge(run), make_rollout(run)
+    judge = make_judge(config)
 
     # --- steps: pure, compiled once a bucket
     @jax.jit
@@ -86,7 +86,8 @@ def main() -> int:
         with loop.phase("generate"):
             arrays = put_batch(micro.arrays, mesh)
             key = jax.random.fold_in(run.key, step)
-            done = rollout(loop.state.params, run.frozen, arrays, key, rows, sampling_of(run, micro.bucket))
+            sampling = run.decoder.sampling(micro.bucket, **config.sampling)
+            done = run.decoder.rollout(loop.state.params, run.frozen, arrays, key, rows, sampling)
             host = to_host(done)
         with loop.phase("reward"):
             texts = texts_of(run.tokenizer, host)
@@ -124,7 +125,7 @@ def main() -> int:
             log_pictures(loop.writer, step, rollouts, run.config)
 
     # --- loop
-    loop = Loop(run, make_validate(run, rollout), SHOWN)
+    loop = Loop(run, SHOWN)
     loop.run(train_step)
     return 0
 

@@ -18,7 +18,6 @@ from jvr1 import config as settings
 from jvr1.errors import run_main
 from jvr1.model.qwen2_5_vl import merge
 from jvr1.sharding import put_batch
-from jvr1.train.decode import make_validate
 from jvr1.train.flops import sft_flops
 from jvr1.train.loop import Loop
 from jvr1.train.losses import supervised_loss, token_scores
@@ -80,7 +79,7 @@ def main() -> int:
             loop.update(total, has_rows=bool(denominator > 0))
 
     # --- loop
-    loop = Loop(run, make_validate(run), {"loss": "loss", "tokens_per_second": "tok/s", "data/failed": "failed"})
+    loop = Loop(run, {"loss": "loss", "tokens_per_second": "tok/s", "data/failed": "failed"})
     loop.run(train_step)
     return 0
 

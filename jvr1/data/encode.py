@@ -23,7 +23,7 @@ from jvr1.model.config import ModelConfig
 class Encoder:
     """How records become examples; travels to worker processes.
 
-    read: `media.load`, given up after a while. targets: whether examples carry the answer to learn (SFT).
+    read: `cache.MediaReader` of `media`, given up after a while. targets: whether examples carry the answer to learn (SFT).
     real_seconds: M-RoPE time from the clip's own frame rate; else one second a step, as Video-R1 trained.
     """
 
@@ -96,8 +96,7 @@ class Encoder:
 
     def _clip(self, record: Record, path: str) -> Clip:
         limits, factor = self.limits(record), self.model.vision.factor
-        with self.media.local(path) as file:
-            media = self.read(file, record.data_type, self.video, limits, factor)
+        media = self.read(path, record.data_type, self.video, limits, factor)
         seconds = media.seconds_per_step if self.real_seconds else 1.0
         return Clip(media.frames, seconds if record.data_type == "video" else 0.0)
 

@@ -82,7 +82,7 @@ class _Load(grain.transforms.Map):
         record, error = self.store[number], self.failed.get((micro, place))
         arrays = None
         if error is None:
-            order = np.random.default_rng((self.seed, 7, micro, place))
+            order = np.random.default_rng((self.seed, micro, place, 2))
             arrays, error = self.encoder.try_encode(record, bucket, order)
         return Row(micro, place, record, error), self._numbered(arrays or empty, micro, place)
 

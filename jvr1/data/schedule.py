@@ -57,7 +57,7 @@ class Schedule:
         """(bucket, k) of each microbatch in turn, and each bucket's rows in the order drawn, filled up with -1."""
         rows, keys, members = [], [], []
         for number, (bucket, count) in enumerate(zip(self.buckets, self.micros, strict=True)):
-            rng = np.random.default_rng((self.seed, epoch, number))
+            rng = np.random.default_rng((self.seed, epoch, number, 1))  # trailing zeros of a seed are ignored
             drawn = np.concatenate([_draw(p, rng) for p in self.pools if p.bucket == bucket])
             drawn = drawn[rng.permutation(len(drawn))]
             rows.append(np.concatenate([drawn, np.full(count * self.batch - len(drawn), -1)]))

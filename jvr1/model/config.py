@@ -93,8 +93,6 @@ def from_hf(raw: Mapping[str, Any], name: str = "config.json") -> ModelConfig:
 
     Raises `UserError`, naming `name` and the field, for another architecture or a shape that cannot be.
     """
-    if not isinstance(raw, Mapping):
-        raise UserError(f"{name}: a JSON object is expected, not {type(raw).__name__}")
     if raw.get("model_type") != MODEL_TYPE:
         raise UserError(f"{name}: model_type is {raw.get('model_type')!r}; jvr1 reads {MODEL_TYPE!r} (Qwen2.5-VL)")
     text_raw = raw.get("text_config") or raw

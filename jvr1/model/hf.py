@@ -35,7 +35,7 @@ CARRIED = (
     "processor_config.json",
 )
 """Files beside the weights that travel with a model."""
-PROCESSOR = "preprocessor_config.json"
+PROCESSOR, PROCESSOR_V5 = "preprocessor_config.json", "processor_config.json"
 
 
 class Rule(NamedTuple):
@@ -137,13 +137,16 @@ def read_config(folder: epath.PathLike) -> ModelConfig:
     """The shape of the model in a folder. Raises UserError naming the file."""
     path = epath.Path(folder) / CONFIG
     try:
-        return from_hf(json.loads(path.read_text()), str(path))
+        raw = json.loads(path.read_text())
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; a model folder holds one") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid JSON: {error}") from None
     except (PermissionError, IsADirectoryError) as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: a JSON object is expected, not a {type(raw).__name__}")
+    return from_hf(raw, str(path))
 
 
 _IGNORED = re.compile(r".*rotary_emb\.inv_freq")
@@ -315,13 +318,21 @@ def read_carried(folder: epath.PathLike) -> dict[str, bytes]:
 
 
 def with_pixels(carried: dict[str, bytes], pixels: tuple[int, int] | None) -> dict[str, bytes]:
-    """The files with the processor's image limits set to those of the training."""
-    if pixels is None or PROCESSOR not in carried:
+    """The files with the processor's image limits set to those of the training.
+
+    They stand in preprocessor_config.json, and under `image_processor` in the processor_config.json of transformers 5.
+    """
+    if pixels is None:
         return carried
-    processor = json.loads(carried[PROCESSOR])
     least, most = pixels
-    processor |= {"min_pixels": least, "max_pixels": most, "size": {"shortest_edge": least, "longest_edge": most}}
-    return carried | {PROCESSOR: (json.dumps(processor, indent=2) + "\n").encode()}
+    limits = {"min_pixels": least, "max_pixels": most, "size": {"shortest_edge": least, "longest_edge": most}}
+    out = dict(carried)
+    for name, key in ((PROCESSOR, None), (PROCESSOR_V5, "image_processor")):
+        if name in carried:
+            processor = json.loads(carried[name])
+            (processor if key is None else processor.setdefault(key, {})).update(limits)
+            out[name] = (json.dumps(processor, indent=2) + "\n").encode()
+    return out
 
 
 __all__ = ["TABLE", "TensorSpec", "claim_folder", "hf_tensors", "load", "read_carried", "read_config", "save"]

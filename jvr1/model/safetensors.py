@@ -24,6 +24,7 @@ DTYPES = {
     "BF16": np.dtype(jnp.bfloat16),
 }
 CODES = {str(dtype): code for code, dtype in DTYPES.items()}
+METADATA = "__metadata__"
 INDEX = "model.safetensors.index.json"
 MAX_HEADER = 100 * 2**20
 
@@ -91,14 +92,15 @@ def read_header(path: epath.Path) -> dict[str, TensorSpec]:
             header = json.loads(file.read(length))
         except (json.JSONDecodeError, UnicodeDecodeError):
             raise UserError(f"{path} is not a safetensors file: its header is not JSON") from None
+    try:
+        entries = {n: (e["dtype"], tuple(e["shape"]), *e["data_offsets"]) for n, e in header.items() if n != METADATA}
+    except (AttributeError, KeyError, TypeError):
+        raise UserError(f"{path} is not a safetensors file: its header does not describe tensors") from None
     specs = {}
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        if entry["dtype"] not in DTYPES:
-            raise UserError(f"{path}: tensor {name} has dtype {entry['dtype']}; {', '.join(DTYPES)} can be read")
-        dtype, shape = DTYPES[entry["dtype"]], tuple(entry["shape"])
-        begin, end = entry["data_offsets"]
+    for name, (code, shape, begin, end) in entries.items():
+        if code not in DTYPES:
+            raise UserError(f"{path}: tensor {name} has dtype {code}; {', '.join(DTYPES)} can be read")
+        dtype = DTYPES[code]
         if end - begin != math.prod(shape) * dtype.itemsize:
             raise UserError(f"{path}: tensor {name} takes {end - begin} bytes; shape {shape} needs another number")
         if 8 + length + end > size:
@@ -116,7 +118,7 @@ def write_shard(
         size = math.prod(shape) * itemsize
         header[name] = {"dtype": CODES[dtype], "shape": list(shape), "data_offsets": [at, at + size]}
         at += size
-    text = json.dumps({"__metadata__": {"format": "pt"}, **header}, separators=(",", ":")).encode()
+    text = json.dumps({METADATA: {"format": "pt"}, **header}, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)

@@ -48,7 +48,7 @@ class Checkpoints:
         worst = -math.inf if best_mode == "max" else math.inf
 
         def value(metrics: Mapping[str, float]) -> float:
-            number = metrics.get(best_metric, worst)
+            number = metrics.get(str(best_metric), worst)  # saved by a run with another best_metric: worst
             return worst if math.isnan(number) else number
 
         policies = [LatestN(keep)]
@@ -92,14 +92,14 @@ class Checkpoints:
                 f"step {step} cannot be saved: {self.directory} already holds step {latest}; "
                 "use another workdir, or remove the later steps"
             )
-        known = metrics is not None and self._best_metric in metrics
+        value = (metrics or {}).get(self._best_metric or "")
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(params),
             optimizer=ocp.args.StandardSave(optimizer_state),
             meta=ocp.args.JsonSave(dict(meta)),
         )
         with self._saving(step):
-            chosen = {self._best_metric: float(metrics[self._best_metric])} if known else None
+            chosen = None if value is None else {self._best_metric: float(value)}
             if not self._manager.save(step, args=items, metrics=chosen):
                 raise SaveError(f"orbax declined to save step {step} in {self.directory}")
 

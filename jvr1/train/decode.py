@@ -1,51 +1,74 @@
-"""Generation as training runs use it: one jitted rollout for sampling and for greedy validation."""
+"""Generation over batches of the data pipeline: one jitted rollout for sampling, validation and evaluation."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from jvr1.data.batch import Arrays, Bucket
+from jvr1.data.pipeline import Pipeline
 from jvr1.eval.run import Answer, Judge, Sampled, answer_questions
 from jvr1.generate import Completions, Sampling, generate
+from jvr1.model.config import ModelConfig
 from jvr1.model.qwen2_5_vl import merge
 from jvr1.rl.user_reward import UserReward
 from jvr1.sharding import put_batch, take_local
 from jvr1.train.optimizer import combine
-from jvr1.train.setup import Run
 
 
-def make_rollout(run: Run) -> Callable[..., Completions]:
-    """rollout(trainable, frozen, arrays, key, rows, sampling): rows[0] completions a prompt on the ordered frames,
-    rows[1] on the shuffled ones. Compiled once a bucket, rows and sampling."""
+@dataclass(frozen=True)
+class Decoder:
+    """Completions of a model on a mesh.
 
+    rollout(trainable, frozen, arrays, key, rows, sampling): rows[0] completions a prompt on the ordered frames,
+    rows[1] on the shuffled ones; compiled once for each bucket, rows and sampling.
+    """
+
+    mesh: Mesh
+    model: ModelConfig
+    end_ids: tuple[int, ...]
+    rollout: Callable[..., Completions]
+
+    def sampling(self, bucket: Bucket, *, temperature: float = 0.0, top_p: float = 1.0, top_k: int = 0) -> Sampling:
+        """How a bucket is sampled: as many tokens as it holds, no visual placeholder ever."""
+        return Sampling(
+            max_tokens=bucket.completion,
+            end_ids=self.end_ids,
+            banned_ids=self.model.visual_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            pad_id=self.end_ids[-1],
+        )
+
+    def greedy(self, trainable: dict, frozen: dict, key: jax.Array) -> Callable[[Arrays, Bucket, Sequence[int]], Sampled]:
+        """decode(arrays, bucket, rows) with the best token each time, for `eval.run.answer_questions`."""
+
+        def decode(arrays: Arrays, bucket: Bucket, rows: Sequence[int]) -> Sampled:
+            put = put_batch(arrays, self.mesh)
+            return to_host(self.rollout(trainable, frozen, put, key, tuple(rows), self.sampling(bucket)))
+
+        return decode
+
+
+def make_decoder(graphdef: nnx.GraphDef, mesh: Mesh, model: ModelConfig, end_ids: tuple[int, ...]) -> Decoder:
     @partial(jax.jit, static_argnames=("rows", "sampling"))
     def rollout(trainable, frozen, arrays: Arrays, key, rows: tuple[int, ...], sampling: Sampling) -> Completions:
-        model = merge(run.graphdef, combine(trainable, frozen))
+        module = merge(graphdef, combine(trainable, frozen))
         pairs = None
         if arrays.visual is not None:
             pairs = jnp.stack([arrays.visual.pair, arrays.shuffled][: len(rows)], axis=1)
         numbers = arrays.number[:, None] * sum(rows) + jnp.arange(sum(rows))[None]
-        return generate(model, arrays.prompt, arrays.visual, pairs, arrays.valid, key, numbers, rows, sampling)
+        return generate(module, arrays.prompt, arrays.visual, pairs, arrays.valid, key, numbers, rows, sampling)
 
-    return rollout
-
-
-def sampling_of(run: Run, bucket: Bucket, *, greedy: bool = False) -> Sampling:
-    """The run's sampling for a bucket, its length the bucket's."""
-    sampling = run.settings.sampling
-    return Sampling(
-        max_tokens=bucket.completion,
-        end_ids=run.end_ids,
-        banned_ids=run.config.visual_tokens,
-        temperature=0.0 if greedy else sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=sampling.top_k,
-        pad_id=run.end_ids[-1],
-    )
+    return Decoder(mesh, model, end_ids, rollout)
 
 
 def to_host(completions: Completions) -> Sampled:
@@ -53,27 +76,13 @@ def to_host(completions: Completions) -> Sampled:
     return Sampled(*(take_local(x) for x in completions[:4]))
 
 
-def make_judge(run: Run) -> Judge:
-    reward = run.settings.reward
+def make_judge(config: ConfigDict) -> Judge:
+    """The reward of a run's config."""
+    reward = config.reward
     user = UserReward(reward.user, timeout=reward.user_timeout, on_failure=reward.user_failure) if reward.user else None
-    return Judge(reward.mode, run.settings.rl.format_weight, user, reward.user_weight)
+    return Judge(reward.mode, config.rl.format_weight, user, reward.user_weight)
 
 
-def make_validate(run: Run, rollout: Callable[..., Completions] | None = None) -> Callable[[dict], list[Answer]]:
-    """validate(trainable): greedy answers to the held-out questions, videos on ordered and on shuffled frames."""
-    rollout = rollout or make_rollout(run)
-    judge = Judge(run.settings.reward.mode)
-
-    def validate(trainable: dict) -> list[Answer]:
-        def decode(arrays: Arrays, bucket: Bucket, rows: Sequence[int]) -> Sampled:
-            put = put_batch(arrays, run.mesh)
-            return to_host(rollout(trainable, run.frozen, put, run.key, tuple(rows), sampling_of(run, bucket, greedy=True)))
-
-        if run.held_out is None:
-            return []
-        microbatches = run.held_out.microbatches(0, run.held_out_count, {})
-        return list(answer_questions(microbatches, decode, judge, run.tokenizer))
-
-    return validate
-
-
+def answer_all(pipeline: Pipeline, count: int, decode: Callable, judge: Judge, tokenizer) -> list[Answer]:
+    """Greedy answers to questions, videos on ordered and on shuffled frames."""
+    return list(answer_questions(pipeline.microbatches(0, count, {}), decode, judge, tokenizer))

@@ -15,15 +15,15 @@ from tqdm import tqdm
 
 from jvr1.data.batch import Microbatch
 from jvr1.data.pipeline import Journal, ahead
-from jvr1.eval.run import Answer, as_metrics, summarise
+from jvr1.eval.run import Judge, as_metrics, summarise
 from jvr1.train.checkpoint import Checkpoints
+from jvr1.train.decode import answer_all
 from jvr1.train.metrics import MetricsWriter, PhaseClock, Sums, Tally, device_peak_flops
 from jvr1.train.optimizer import combine, make_schedule
 from jvr1.train.setup import Run
 from jvr1.train.state import TrainState, abstract_state, apply_gradients, check_bad_steps, init_state
 
 Step = Callable[[int, Sequence[Microbatch]], None]
-Validate = Callable[[dict], list[Answer]]
 
 
 class Loop:
@@ -32,8 +32,8 @@ class Loop:
     A step calls `phase`, `add` and `update`; `show` names what the progress bar prints.
     """
 
-    def __init__(self, run: Run, validate: Validate, show: Mapping[str, str]):
-        self.run_, self.validate, self.show = run, validate, dict(show)
+    def __init__(self, run: Run, show: Mapping[str, str]):
+        self.run_, self.show = run, dict(show)
         train = run.settings.train
         self.checkpoints = Checkpoints(run.workdir, train.keep, train.stop_metric or None)
         trainable = run.trainable
@@ -127,7 +127,12 @@ class Loop:
         self._stop = True
 
     def _validate(self) -> dict[str, float]:
-        metrics = as_metrics(summarise(self.validate(self.state.params)))
+        run = self.run_
+        if run.questions is None:
+            return {}
+        decode = run.decoder.greedy(self.state.params, run.frozen, run.key)
+        answers = answer_all(*run.questions, decode, Judge(run.settings.reward.mode), run.tokenizer)
+        metrics = as_metrics(summarise(answers))
         self.writer.scalars(self.step, {f"valid/{name}": value for name, value in metrics.items()})
         accuracies = {name: value for name, value in metrics.items() if name.endswith(("/ordered", "/shuffled"))}
         _say(f"step {self.step} valid: " + "  ".join(f"{name} {value:.3f}" for name, value in accuracies.items()))

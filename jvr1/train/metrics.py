@@ -34,7 +34,8 @@ class MetricsWriter:
     """
 
     def __init__(self, workdir: epath.PathLike, wandb_project: str | None = None, first_step: int = 0):
-        self._board = self._wandb = None
+        self._board: EventFileWriter | None = None
+        self._wandb: Any = None
         if jax.process_index() != 0:
             return
         workdir = epath.Path(workdir)
@@ -88,8 +89,9 @@ class MetricsWriter:
             self._wandb.finish()
 
     def _add(self, event: Event) -> None:
-        event.wall_time = time.time()
-        self._board.add_event(event)
+        if self._board is not None:
+            event.wall_time = time.time()
+            self._board.add_event(event)
 
 
 def _start_wandb(workdir: epath.Path, project: str) -> Any:
@@ -129,7 +131,7 @@ def frame_strip(frames: UInt8[np.ndarray, "n h w 3"], caption: str, min_width: i
     width = max(n * (w + gap) - gap, min_width)
     font = ImageFont.load_default(12)
     lines = [line for part in caption.splitlines() for line in _wrap(part, font, width - 2 * margin)]
-    line_height = sum(font.getmetrics()) + 2
+    line_height = 17
     image = Image.new("RGB", (width, h + 2 * margin + line_height * len(lines)), "white")
     for i, frame in enumerate(frames):
         image.paste(Image.fromarray(frame), (i * (w + gap), 0))
@@ -214,8 +216,8 @@ class PhaseClock:
     """
 
     def __init__(self, now: Callable[[], float] = time.perf_counter):
-        self._now, self._seconds = now, {}
-        self._start = now()
+        self._now, self._start = now, now()
+        self._seconds: dict[str, float] = {}
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:

@@ -21,10 +21,9 @@ from transformers import PreTrainedTokenizerBase
 
 from jvr1 import config as settings
 from jvr1.data.batch import Bucket
-from jvr1.data.cache import MediaCache, is_remote
+from jvr1.data.cache import MediaCache, MediaReader, is_remote
 from jvr1.data.encode import Encoder
 from jvr1.data.index import IndexEntry, build_index, file_stamp, load_index, save_index, settings_hash, summary
-from jvr1.data.media import load
 from jvr1.data.pipeline import Pipeline, Slice
 from jvr1.data.prompts import end_ids
 from jvr1.data.records import Record, load_records
@@ -34,6 +33,7 @@ from jvr1.data.store import RecordStore
 from jvr1.errors import UserError
 from jvr1.model.config import ModelConfig, to_hf
 from jvr1.sharding import make_mesh, param_shardings
+from jvr1.train.decode import Decoder, make_decoder
 from jvr1.train.models import MODEL, Model, make_tokenizer, open_model
 from jvr1.train.optimizer import OptimizerConfig, make_optimizer, partition
 
@@ -53,18 +53,18 @@ class Run:
     shardings: Any
     carried: dict[str, bytes]
     tokenizer: PreTrainedTokenizerBase
-    end_ids: tuple[int, ...]
     optimizer: OptimizerConfig
     tx: Any
     key: jax.Array
+    decoder: Decoder
     pipeline: Pipeline
-    held_out: Pipeline | None
-    held_out_count: int
+    questions: tuple[Pipeline, int] | None
 
 
 def open_run(config: ConfigDict, workdir: str, *, targets: bool) -> Run:
     """Opens the model and the data. `targets`: whether rows carry the answer (SFT). Raises UserError."""
     folder = epath.Path(workdir)
+    use_compilation_cache()
     keep_settings(config, folder)
     mesh = make_mesh(dict(config.mesh))
     check_batch(config, mesh)
@@ -80,10 +80,10 @@ def open_run(config: ConfigDict, workdir: str, *, targets: bool) -> Run:
     optimizer = settings.optimizer(config)
     keep_carried(model, folder)
     encoder = make_encoder(config, model.config, tokenizer, targets=targets)
-    held_out, count = None, 0
-    if config.data.valid:
+    questions = None
+    if config.train.validate_every:
         asking = make_encoder(config, model.config, tokenizer, targets=False)
-        held_out, count = open_questions(config, config.data.valid, asking, folder, "valid")
+        questions = open_questions(config, config.data.valid, asking, folder, "valid")
     return Run(
         settings=config,
         workdir=folder,
@@ -96,14 +96,19 @@ def open_run(config: ConfigDict, workdir: str, *, targets: bool) -> Run:
         shardings=param_shardings(model.params, mesh),
         carried=model.carried,
         tokenizer=tokenizer,
-        end_ids=end_ids(tokenizer),
         optimizer=optimizer,
         tx=make_optimizer(optimizer, trainable),
         key=jax.random.key(config.seed),
+        decoder=make_decoder(model.graphdef, mesh, model.config, end_ids(tokenizer)),
         pipeline=open_training_rows(config, encoder, folder),
-        held_out=held_out,
-        held_out_count=count,
+        questions=questions,
     )
+
+
+def use_compilation_cache() -> None:
+    """Compiled programs are kept between runs, where JAX_COMPILATION_CACHE_DIR says or in the user's cache."""
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "jvr1" / "xla"))
 
 
 def keep_settings(config: ConfigDict, workdir: epath.Path) -> None:
@@ -138,11 +143,13 @@ def check_batch(config: ConfigDict, mesh: Mesh) -> None:
 
 def make_encoder(config: ConfigDict, model: ModelConfig, tokenizer: PreTrainedTokenizerBase, *, targets: bool) -> Encoder:
     video_limits, image_limits = settings.pixel_limits(config)
+    cache = config.data.media_cache or str(Path.home() / ".cache" / "jvr1" / "media")
+    media = MediaCache(config.data.root, cache, config.data.media_cache_gb * 2**30)
     return Encoder(
         model=model,
         tokenizer=tokenizer,
-        read=Sandbox(load, config.data.timeout),
-        media=MediaCache(config.data.root, config.data.media_cache or None, config.data.media_cache_gb * 2**30),
+        read=Sandbox(MediaReader(media), config.data.timeout),
+        media=media,
         style=settings.style(config),
         video=settings.video_sampling(config),
         video_limits=video_limits,

@@ -40,6 +40,8 @@ def clip(
             frame.pts, frame.time_base = (times[number] if times else number), Fraction(1, fps)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
+    # run by root, SVT-AV1 leaves its caller under real-time scheduling, which all later processes would inherit
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
     return path
 
 

@@ -73,11 +73,11 @@ def test_prefix_and_completions_equal_separate_forwards(model):
     weights = jnp.asarray(np.random.default_rng(3).normal(size=(*ids.shape, CONFIG.text.hidden)), jnp.float32)
 
     def run(form):
-        def loss(params):
+        def loss(params, prompt, visual):
             hidden = form(qwen2_5_vl.merge(graphdef, params), prompt, visual, ids)
             return jnp.sum(hidden * weights), hidden
 
-        (_, hidden), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+        (_, hidden), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params, prompt, visual)
         return hidden, grads
 
     got, got_grads = run(lambda m, *a: m.complete(*a))
@@ -95,7 +95,7 @@ def test_prefill_and_decode_equal_the_full_forward(model):
     rows, ids = (2, 1), completions(3)
     pairs = jnp.stack([visual.pair, visual.pair[:, ::-1, ::-1]], axis=1)
 
-    def sample(params):
+    def sample(params, prompt, visual, pairs):
         module = qwen2_5_vl.merge(graphdef, params)
         last, prefix = module.prefill(prompt, visual, pairs)
         layers, b, _, _, heads, size = prefix.k.shape
@@ -108,9 +108,9 @@ def test_prefill_and_decode_equal_the_full_forward(model):
             out.append(hidden)
         return jnp.stack(out, axis=2)
 
-    full = jax.jit(lambda params, visual: separate(qwen2_5_vl.merge(graphdef, params), prompt, visual, ids))
-    ordered, shuffled = full(params, visual), full(params, visual._replace(pair=pairs[:, 1]))
-    got, want = jax.jit(sample)(params), jnp.concatenate([ordered[:, :2], shuffled[:, 2:]], axis=1)
+    full = jax.jit(lambda params, prompt, visual: separate(qwen2_5_vl.merge(graphdef, params), prompt, visual, ids))
+    ordered, shuffled = (full(params, prompt, visual._replace(pair=pairs[:, s])) for s in (0, 1))
+    got, want = jax.jit(sample)(params, prompt, visual, pairs), jnp.concatenate([ordered[:, :2], shuffled[:, 2:]], axis=1)
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=2e-5)
     assert not np.allclose(want[:, 0, 0], want[:, 2, 0], atol=1e-3), "the order of frames changed nothing"
 
@@ -118,10 +118,9 @@ def test_prefill_and_decode_equal_the_full_forward(model):
 def test_prefill_without_pairs_sees_the_video(model):
     graphdef, params = model
     prompt, visual = batch()
-    module = qwen2_5_vl.merge(graphdef, params)
-    got, _ = jax.jit(lambda m: m.prefill(prompt, visual, None))(module)
-    want, _ = jax.jit(lambda m: m.prefill(prompt, visual, visual.pair[:, None]))(module)
-    np.testing.assert_array_equal(got, want)
+    prefill = jax.jit(lambda p, *a: qwen2_5_vl.merge(graphdef, p).prefill(*a)[0])
+    got, want = (prefill(params, prompt, visual, pairs) for pairs in (None, visual.pair[:, None]))
+    np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6)
 
 
 def pad_visual(visual: Visual, rows: int, frames: int, steps: int, windows: int) -> Visual:
@@ -151,31 +150,30 @@ def pad_visual(visual: Visual, rows: int, frames: int, steps: int, windows: int)
 def test_visual_tokens_do_not_change_when_padding_grows(model, more):
     graphdef, params = model
     _, visual = batch()
-    tower = jax.jit(lambda v: qwen2_5_vl.merge(graphdef, params).visual(v))
-    want, got = np.asarray(tower(visual)), np.asarray(tower(pad_visual(visual, **more)))
+    tower = jax.jit(lambda p, v: qwen2_5_vl.merge(graphdef, p).visual(v))
+    want, got = np.asarray(tower(params, visual)), np.asarray(tower(params, pad_visual(visual, **more)))
     assert np.isfinite(got).all()
     b, f, w = visual.hw.shape[:3]
     real = np.asarray(visual.hw[..., 0] >= 0).reshape(b, f, w, -1, 4).all(-1)
-    print(more, np.abs(got[:b, :f, :w][real] - want[real]).max())
     np.testing.assert_array_equal(got[:b, :f, :w][real], want[real])
 
 
 @pytest.mark.parametrize("left", [False, True])
 def test_hidden_states_do_not_change_when_padding_grows(model, left):
+    """To the bit from 64 to 128; lengths that are no multiple of 16 make XLA add the keys in another order (1e-6)."""
     graphdef, params = model
     prompt, visual = batch(left)
-    forward = jax.jit(lambda p, v: qwen2_5_vl.merge(graphdef, params)(p, v))
-    want = np.asarray(forward(prompt, visual))[np.asarray(prompt.mask)]
+    forward = jax.jit(lambda params, p, v: qwen2_5_vl.merge(graphdef, params)(p, v))
+    want = np.asarray(forward(params, prompt, visual))[np.asarray(prompt.mask)]
     grow = (64, 0) if left else (0, 64)
     wider = Prompt(
         *(jnp.pad(x, [*[(0, 0)] * (x.ndim - 1), grow], constant_values=v)
           for x, v in zip(prompt[:4], (0, 0, False, -1), strict=True)),
         prompt.next_position,
     )  # fmt: skip
-    got = np.asarray(forward(wider, visual))
+    got = np.asarray(forward(params, wider, visual))
     assert np.isfinite(got).all()
     got = got[np.asarray(wider.mask)]
-    print(left, np.abs(got - want).max())
     np.testing.assert_array_equal(got, want)
 
 
@@ -187,10 +185,10 @@ def test_rows_and_steps_of_padding_alone_are_finite_in_value_and_gradient(model)
     visual = pad_visual(visual, rows=2, frames=0, steps=2, windows=1)
     ids = jnp.concatenate([completions(2)] * 2)
 
-    def loss(params):
+    def loss(params, prompt, visual):
         hidden = qwen2_5_vl.merge(graphdef, params).complete(prompt, visual, ids)
         return jnp.sum(hidden * hidden), hidden
 
-    (_, hidden), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+    (_, hidden), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params, prompt, visual)
     assert np.isfinite(hidden).all()
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))

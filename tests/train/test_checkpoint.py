@@ -124,6 +124,11 @@ def test_keeps_the_latest_and_the_best(tmp_path):
         manager.wait()
         assert manager.best_step() == 7
         assert kept(tmp_path) == [7, 8]
+    with checkpoints(tmp_path, keep=1, best_metric="another") as manager:
+        manager.save(9, params, make_state(params), {}, {"another": 0.1})
+        manager.wait()
+        assert manager.best_step() == 9
+        assert kept(tmp_path) == [9]
 
 
 def test_the_best_of_a_loss_is_the_smallest(tmp_path):

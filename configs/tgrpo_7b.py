@@ -1,0 +1,36 @@
+"""T-GRPO of Qwen2.5-VL-7B on Video-R1-260k, our defaults: --config configs/tgrpo_7b.py --config.data.root=DIR
+
+DIR holds Video-R1-260k.json and its media (tools/prepare_data.py). Start from the cold start:
+--config.model.source=WORKDIR_OF_SFT. Memory by mesh and chip: tools/plan.py.
+"""
+
+from ml_collections import ConfigDict
+
+from jvr1.config import default
+
+COMPLETION = 768
+# 16 frames at 128 tokens are 8 steps of at most 12 windows for 16:9 and 4:3; prompts hold their question beside them
+BUCKETS = (
+    ("image", 1, 12, 512, COMPLETION),
+    ("image", 1, 20, 768, COMPLETION),
+    ("video", 4, 12, 832, COMPLETION),
+    ("video", 8, 8, 1344, COMPLETION),
+    ("video", 8, 12, 1408, COMPLETION),
+    ("video", 8, 20, 1536, COMPLETION),
+)
+
+
+def get_config() -> ConfigDict:
+    config = default()
+    config.model.source = "Video-R1/Qwen2.5-VL-7B-COT-SFT"
+    config.mesh.update({"data": 1, "fsdp": -1, "tensor": 1})
+    config.data.train = ("Video-R1-260k.json",)
+    config.data.buckets = BUCKETS
+    config.batch.update({"micro": 8, "per_step": 4})
+    config.sampling.update({"temperature": 1.0, "top_p": 1.0, "top_k": 0})
+    config.rl.update({"group": 8, "shuffled": 4, "alpha": 0.3, "beta": 0.04, "length_reward": 0.2})
+    config.optimizer.update(
+        {"learning_rate": 1e-6, "schedule": "cosine", "steps": 1200, "warmup_steps": 20, "weight_decay": 0.01, "clip_norm": 1.0}
+    )
+    config.train.update({"steps": 1200, "save_every": 50})
+    return config
