@@ -5,8 +5,8 @@ Departs from it: the loss covers the answer only (sft.loss_on_prompt=True is its
 """
 
 from ml_collections import ConfigDict
-
 from tgrpo_7b import BUCKETS
+
 from jvr1.config import default
 
 ROWS, STEP = 165_000, 32
@@ -20,6 +20,8 @@ def get_config() -> ConfigDict:
     config.data.buckets = BUCKETS
     config.batch.update({"micro": 8, "per_step": STEP // 8})
     steps = ROWS // STEP
-    config.optimizer.update({"learning_rate": 1e-6, "schedule": "linear", "steps": steps, "weight_decay": 0.0, "clip_norm": 5.0})
+    config.optimizer.update(
+        {"learning_rate": 1e-6, "schedule": "linear", "steps": steps, "weight_decay": 0.0, "clip_norm": 5.0}
+    )
     config.train.update({"steps": steps, "save_every": 200})
     return config

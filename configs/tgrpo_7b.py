@@ -30,7 +30,14 @@ def get_config() -> ConfigDict:
     config.sampling.update({"temperature": 1.0, "top_p": 1.0, "top_k": 0})
     config.rl.update({"group": 8, "shuffled": 4, "alpha": 0.3, "beta": 0.04, "length_reward": 0.2})
     config.optimizer.update(
-        {"learning_rate": 1e-6, "schedule": "cosine", "steps": 1200, "warmup_steps": 20, "weight_decay": 0.01, "clip_norm": 1.0}
+        {
+            "learning_rate": 1e-6,
+            "schedule": "cosine",
+            "steps": 1200,
+            "warmup_steps": 20,
+            "weight_decay": 0.01,
+            "clip_norm": 1.0,
+        }
     )
     config.train.update({"steps": 1200, "save_every": 50})
     return config

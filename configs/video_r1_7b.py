@@ -5,7 +5,6 @@ visual placeholders never sampled, both end ids known, and a microbatch of one b
 """
 
 from ml_collections import ConfigDict
-
 from tgrpo_7b import get_config as ours
 
 

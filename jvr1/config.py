@@ -74,7 +74,9 @@ def default() -> ConfigDict:
     config.sft = ConfigDict({"loss_on_prompt": False})
     config.rl = section(TGRPOConfig())
     config.rl.update({"group": 8, "shuffled": 4, "updates": 1, "format_weight": 1.0})
-    config.reward = ConfigDict({"mode": "robust", "user": "", "user_weight": 1.0, "user_timeout": 2.0, "user_failure": 0.0})
+    config.reward = ConfigDict(
+        {"mode": "robust", "user": "", "user_weight": 1.0, "user_timeout": 2.0, "user_failure": 0.0}
+    )
     config.optimizer = section(OptimizerConfig())
     config.train = ConfigDict(
         {
@@ -113,7 +115,9 @@ def from_file(name: str) -> ConfigDict:
 
 def _read(values: flags.FlagValues, argv: Sequence[str]) -> ConfigDict | None:
     """The config of a command line whose flags `values` defines. A config file may import its neighbours."""
-    config_flags.DEFINE_config_file("config", None, "Config file FILE or FILE:ARG.", lock_config=True, flag_values=values)
+    config_flags.DEFINE_config_file(
+        "config", None, "Config file FILE or FILE:ARG.", lock_config=True, flag_values=values
+    )
     folders = [str(Path(a.split("=", 1)[-1].rsplit(".py", 1)[0]).resolve().parent) for a in argv[1:] if ".py" in a]
     before = list(sys.path)
     sys.path[:0] = folders
@@ -175,11 +179,15 @@ def check(config: ConfigDict) -> ConfigDict:
         if not value:
             raise UserError(f"{name} is not set; give it in the config file or as --config.{name}=...")
     if config.data.weights and len(config.data.weights) != len(config.data.train):
-        raise UserError(f"data.weights has {len(config.data.weights)} numbers for {len(config.data.train)} files of data.train")
+        raise UserError(
+            f"data.weights has {len(config.data.weights)} numbers for {len(config.data.train)} files of data.train"
+        )
     if config.sampling.temperature <= 0 or not 0 < config.sampling.top_p <= 1 or config.sampling.top_k < 0:
         raise UserError("sampling needs temperature > 0, 0 < top_p <= 1 and top_k >= 0")
     if config.rl.shuffled == 0 and config.rl.gate != "none":
-        raise UserError(f"rl.gate={config.rl.gate!r} compares with shuffled completions; set rl.shuffled > 0 or rl.gate='none'")
+        raise UserError(
+            f"rl.gate={config.rl.gate!r} compares with shuffled completions; set rl.shuffled > 0 or rl.gate='none'"
+        )
     if config.train.validate_every and not config.data.valid:
         raise UserError("train.validate_every is set and data.valid is empty; name the held-out questions")
     if config.train.stop_metric and not config.train.validate_every:

@@ -21,7 +21,7 @@ from jvr1 import config as settings
 from jvr1.data.prompts import end_ids
 from jvr1.errors import UserError, run_main
 from jvr1.eval.report import as_table
-from jvr1.eval.run import Judge, as_json, answer_questions, summarise
+from jvr1.eval.run import Judge, answer_questions, as_json, summarise
 from jvr1.sharding import make_mesh
 from jvr1.train.decode import make_decoder
 from jvr1.train.models import make_tokenizer, open_model

@@ -66,7 +66,7 @@ class Completions(NamedTuple):
 
 
 class _Loop(NamedTuple):
-    index: Int[Array, ""]
+    drawn: Int[Array, ""]
     token: Int[Array, "B R"]
     done: Bool[Array, "B R"]
     ended: Bool[Array, "B R"]
@@ -100,13 +100,13 @@ def generate(
 
     def draw(hidden: Array, loop: _Loop) -> _Loop:
         logits = constrain_batch(model.logits(hidden))
-        uniform = jax.vmap(jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, loop.index))))(keys)
+        uniform = jax.vmap(jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, loop.drawn))))(keys)
         token = jnp.where(loop.done, sampling.pad_id, choose(logits, uniform, sampling))
         logprob = jnp.where(loop.done, jnp.float32(0), token_logprob(logits, token, sampling.temperature))
         end = ~loop.done & jnp.any(token[..., None] == jnp.asarray(sampling.end_ids, jnp.int32)[None, None], axis=-1)
-        at = (0, 0, loop.index)
+        at = (0, 0, loop.drawn)
         return loop._replace(
-            index=loop.index + 1,
+            drawn=loop.drawn + 1,
             token=token,
             done=loop.done | end,
             ended=loop.ended | end,
@@ -116,14 +116,14 @@ def generate(
         )
 
     def step(loop: _Loop) -> _Loop:
-        written = loop.index - 1
+        written = loop.drawn - 1
         positions = jnp.broadcast_to((prompt.next_position + written)[:, None], (b, r))
         hidden, cache = model.decode(loop.token, positions, prefix, prefix_mask, loop.cache, written, rows)
         return draw(hidden, loop._replace(cache=cache))
 
     empty = KV(*(jnp.zeros((layers, b, r, c, heads, size), prefix.k.dtype) for _ in range(2)))
     loop = _Loop(
-        index=jnp.int32(0),
+        drawn=jnp.int32(0),
         token=jnp.zeros((b, r), jnp.int32),
         done=jnp.broadcast_to(~active[:, None], (b, r)),
         ended=jnp.zeros((b, r), bool),
@@ -134,8 +134,8 @@ def generate(
     )
     streams = np.repeat(np.arange(len(rows)), rows)
     loop = draw(last[:, streams], loop)
-    loop = jax.lax.while_loop(lambda s: (s.index < c) & ~jnp.all(s.done), step, loop)
-    return Completions(loop.ids, loop.length, loop.ended, loop.logprobs, loop.index)
+    loop = jax.lax.while_loop(lambda s: (s.drawn < c) & ~jnp.all(s.done), step, loop)
+    return Completions(loop.ids, loop.length, loop.ended, loop.logprobs, loop.drawn)
 
 
 def token_logprob(logits: Float[Array, "*X V"], token: Int[Array, "*X"], temperature: float) -> Float[Array, "*X"]:

@@ -10,26 +10,22 @@ docs/deviations.md; the two that matter most: the temporal term stands outside t
 from __future__ import annotations
 
 import sys
-from functools import partial
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from jvr1 import config as settings
 from jvr1.errors import run_main
 from jvr1.eval.run import texts_of
-from jvr1.model.qwen2_5_vl import merge
-from jvr1.rl import tgrpo
 from jvr1.sharding import put_batch, take_local
 from jvr1.train.decode import make_judge, to_host
 from jvr1.train.flops import step_flops
 from jvr1.train.loop import Loop
-from jvr1.train.losses import token_scores
 from jvr1.train.metrics import write_rollouts
-from jvr1.train.optimizer import combine
-from jvr1.train.rollouts import Rollout, log_pictures, rollout_rows, score_sums
+from jvr1.train.rollouts import Rollout, log_pictures, rollout_rows, score_maxima, score_sums
 from jvr1.train.setup import open_run
-from jvr1.train.trees import add_trees, cast, zeros_like
+from jvr1.train.steps import make_advantages, make_policy_gradients
+from jvr1.train.trees import cast, zeros_like
 
 SHOWN = {
     "reward": "reward",
@@ -47,38 +43,15 @@ def main() -> int:
 
     # --- mesh, model, optimizer, data
     run = open_run(config, workdir, targets=False)
-    graphdef, mesh = run.graphdef, run.mesh
-    reference = cast(run.params, config.model.dtype, run.shardings) if algorithm.beta > 0 else None
+    mesh = run.mesh
+    reference = cast(run.params, config.model.dtype) if algorithm.beta > 0 else None
     judge = make_judge(config)
 
     # --- steps: pure, compiled once a bucket
-    @jax.jit
-    def advantages(scores, length, ids):
-        result = tgrpo.advantages(scores, algorithm)
-        written = jnp.arange(ids.shape[-1])[None, None] < length[..., None]
-        mask = tgrpo.loss_mask(written, result.weight)
-        return result, mask, tgrpo.loss_denominator(mask, algorithm), tgrpo.group_statistics(scores, result, algorithm)
-
-    def score(params, arrays, ids):
-        model = merge(graphdef, params)
-        hidden = model.complete(arrays.prompt, arrays.visual, ids)
-        kw = {"temperature": config.sampling.temperature, "chunk": config.model.logit_chunk}
-        return token_scores(model.logits, hidden, ids, **kw)
-
-    @partial(jax.jit, donate_argnums=3)
-    def gradients(trainable, frozen, reference, total, arrays, ids, sampled, old, advantage, mask, denominator):
-        anchor = None if reference is None else jax.lax.stop_gradient(score(reference, arrays, ids).logprobs)
-
-        def loss(trainable):
-            scores = score(combine(trainable, frozen), arrays, ids)
-            value, statistics = tgrpo.policy_loss(scores.logprobs, old, anchor, advantage, mask, denominator, algorithm)
-            weight = mask.astype(jnp.float32)
-            statistics["entropy"] = tgrpo.Mean(jnp.sum(scores.entropy * weight), jnp.sum(weight))
-            statistics["logprob_gap"], largest = tgrpo.sampling_gap(sampled, scores.logprobs, mask)
-            return value, (statistics, largest, scores.logprobs)
-
-        (value, (statistics, largest, logprobs)), grads = jax.value_and_grad(loss, has_aux=True)(trainable)
-        return add_trees(total, grads), value, statistics, largest, logprobs
+    advantages = make_advantages(algorithm)
+    gradients = make_policy_gradients(
+        run.graphdef, algorithm, run.shardings, temperature=config.sampling.temperature, chunk=config.model.logit_chunk
+    )
 
     # --- one microbatch: sample, score, compare within groups
     def sample(step: int, micro) -> Rollout:
@@ -93,36 +66,44 @@ def main() -> int:
             texts = texts_of(run.tokenizer, host)
             judged = judge(micro, texts, host, rows)
             ids, sampled = done.ids[:, :group], done.logprobs[:, :group]
-            result, mask, denominator, statistics = advantages(put_batch(judged.rollout, mesh), done.length[:, :group], ids)
-        loop.add(statistics | score_sums(micro, judged, host, rows))
+            result, mask, denominator, statistics = advantages(
+                put_batch(judged.rollout, mesh), done.length[:, :group], ids
+            )
+            rollout = Rollout(
+                micro, rows, arrays, ids, sampled, result.advantage, mask, float(denominator), host, texts, judged,
+                jax.tree.map(take_local, result),
+            )  # fmt: skip
+        loop.add(statistics | score_sums(rollout), score_maxima(rollout))
         loop.flops += step_flops(
-            run.config, micro.bucket, len(micro.rows), group, shuffled, float(host.length.mean()), reference is not None
-        )
-        return Rollout(
-            micro, rows, arrays, ids, sampled, result.advantage, mask, float(denominator), host, texts, judged,
-            jax.tree.map(take_local, result),
+            run.config, micro.bucket, len(micro.rows), group, shuffled, float(host.length.mean()),
+            reference=reference is not None, updates=config.rl.updates,
         )  # fmt: skip
+        return rollout
 
     def train_step(step: int, microbatches) -> None:
         rollouts = [sample(step, micro) for micro in microbatches]
         denominator = sum(r.denominator for r in rollouts)
-        old = [None] * len(rollouts)
+        old = [r.sampled for r in rollouts]
         with loop.phase("update"):
-            for _ in range(config.rl.updates):
+            for update in range(config.rl.updates):
+                first = update == 0
                 total = zeros_like(loop.state.params)
                 for i, r in enumerate(rollouts):
                     total, loss, statistics, largest, logprobs = gradients(
                         loop.state.params, run.frozen, reference, total, r.arrays, r.ids, r.sampled, old[i],
-                        r.advantage, r.mask, jnp.float32(denominator),
+                        np.bool_(first), r.advantage, r.mask, np.float32(denominator),
                     )  # fmt: skip
-                    if config.rl.updates > 1 and old[i] is None:
+                    if first:
                         old[i] = logprobs
                     named = {f"loss/{name}": value for name, value in statistics.items()}
                     loop.add({"loss": (loss, 1 / len(rollouts)), **named}, {"loss/logprob_gap_max": largest})
                 loop.update(total, has_rows=denominator > 0)
-        write_rollouts(run.workdir, step, jax.process_index(), rollout_rows(step, rollouts))
+        if judge.user is not None:
+            loop.add({"reward/user_failed": judge.user_failures()})
+        done = step + 1  # as steps are counted in logs, checkpoints and file names
+        write_rollouts(run.workdir, done, jax.process_index(), rollout_rows(done, rollouts))
         if config.train.pictures_every and step % config.train.pictures_every == 0:
-            log_pictures(loop.writer, step, rollouts, run.config)
+            log_pictures(loop.writer, done, rollouts, run.config)
 
     # --- loop
     loop = Loop(run, SHOWN)

@@ -94,7 +94,9 @@ def tokens(rng: np.random.Generator, *parts: Item | int) -> np.ndarray:
     ).astype(np.int64)
 
 
-def visual_inputs(items: list[Item], config: ModelConfig, windows: int = 0, steps: int = 0) -> tuple[Visual, np.ndarray]:
+def visual_inputs(
+    items: list[Item], config: ModelConfig, windows: int = 0, steps: int = 0
+) -> tuple[Visual, np.ndarray]:
     """Our form of one prompt's media (no batch axis), and the index of each visual token in order."""
     layouts = [window_layout(i.grid.height, i.grid.width, config.vision) for i in items]
     w = max(windows, *(len(layout.hw) for layout in layouts))
@@ -115,7 +117,13 @@ def visual_inputs(items: list[Item], config: ModelConfig, windows: int = 0, step
 
 
 def our_inputs(
-    ids: np.ndarray, items: list[Item], config: ModelConfig, length: int = 0, left: bool = False, windows: int = 0, steps: int = 0
+    ids: np.ndarray,
+    items: list[Item],
+    config: ModelConfig,
+    length: int = 0,
+    left: bool = False,
+    windows: int = 0,
+    steps: int = 0,
 ) -> tuple[Prompt, Visual | None]:
     """Our form of one sequence, with a batch axis of 1, padded to `length`."""
     positions, following = mrope_positions(ids, [i.grid for i in items], config)

@@ -16,7 +16,6 @@ from jvr1.model import hf
 from jvr1.sharding import make_mesh
 from jvr1.train.models import open_model, save_model
 
-
 HOST_DEVICES = 8
 """Parts in which parameters pass through host memory."""
 

@@ -43,7 +43,9 @@ def as_table(tasks: dict, results: dict) -> str:
     """Accuracy in percent, ordered / shuffled, of each stage beside the ceiling of who cannot tell the order."""
     head = ["task", "questions", "time-blind ceiling", *STAGES.values(), "format", "tokens"]
     lines = [head, ["---", *["---:"] * (len(head) - 1)]]
-    order = sorted(results["rl"], key=lambda task: (tasks[task]["hard"], not tasks[task]["temporal"], task != MAIN, task))
+    order = sorted(
+        results["rl"], key=lambda task: (tasks[task]["hard"], not tasks[task]["temporal"], task != MAIN, task)
+    )
     for task in order:
         last = results["rl"][task]
         cells = [both(results[stage].get(task)) for stage in STAGES]

@@ -1,4 +1,4 @@
-"""Writes random weights of a published size as an HF folder of several shards: for benchmarks and memory measurements."""
+"""Writes random weights of a published size as an HF folder of several shards: to measure speed and memory with."""
 
 from __future__ import annotations
 

@@ -6,7 +6,9 @@ if [[ ! -f $stamp ]]; then
   "$python_bin" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
     { echo "error: Python 3.11 or newer is needed; name one with PYTHON=..." >&2; exit 2; }
   echo "installing into .venv (a few minutes, once)"
-  [[ -x .venv/bin/python ]] || "$python_bin" -m venv .venv
+  if [[ ! -x .venv/bin/python ]] && ! "$python_bin" -m venv .venv; then
+    apt-get install -y python3-venv && "$python_bin" -m venv .venv # Debian ships venv apart
+  fi
   .venv/bin/python -m pip install --quiet --upgrade pip
   .venv/bin/python -m pip install --quiet -c constraints.txt -e ".${extras:+[$extras]}"
   if [[ $extras == test ]]; then

@@ -12,8 +12,8 @@ if [ ! -e "$stamp" ]; then
   if [ ! -x .venv/bin/python ] && ! "$python" -m venv .venv; then
     apt-get install -y python3-venv && "$python" -m venv .venv # Debian ships venv apart
   fi
-  # torch comes as its CPU build where the index has one; a plain torch brings gigabytes of CUDA
-  .venv/bin/pip install -q -c constraints.txt --extra-index-url https://download.pytorch.org/whl/cpu -e '.[test]'
+  # from PyPI torch brings gigabytes of CUDA: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu gives the CPU build
+  .venv/bin/pip install -q -c constraints.txt -e '.[test]'
   # no CPU build of torchvision: an oracle only, without its dependencies (tests/conftest.py makes it import)
   .venv/bin/pip install -q --no-deps torchvision==0.28.0
   rm -f .venv/.jvr1-*

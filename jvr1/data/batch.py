@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int32
@@ -41,14 +41,20 @@ class Bucket:
         return self.steps * (2 if self.kind == "video" else 1)
 
 
-def make_buckets(rows: Sequence[Sequence[object]]) -> tuple[Bucket, ...]:
+def make_buckets(rows: Sequence[Sequence[Any]]) -> tuple[Bucket, ...]:
     """Buckets from (kind, F, W, P, C) rows of a config. Raises UserError for a shape that cannot be."""
     buckets = tuple(Bucket(str(kind), *(int(n) for n in sizes)) for kind, *sizes in rows)
     if not 0 < len(buckets) <= MAX_BUCKETS:
         raise UserError(f"data.buckets holds {len(buckets)} shapes; use 1 to {MAX_BUCKETS}: each compiles once")
     for b in buckets:
         empty = b.kind == "text"
-        if b.kind not in KINDS or b.prompt < 1 or b.completion < 1 or (b.steps < 1) != empty or (b.windows < 1) != empty:
+        if (
+            b.kind not in KINDS
+            or b.prompt < 1
+            or b.completion < 1
+            or (b.steps < 1) != empty
+            or (b.windows < 1) != empty
+        ):
             raise UserError(
                 f"data.buckets: {(b.kind, b.steps, b.windows, b.prompt, b.completion)} is not (kind, F, W, P, C) with "
                 f"kind one of {', '.join(KINDS)}; text has F = W = 0, the others at least 1"
@@ -223,7 +229,9 @@ def stack(examples: Sequence[Arrays]) -> Arrays:
         return None if leaves[0] is None else np.stack(leaves)
 
     first = examples[0]
-    visual = None if first.visual is None else Visual(*(join(*x) for x in zip(*(e.visual for e in examples), strict=True)))
+    visual = (
+        None if first.visual is None else Visual(*(join(*x) for x in zip(*(e.visual for e in examples), strict=True)))
+    )
     prompt = Prompt(*(join(*x) for x in zip(*(e.prompt for e in examples), strict=True)))
     rest = (join(*x) for x in zip(*(e[2:] for e in examples), strict=True))
     return Arrays(prompt, visual, *rest)

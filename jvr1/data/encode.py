@@ -23,7 +23,7 @@ from jvr1.model.config import ModelConfig
 class Encoder:
     """How records become examples; travels to worker processes.
 
-    read: `cache.MediaReader` of `media`, given up after a while. targets: whether examples carry the answer to learn (SFT).
+    read: `cache.MediaReader` of `media`, given up after a while. targets: whether examples carry the answer (SFT).
     real_seconds: M-RoPE time from the clip's own frame rate; else one second a step, as Video-R1 trained.
     """
 
@@ -100,7 +100,9 @@ class Encoder:
         seconds = media.seconds_per_step if self.real_seconds else 1.0
         return Clip(media.frames, seconds if record.data_type == "video" else 0.0)
 
-    def try_encode(self, record: Record, bucket: Bucket, order: np.random.Generator) -> tuple[Arrays | None, str | None]:
+    def try_encode(
+        self, record: Record, bucket: Bucket, order: np.random.Generator
+    ) -> tuple[Arrays | None, str | None]:
         """The example and None, or None and the cause in one word or line."""
         try:
             return self.encode(record, bucket, order), None
@@ -108,4 +110,3 @@ class Encoder:
             return None, error.cause
         except ValueError as error:
             return None, f"encode: {error}"
-

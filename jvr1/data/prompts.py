@@ -101,7 +101,7 @@ def target_ids(tokenizer: PreTrainedTokenizerBase, record: Record, end_id: int) 
 def end_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """Ids that end an answer, the one the chat template writes first: <|im_end|>, then <|endoftext|>."""
     found = [tokenizer.convert_tokens_to_ids(t) for t in ("<|im_end|>", "<|endoftext|>")]
-    known = [i for i in found if i is not None and i != tokenizer.unk_token_id]
+    known = [i for i in found if isinstance(i, int) and i != tokenizer.unk_token_id]
     if not known:
         raise UserError("the tokenizer knows neither <|im_end|> nor <|endoftext|>; it is not one of Qwen2.5-VL")
     return tuple(dict.fromkeys(known))

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -46,7 +47,8 @@ class RecordStore:
     def __getitem__(self, number: int) -> Record:
         offsets, data = self._open()
         fields = json.loads(data[offsets[number] : offsets[number + 1]].tobytes())
-        return Record(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+        return Record(**values)
 
     def __getstate__(self) -> dict:
         return {"folder": self.folder, "_offsets": None, "_data": None}

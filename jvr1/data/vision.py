@@ -65,7 +65,9 @@ def window_layout(height: int, width: int, config: VisionConfig) -> WindowLayout
     return WindowLayout(hw.reshape(down * across, config.slots, 2).astype(np.int16), unit)
 
 
-def window_patches(frames: UInt8[np.ndarray, "N Hp Wp 3"], layout: WindowLayout, patch: int) -> UInt8[np.ndarray, "N W L v"]:
+def window_patches(
+    frames: UInt8[np.ndarray, "N Hp Wp 3"], layout: WindowLayout, patch: int
+) -> UInt8[np.ndarray, "N W L v"]:
     """Cuts frames into patches (values in the order channel, row, column) in window order; padding is 0."""
     n, height, width, _ = frames.shape
     rows, columns = height // patch, width // patch

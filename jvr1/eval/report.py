@@ -14,7 +14,9 @@ def as_table(summaries: Mapping[str, Summary]) -> str:
     rows = [COLUMNS, ("---",) + ("---:",) * (len(COLUMNS) - 1)]
     for task, s in summaries.items():
         shuffled = "" if s.shuffled is None else percent(s.shuffled)
-        rows.append((task, str(s.questions), percent(s.ordered), shuffled, percent(s.format), f"{s.length:.1f}", str(s.failed)))
+        rows.append(
+            (task, str(s.questions), percent(s.ordered), shuffled, percent(s.format), f"{s.length:.1f}", str(s.failed))
+        )
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 

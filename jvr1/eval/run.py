@@ -57,7 +57,9 @@ class Judge:
     user: UserReward | None = None
     user_weight: float = 1.0
 
-    def __call__(self, micro: Microbatch, texts: Sequence[Sequence[str]], sampled: Sampled, rows: Sequence[int]) -> Judged:
+    def __call__(
+        self, micro: Microbatch, texts: Sequence[Sequence[str]], sampled: Sampled, rows: Sequence[int]
+    ) -> Judged:
         scores: list[list[Score]] = []
         total = np.zeros(sampled.length.shape, np.float32)
         for b, (row, completions) in enumerate(zip(micro.rows, texts, strict=True)):

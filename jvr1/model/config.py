@@ -201,8 +201,14 @@ def _validate(config: ModelConfig, name: str) -> None:
             f"{text.head_size // 2}",
         ),
         (vision.hidden % (4 * vision.heads) == 0, "vision hidden_size must be a multiple of 4 x num_heads"),
-        (vision.window % vision.factor == 0, "vision window_size must be a multiple of patch_size x spatial_merge_size"),
-        (vision.out_hidden == text.hidden, f"vision out_hidden_size {vision.out_hidden} is not hidden_size {text.hidden}"),
+        (
+            vision.window % vision.factor == 0,
+            "vision window_size must be a multiple of patch_size x spatial_merge_size",
+        ),
+        (
+            vision.out_hidden == text.hidden,
+            f"vision out_hidden_size {vision.out_hidden} is not hidden_size {text.hidden}",
+        ),
     )
     for good, message in checks:
         if not good:
@@ -269,5 +275,7 @@ def published(size: str) -> ModelConfig:
     if size not in shapes:
         raise UserError(f"no published size {size!r}; there are {', '.join(shapes)}")
     text, intermediate, tied = shapes[size]
-    vision = replace(VisionConfig(), hidden=1280, intermediate=intermediate, out_hidden=text.hidden, tokens_per_second=2)
+    vision = replace(
+        VisionConfig(), hidden=1280, intermediate=intermediate, out_hidden=text.hidden, tokens_per_second=2
+    )
     return ModelConfig(text=text, vision=vision, tied=tied)

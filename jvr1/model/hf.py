@@ -46,7 +46,9 @@ class Rule(NamedTuple):
     inputs: int = 0
 
 
-def _block(hf: str, path: str, kernels: dict[str, tuple[str, int]], scales: dict[str, str], biased: set[str]) -> list[Rule]:
+def _block(
+    hf: str, path: str, kernels: dict[str, tuple[str, int]], scales: dict[str, str], biased: set[str]
+) -> list[Rule]:
     rules = [Rule(f"{hf}.{a}.weight", f"{path}/{b}/scale") for a, b in scales.items()]
     for a, (b, inputs) in kernels.items():
         rules.append(Rule(f"{hf}.{a}.weight", f"{path}/{b}/kernel", inputs))
@@ -189,7 +191,9 @@ def _check_names(reader: ShardReader, tensors: list[Tensor], config: ModelConfig
         if spec is None:
             raise UserError(f"{reader.folder}: tensor {tensor.name} is missing")
         if spec.shape != tensor.shape:
-            raise UserError(f"{spec.file}: tensor {tensor.name} has shape {spec.shape}; config.json asks for {tensor.shape}")
+            raise UserError(
+                f"{spec.file}: tensor {tensor.name} has shape {spec.shape}; config.json asks for {tensor.shape}"
+            )
     known = {t.name for t in tensors} | ({"lm_head.weight"} if config.tied else set())
     unexpected = sorted(n for n in reader.specs if n not in known and not _IGNORED.fullmatch(n))
     if unexpected:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
@@ -49,7 +48,13 @@ class Qwen25VL(nnx.Module):
         param_dtype: DTypeLike = jnp.float32,
         remat: str = "none",
     ):
-        kw = {"remat": remat, "std": config.initializer_range, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        kw: dict[str, Any] = {
+            "remat": remat,
+            "std": config.initializer_range,
+            "dtype": dtype,
+            "param_dtype": param_dtype,
+            "rngs": rngs,
+        }
         self.config = config
         self.visual = VisionTower(config.vision, **kw)
         self.text = TextDecoder(config.text, tied=config.tied, **kw)
@@ -98,12 +103,15 @@ class Qwen25VL(nnx.Module):
             streams, x = 1, self.embed(prompt, visual)
         else:
             streams, steps = pairs.shape[1:3]
-            every = Visual(visual.frames, pairs.reshape(b, streams * steps, 2), jnp.tile(visual.hw, (1, streams, 1, 1, 1)))
+            every = Visual(
+                visual.frames, pairs.reshape(b, streams * steps, 2), jnp.tile(visual.hw, (1, streams, 1, 1, 1))
+            )
             merged = self.visual(every)
             merged = merged.reshape(b * streams, -1, merged.shape[-1])
             x = self._place(merged, repeat(prompt.ids, streams), repeat(prompt.visual_index, streams))
         mask = repeat(prompt.mask, streams)
         hidden, kv = self.text.prompt(x, self._angles(repeat(prompt.positions, streams)), mask, keep=True)
+        assert kv is not None  # keep=True
         last = last_real(hidden, mask).reshape(b, streams, -1)
         return last, KV(*(y.reshape(y.shape[0], b, streams, length, *y.shape[3:]) for y in kv))
 

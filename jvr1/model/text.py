@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ class TextLayer(nnx.Module):
 
     def __init__(self, config: TextConfig, *, std: float, param_dtype: DTypeLike, rngs: nnx.Rngs):
         size, heads, kv_heads, head = config.hidden, config.heads, config.kv_heads, config.head_size
-        kw = {"std": std, "param_dtype": param_dtype, "rngs": rngs}
+        kw: dict[str, Any] = {"std": std, "param_dtype": param_dtype, "rngs": rngs}
         self.norm1 = RMSNorm(size, eps=config.eps, param_dtype=param_dtype)
         self.norm2 = RMSNorm(size, eps=config.eps, param_dtype=param_dtype)
         self.q = Linear((size,), (heads, head), bias=True, **kw)
@@ -70,7 +70,7 @@ class TextDecoder(nnx.Module):
             lambda rngs: TextLayer(config, std=std, param_dtype=param_dtype, rngs=rngs), config.layers, rngs
         )
         self.norm = RMSNorm(config.hidden, eps=config.eps, param_dtype=param_dtype)
-        head = {"bias": False, "std": std, "param_dtype": param_dtype, "rngs": rngs}
+        head: dict[str, Any] = {"bias": False, "std": std, "param_dtype": param_dtype, "rngs": rngs}
         self.head = None if tied else Linear((config.hidden,), (config.vocab,), **head)
 
     def embed(self, ids: Int[Array, "*X"]) -> Float[Array, "*X D"]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +39,7 @@ class VisionBlock(nnx.Module):
 
     def __init__(self, config: VisionConfig, *, std: float, param_dtype: DTypeLike, rngs: nnx.Rngs):
         size, head = config.hidden, config.hidden // config.heads
-        kw = {"std": std, "param_dtype": param_dtype, "rngs": rngs}
+        kw: dict[str, Any] = {"std": std, "param_dtype": param_dtype, "rngs": rngs}
         self.norm1 = RMSNorm(size, eps=config.eps, param_dtype=param_dtype)
         self.norm2 = RMSNorm(size, eps=config.eps, param_dtype=param_dtype)
         self.qkv = Linear((size,), (3, config.heads, head), bias=True, **kw)
@@ -68,7 +68,7 @@ class VisionTower(nnx.Module):
     def __init__(
         self, config: VisionConfig, *, remat: str, std: float, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs
     ):
-        kw = {"std": std, "param_dtype": param_dtype, "rngs": rngs}
+        kw: dict[str, Any] = {"std": std, "param_dtype": param_dtype, "rngs": rngs}
         self.config, self.remat, self.dtype = config, remat, dtype
         merged = config.hidden * config.merge**2
         self.patch_embed = Linear((2, config.patch_values), (config.hidden,), bias=False, **kw)
@@ -93,9 +93,7 @@ class VisionTower(nnx.Module):
         x, _ = scan_layers(self.blocks, block, x, jnp.asarray(full), remat=self.remat)
         return self.merge(x)
 
-    def embed(
-        self, frames: UInt8[Array, "B N W L 588"], pair: Int[Array, "B F 2"]
-    ) -> Float[Array, "B F W L D"]:
+    def embed(self, frames: UInt8[Array, "B N W L 588"], pair: Int[Array, "B F 2"]) -> Float[Array, "B F W L D"]:
         """Normalises the pixels and embeds each step's pair of frames: one half-kernel for each frame."""
         pairs = jax.vmap(lambda frames, pair: frames[pair])(frames, pair)  # B F 2 W L 588
         pixels = jnp.moveaxis(pairs, 2, 4).astype(jnp.float32) / jnp.float32(255)

@@ -48,7 +48,9 @@ class Decoder:
             pad_id=self.end_ids[-1],
         )
 
-    def greedy(self, trainable: dict, frozen: dict, key: jax.Array) -> Callable[[Arrays, Bucket, Sequence[int]], Sampled]:
+    def greedy(
+        self, trainable: dict, frozen: dict, key: jax.Array
+    ) -> Callable[[Arrays, Bucket, Sequence[int]], Sampled]:
         """decode(arrays, bucket, rows) with the best token each time, for `eval.run.answer_questions`."""
 
         def decode(arrays: Arrays, bucket: Bucket, rows: Sequence[int]) -> Sampled:

@@ -59,13 +59,17 @@ class Loop:
         return self._step
 
     _step = 0
+    _finished = False
 
     def _resume(self, shapes: TrainState) -> None:
         whole = combine(shapes.params, jax.tree.map(_as_shape, self.run_.frozen))
-        params, rest, meta = self.checkpoints.restore(whole, shapes._replace(params=None))
+        params, rest, meta = self.checkpoints.restore(whole, _beside(shapes))
         trained = _like(params, shapes.params)
-        self.state = TrainState(rest.step, trained, rest.optimizer, rest.bad_steps, rest.skipped)
+        self.state = TrainState(params=trained, **rest)
         self._step = int(meta["step"])
+        # finished by its last step, it goes on when given more of them; finished by its stop value, it does not
+        stopped_early = meta["finished"] and self._step < meta["steps"]
+        self._finished = stopped_early or self._step >= self.run_.settings.train.steps
         _say(f"resumed at step {self._step} from {self.checkpoints.directory}")
 
     # --- what a step calls
@@ -95,32 +99,41 @@ class Loop:
         with _signals(self._on_signal):
             if self.step == 0 and settings.validate_every:
                 self._validate()
-            while self.step < settings.steps and not self._stop:
+            while not (self._finished or self._stop):
                 with self.clock.phase("data"):
                     microbatches = next(rows)
                 failures = self.journal.note(self.step, microbatches)
                 self._count_rows(microbatches, failures)
                 step_of(self.step, microbatches)
+                with self.phase("update"):  # JAX returns before the device is done
+                    jax.block_until_ready(self.state)
                 self._step += 1
                 self._log(bar)
                 due = settings.validate_every and self.step % settings.validate_every == 0
-                metrics = self._validate() if due else None
-                reached = bool(metrics) and settings.stop_metric and metrics.get(settings.stop_metric, 0.0) >= settings.stop_value
-                if reached:
-                    _say(f"step {self.step}: {settings.stop_metric} reached {metrics[settings.stop_metric]:.3f}; stopping early")
-                    self._stop = True
-                if self._stop or due or self.step % settings.save_every == 0 or self.step == settings.steps:
+                metrics = self._validate() if due else {}
+                self._finished = self.step == settings.steps or self._reached(metrics)
+                if self._stop or self._finished or due or self.step % settings.save_every == 0:
                     self.save(metrics)
         bar.close()
         self.checkpoints.close()
         self.writer.close()
-        if self._stop and self.step < settings.steps:
+        if self._stop and not self._finished:
             _say(f"stopped and saved at step {self.step} of {settings.steps}")
+
+    def _reached(self, metrics: Mapping[str, float]) -> bool:
+        """Whether validation gave the value at which the run is to end."""
+        name, value = self.run_.settings.train.stop_metric, self.run_.settings.train.stop_value
+        if not name or metrics.get(name, -1.0) < value:
+            return False
+        _say(f"step {self.step}: {name} is {metrics[name]:.3f}, at least {value}: done")
+        return True
 
     def save(self, metrics: Mapping[str, float] | None = None) -> None:
         """Starts a checkpoint of all a restart needs; the position in the data is the step number."""
+        self.writer.flush()
         params = combine(self.state.params, self.run_.frozen)
-        self.checkpoints.save(self.step, params, self.state._replace(params=None), {"step": self.step}, metrics)
+        meta = {"step": self.step, "steps": self.run_.settings.train.steps, "finished": self._finished}
+        self.checkpoints.save(self.step, params, _beside(self.state), meta, metrics)
 
     def _on_signal(self) -> None:
         _say("signal received: finishing the step, then saving")
@@ -152,7 +165,10 @@ class Loop:
         values, seconds = self.tally.means(), self.clock.take()
         total = seconds.pop("total")
         values |= {f"seconds/{name}": value for name, value in seconds.items()} | {"seconds/step": total}
-        values |= {"update/learning_rate": float(self._schedule(self.step - 1)), "update/skipped": int(self.state.skipped)}
+        values |= {
+            "update/learning_rate": float(self._schedule(self.step - 1)),
+            "update/skipped": int(self.state.skipped),
+        }
         tokens = self.tally.sums.get("completion/tokens")
         if tokens is not None:
             values["tokens_per_second"] = float(tokens[0]) / total
@@ -162,7 +178,9 @@ class Loop:
         if peak is not None:
             values["flops_share_of_peak"] = self.flops / total / (peak * jax.device_count())
         self.writer.scalars(self.step, values)
-        bar.set_postfix({label: f"{values[name]:.3g}" for name, label in self.show.items() if name in values}, refresh=False)
+        bar.set_postfix(
+            {label: f"{values[name]:.3g}" for name, label in self.show.items() if name in values}, refresh=False
+        )
         bar.update()
         self.tally, self.flops = Tally(), 0.0
         check_bad_steps(self.step, int(self.state.bad_steps), self.run_.optimizer.max_bad_steps)
@@ -172,6 +190,11 @@ def progress_bar(total: int, done: int) -> tqdm:
     """On a terminal it moves; in a log file it is a line now and then."""
     every = 0.5 if sys.stderr.isatty() else 15.0
     return tqdm(total=total, initial=done, unit="step", mininterval=every, disable=jax.process_index() > 0)
+
+
+def _beside(state: TrainState) -> dict[str, Any]:
+    """What a checkpoint holds beside the parameters."""
+    return {name: value for name, value in state._asdict().items() if name != "params"}
 
 
 def _as_shape(x: jax.Array) -> jax.ShapeDtypeStruct:

@@ -52,8 +52,8 @@ def token_scores(
     if chunks == 1:
         logprobs, entropy = score(hidden, targets)
     else:
-        parts = (hidden.reshape(b, g, chunks, size, -1), targets.reshape(b, g, chunks, size))
-        parts = tuple(jnp.moveaxis(x, 2, 0) for x in parts)
+        whole = (hidden.reshape(b, g, chunks, size, -1), targets.reshape(b, g, chunks, size))
+        parts = [jnp.moveaxis(x, 2, 0) for x in whole]
         _, scores = jax.lax.scan(lambda carry, part: (carry, score(*part)), None, parts)
         logprobs, entropy = (jnp.moveaxis(x, 0, 2).reshape(b, g, length + pad) for x in scores)
     return TokenScores(logprobs[:, :, :length], entropy[:, :, :length])

@@ -91,7 +91,7 @@ def save_model(folder: epath.PathLike, params: dict, config: ModelConfig, carrie
 
 
 def restore(stored: epath.Path, shapes: dict, shardings: Any) -> dict:
-    """Parameters from an orbax folder, each device reading its own slices. Raises UserError naming what does not fit."""
+    """Parameters from an orbax folder, each device its own slices. Raises UserError naming what does not fit."""
     targets = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
     with _checkpointer(targets) as checkpointer:
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,36 +38,42 @@ class Rollout:
     result: Advantages
 
 
-def rollout_rows(step: int, rollouts: Sequence[Rollout]) -> Iterator[dict[str, Any]]:
+def rollout_rows(step: int, rollouts: Sequence[Rollout]) -> list[dict[str, Any]]:
     """Every sampled completion with its scores, one dict each."""
+    rows = []
     for rollout in rollouts:
         for b, row in enumerate(rollout.micro.rows):
             if row.record is None or row.error is not None:
                 continue
             for r, text in enumerate(rollout.texts[b]):
                 score, ordered = rollout.judged.rows[b][r], r < rollout.rows[0]
-                yield {
-                    "step": step,
-                    "microbatch": row.micro,
-                    "row": row.place,
-                    "problem_id": row.record.problem_id,
-                    "data_source": row.record.data_source,
-                    "problem_type": row.record.problem_type,
-                    "frames": VARIANTS[not ordered],
-                    "completion": text,
-                    "solution": row.record.solution,
-                    "answer": score.answer,
-                    "accuracy": score.accuracy,
-                    "format": score.format,
-                    "tokens": int(rollout.host.length[b, r]),
-                    "ended": bool(rollout.host.ended[b, r]),
-                    "reward": float(rollout.result.reward[b, r]) if ordered else None,
-                    "advantage": float(rollout.result.advantage[b, r]) if ordered else None,
-                    "temporal_signal": float(rollout.result.signal[b]),
-                }
+                rows.append(
+                    {
+                        "step": step,
+                        "microbatch": row.micro,
+                        "row": row.place,
+                        "problem_id": row.record.problem_id,
+                        "data_source": row.record.data_source,
+                        "problem_type": row.record.problem_type,
+                        "frames": VARIANTS[not ordered],
+                        "completion": text,
+                        "solution": row.record.solution,
+                        "answer": score.answer,
+                        "accuracy": score.accuracy,
+                        "format": score.format,
+                        "tokens": int(rollout.host.length[b, r]),
+                        "ended": bool(rollout.host.ended[b, r]),
+                        "reward": float(rollout.result.reward[b, r]) if ordered else None,
+                        "advantage": float(rollout.result.advantage[b, r]) if ordered else None,
+                        "temporal_signal": float(rollout.result.signal[b]),
+                    }
+                )
+    return rows
 
 
-def score_sums(micro: Microbatch, judged: Judged, sampled: Sampled, rows: Sequence[int]) -> dict[str, tuple[float, float]]:
+def score_sums(
+    micro: Microbatch, judged: Judged, sampled: Sampled, rows: Sequence[int]
+) -> dict[str, tuple[float, float]]:
     """Sums for the log: format, accuracy by modality and problem type, completion lengths, of valid ordered rows."""
     sums: dict[str, tuple[float, float]] = {}
 
@@ -102,14 +108,18 @@ def log_pictures(writer: MetricsWriter, step: int, rollouts: Sequence[Rollout], 
             writer.text(step, f"completions/{shown}", f"{row.record.problem}\n{row.record.solution}\n\n{texts[0]}")
             if len(rollout.rows) == 2:
                 for variant, text in zip(VARIANTS, (texts[0], texts[rollout.rows[0]]), strict=True):
-                    strip = frame_strip(_frames(rollout.micro.arrays, b, variant, config), f"{row.record.problem}\n{text}")
+                    strip = frame_strip(
+                        _frames(rollout.micro.arrays, b, variant, config), f"{row.record.problem}\n{text}"
+                    )
                     writer.image(step, f"frames/{shown}/{variant}", strip)
             shown += 1
 
 
 def _frames(arrays: Arrays, b: int, variant: str, config: ModelConfig) -> np.ndarray:
-    visual = arrays.visual
+    visual, shuffled = arrays.visual, arrays.shuffled
+    assert visual is not None
+    assert shuffled is not None
     hw = visual.hw[b]
     real = (hw[..., 0] >= 0).any(axis=(1, 2))
-    pair = (visual.pair if variant == "ordered" else arrays.shuffled)[b][real].reshape(-1)
+    pair = (visual.pair if variant == "ordered" else shuffled)[b][real].reshape(-1)
     return frames_of(visual.frames[b][pair], hw[0], config.vision.patch)

@@ -107,7 +107,7 @@ def open_run(config: ConfigDict, workdir: str, *, targets: bool) -> Run:
 
 def use_compilation_cache() -> None:
     """Compiled programs are kept between runs, where JAX_COMPILATION_CACHE_DIR says or in the user's cache."""
-    if not jax.config.jax_compilation_cache_dir:
+    if not getattr(jax.config, "jax_compilation_cache_dir", None):
         jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "jvr1" / "xla"))
 
 
@@ -138,10 +138,14 @@ def check_batch(config: ConfigDict, mesh: Mesh) -> None:
     """Raises UserError when a microbatch cannot be split over the mesh."""
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     if config.batch.micro % ways:
-        raise UserError(f"batch.micro={config.batch.micro} rows cannot be split {ways} ways (mesh data x fsdp); use a multiple")
+        raise UserError(
+            f"batch.micro={config.batch.micro} rows cannot be split {ways} ways (mesh data x fsdp); use a multiple"
+        )
 
 
-def make_encoder(config: ConfigDict, model: ModelConfig, tokenizer: PreTrainedTokenizerBase, *, targets: bool) -> Encoder:
+def make_encoder(
+    config: ConfigDict, model: ModelConfig, tokenizer: PreTrainedTokenizerBase, *, targets: bool
+) -> Encoder:
     video_limits, image_limits = settings.pixel_limits(config)
     cache = config.data.media_cache or str(Path.home() / ".cache" / "jvr1" / "media")
     media = MediaCache(config.data.root, cache, config.data.media_cache_gb * 2**30)

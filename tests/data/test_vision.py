@@ -15,7 +15,18 @@ from jvr1.model.vision import IMAGE_MEAN, IMAGE_STD
 
 CONFIG = VisionConfig(hidden=1280)
 LIMITS = {"factor": 28, "min_pixels": 56 * 56, "max_pixels": 256 * 28 * 28}
-SIZES = [(480, 640), (640, 480), (1080, 1920), (17, 23), (1, 1), (30, 1900), (1500, 31), (1800, 2400), (84, 84), (10, 1000)]
+SIZES = [
+    (480, 640),
+    (640, 480),
+    (1080, 1920),
+    (17, 23),
+    (1, 1),
+    (30, 1900),
+    (1500, 31),
+    (1800, 2400),
+    (84, 84),
+    (10, 1000),
+]
 ROUNDING = 2.01 / 255 / min(IMAGE_STD)  # two levels of a pixel
 
 

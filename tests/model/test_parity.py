@@ -122,8 +122,9 @@ def test_published_7b_dimensions(tmp_path):
     section = {"type": "mrope", "mrope_section": [16, 24, 24]}
     raw = oracle.raw_config(
         hidden_size=3584, num_hidden_layers=2, num_attention_heads=28, num_key_value_heads=4, intermediate_size=18944,
-        rope_theta=1e6, rope_scaling=section, vocab_size=512, vision_depth=8, vision_hidden_size=1280, vision_num_heads=16,
-        vision_intermediate_size=3420, vision_out_hidden_size=3584, vision_fullatt_block_indexes=[7],
+        rope_theta=1e6, rope_scaling=section, vocab_size=512, vision_depth=8, vision_hidden_size=1280,
+        vision_num_heads=16, vision_intermediate_size=3420, vision_out_hidden_size=3584,
+        vision_fullatt_block_indexes=[7],
     )  # fmt: skip
     model = oracle.torch_model(raw, scale=0.02)
     config, graphdef, params = load(model, tmp_path)
@@ -158,7 +159,11 @@ def greedy_torch(model, inputs, ids, config, items, count):
     model.model.get_rope_index = lambda *a, **k: (positions, model.model.rope_deltas)
     try:
         out = model.generate(
-            **inputs, mm_token_type_ids=torch.tensor(kind)[None], max_new_tokens=count, min_new_tokens=count, do_sample=False
+            **inputs,
+            mm_token_type_ids=torch.tensor(kind)[None],
+            max_new_tokens=count,
+            min_new_tokens=count,
+            do_sample=False,
         )
     finally:
         model.model.get_rope_index = original

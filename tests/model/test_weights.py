@@ -34,7 +34,11 @@ def write(folder, tensors, shards=1, raw=RAW):
     (folder / "config.json").write_text(json.dumps(raw))
     names = sorted(tensors)
     parts = [names[i::shards] for i in range(shards)]
-    files = ["model.safetensors"] if shards == 1 else [f"model-{i + 1:05d}-of-{shards:05d}.safetensors" for i in range(shards)]
+    files = (
+        ["model.safetensors"]
+        if shards == 1
+        else [f"model-{i + 1:05d}-of-{shards:05d}.safetensors" for i in range(shards)]
+    )
     for file, part in zip(files, parts, strict=True):
         save_file({n: tensors[n] for n in part}, folder / file, metadata={"format": "pt"})
     if shards > 1:
@@ -110,7 +114,10 @@ def test_pixels_of_the_training_enter_the_processor_files(tmp_path):
     out = {k: json.loads(v) for k, v in hf.with_pixels(carried, (3136, 200704)).items()}
     limits = {"min_pixels": 3136, "max_pixels": 200704, "size": {"shortest_edge": 3136, "longest_edge": 200704}}
     assert out["preprocessor_config.json"] == {"patch_size": 14, **limits}
-    assert out["processor_config.json"] == {"image_processor": {"patch_size": 14, **limits}, "video_processor": {"fps": 2}}
+    assert out["processor_config.json"] == {
+        "image_processor": {"patch_size": 14, **limits},
+        "video_processor": {"fps": 2},
+    }
     assert hf.with_pixels(carried, None) == carried
 
 

@@ -1,0 +1,132 @@
+"""The pure steps of the mains: what groups are worth, and what a microbatch adds to the gradient of its step.
+
+Each maker binds what is static and returns a jitted function that compiles once a bucket; its result is laid out as
+its arguments are, so that no second microbatch compiles it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool
+
+from jvr1.data.batch import Arrays
+from jvr1.model.qwen2_5_vl import merge
+from jvr1.rl import tgrpo
+from jvr1.sharding import batch_sharding
+from jvr1.train.losses import supervised_loss, token_scores
+from jvr1.train.optimizer import combine
+from jvr1.train.trees import add_trees
+
+
+def make_advantages(algorithm: tgrpo.TGRPOConfig) -> Callable[..., Any]:
+    """advantages(scores, length [B,G], ids [B,G,C]) -> tgrpo.Advantages, tokens in the loss [B,G,C], this
+    microbatch's part of the step's denominator, statistics as sums."""
+
+    @jax.jit
+    def advantages(scores: tgrpo.Rollout, length: Array, ids: Array):
+        result = tgrpo.advantages(scores, algorithm)
+        written = jnp.arange(ids.shape[-1])[None, None] < length[..., None]
+        mask = tgrpo.loss_mask(written, result.weight)
+        statistics = tgrpo.group_statistics(scores, result, algorithm)
+        return result, mask, tgrpo.loss_denominator(mask, algorithm), statistics
+
+    return advantages
+
+
+def make_policy_gradients(
+    graphdef: nnx.GraphDef, algorithm: tgrpo.TGRPOConfig, shardings: Any, *, temperature: float, chunk: int
+) -> Callable[..., Any]:
+    """gradients(trainable, frozen, reference, total, arrays, ids, sampled, old, first, advantage, mask, denominator)
+    -> total with this microbatch's gradient added, loss, statistics as sums, largest gap, log-probabilities [B,G,C].
+
+    shardings: of the trainable parameters, and so of `total`, which is donated. reference: the parameters KL is
+    measured from, or None. sampled: log-probabilities as the tokens were drawn. old: those of the step's first pass,
+    which is its own (`first`: `old` may hold anything, and the gap to `sampled` is measured).
+    """
+
+    def score(params: dict, arrays: Arrays, ids: Array):
+        model = merge(graphdef, params)
+        hidden = model.complete(arrays.prompt, arrays.visual, ids)
+        return token_scores(model.logits, hidden, ids, temperature=temperature, chunk=chunk)
+
+    rows = batch_sharding(jax.tree.leaves(shardings)[0].mesh)
+
+    @partial(jax.jit, donate_argnums=3, out_shardings=(shardings, None, None, None, rows))
+    def gradients(trainable, frozen, reference, total, arrays, ids, sampled, old, first, advantage, mask, denominator):
+        anchor = None if reference is None else jax.lax.stop_gradient(score(reference, arrays, ids).logprobs)
+
+        def loss(trainable: dict):
+            scores = score(combine(trainable, frozen), arrays, ids)
+            before = jnp.where(first, jax.lax.stop_gradient(scores.logprobs), old)
+            value, statistics = tgrpo.policy_loss(
+                scores.logprobs, before, anchor, advantage, mask, denominator, algorithm
+            )
+            weight = mask.astype(jnp.float32)
+            statistics["entropy"] = tgrpo.Mean(jnp.sum(scores.entropy * weight), jnp.sum(weight))
+            statistics["logprob_gap"], largest = tgrpo.sampling_gap(sampled, scores.logprobs, mask & first)
+            return value, (statistics, largest, scores.logprobs)
+
+        (value, (statistics, largest, logprobs)), grads = jax.value_and_grad(loss, has_aux=True)(trainable)
+        return add_trees(total, grads), value, statistics, largest, logprobs
+
+    return gradients
+
+
+def make_answer_gradients(graphdef: nnx.GraphDef, shardings: Any, *, chunk: int, on_prompt: bool) -> Callable[..., Any]:
+    """gradients(trainable, frozen, total, arrays, denominator) -> total with this microbatch's gradient added, loss,
+    statistics as sums. on_prompt: the prompt is learned too. `total`, laid out as `shardings` say, is donated."""
+
+    def losses(params: dict, arrays: Arrays, denominator: Array):
+        model = merge(graphdef, params)
+        ids = arrays.target[:, None]
+        prompt, own = model.prompt_and_completions(arrays.prompt, arrays.visual, ids)
+        score = partial(token_scores, model.logits, chunk=chunk)
+        mask = answer_mask(arrays)[:, None].astype(jnp.float32)
+        answer = score(own, ids)
+        loss = supervised_loss(answer.logprobs, mask, denominator)
+        if on_prompt:
+            following = prompt_mask(arrays)[:, None].astype(jnp.float32)
+            scores = score(prompt[:, None, :-1], arrays.prompt.ids[:, None, 1:])
+            loss = loss + supervised_loss(scores.logprobs, following, denominator)
+        tokens = jnp.sum(mask)
+        return loss, {
+            "loss/entropy": (jnp.sum(answer.entropy * mask), tokens),
+            "loss/answer_logprob": (jnp.sum(answer.logprobs * mask), tokens),
+        }
+
+    @partial(jax.jit, donate_argnums=2, out_shardings=(shardings, None, None))
+    def gradients(trainable, frozen, total, arrays, denominator):
+        def loss(trainable: dict):
+            return losses(combine(trainable, frozen), arrays, denominator)
+
+        (value, statistics), grads = jax.value_and_grad(loss, has_aux=True)(trainable)
+        return add_trees(total, grads), value, statistics
+
+    return gradients
+
+
+def make_answer_count(*, on_prompt: bool) -> Callable[..., Any]:
+    """count(arrays) -> this microbatch's part of the step's denominator, and the answer tokens in it."""
+
+    @jax.jit
+    def count(arrays: Arrays):
+        tokens = jnp.sum(answer_mask(arrays)).astype(jnp.float32)
+        return tokens + (jnp.sum(prompt_mask(arrays)).astype(jnp.float32) if on_prompt else 0.0), tokens
+
+    return count
+
+
+def answer_mask(arrays: Arrays) -> Bool[Array, "B C"]:
+    """The tokens of valid rows' answers."""
+    return arrays.target_mask & arrays.valid[:, None]
+
+
+def prompt_mask(arrays: Arrays) -> Bool[Array, "B P-1"]:
+    """The tokens of valid rows' prompts that another precedes."""
+    return arrays.prompt.mask[:, 1:] & arrays.valid[:, None]
