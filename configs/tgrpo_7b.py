@@ -9,14 +9,16 @@ from ml_collections import ConfigDict
 from jvr1.config import default
 
 COMPLETION = 768
-# 16 frames at 128 tokens are 8 steps of at most 12 windows for 16:9 and 4:3; prompts hold their question beside them
+# Frames of 128 tokens have 8 windows in 16:9 and 9:16, 12 in 4:3 and 3:2, 14 at most; pictures of 256 tokens 16 to 20, and
+# 21 or 26 when very wide. 5 steps: clips of five seconds. Chosen by tools/bench.py data, which says how much is padding.
 BUCKETS = (
-    ("image", 1, 12, 512, COMPLETION),
-    ("image", 1, 20, 768, COMPLETION),
-    ("video", 4, 12, 832, COMPLETION),
-    ("video", 8, 8, 1344, COMPLETION),
-    ("video", 8, 12, 1408, COMPLETION),
-    ("video", 8, 20, 1536, COMPLETION),
+    ("image", 1, 20, 448, COMPLETION),
+    ("image", 1, 21, 576, COMPLETION),
+    ("image", 1, 26, 832, COMPLETION),
+    ("video", 5, 12, 896, COMPLETION),
+    ("video", 8, 8, 1216, COMPLETION),
+    ("video", 8, 12, 1344, COMPLETION),
+    ("video", 8, 14, 1536, COMPLETION),
 )
 
 

@@ -43,14 +43,14 @@ def _warmup(config: ConfigDict) -> None:
 def _sft(config: ConfigDict) -> None:
     config.optimizer.update({"learning_rate": 1e-3, "warmup_steps": 50})
     config.train.update(
-        {"steps": 3000, "validate_every": 5, "stop_metric": "order/ordered", "stop_value": 0.45, "pictures_every": 0}
+        {"steps": 3000, "validate_every": 5, "stop_metric": "order/ordered", "stop_value": 0.48, "pictures_every": 0}
     )
 
 
 def _rl(config: ConfigDict) -> None:
     config.rl.update({"group": 8, "shuffled": 4, "alpha": 0.3, "beta": 0.04, "length_reward": 0.0})
     config.optimizer.update({"learning_rate": 1e-4})
-    config.train.update({"steps": 150, "validate_every": 25, "pictures_every": 25})
+    config.train.update({"steps": 200, "validate_every": 25, "pictures_every": 25})
 
 
 STAGES = {"warmup": _warmup, "sft": _sft, "rl": _rl}

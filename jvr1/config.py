@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import sys
 import types
 import typing
@@ -84,14 +85,13 @@ def default() -> ConfigDict:
             "save_every": 100,
             "keep": 2,
             "validate_every": 0,
-            "validate_tokens": 0,
             "stop_metric": "",
             "stop_value": 0.0,
             "pictures_every": 50,
             "wandb": "",
         }
     )
-    return config
+    return config.lock()
 
 
 def parse(argv: Sequence[str]) -> tuple[ConfigDict, str]:
@@ -116,11 +116,13 @@ def from_file(name: str) -> ConfigDict:
 def _read(values: flags.FlagValues, argv: Sequence[str]) -> ConfigDict | None:
     """The config of a command line whose flags `values` defines. A config file may import its neighbours."""
     config_flags.DEFINE_config_file(
-        "config", None, "Config file FILE or FILE:ARG.", lock_config=True, flag_values=values
+        "config", None, "Config file FILE or FILE:ARG.", lock_config=True, flag_values=values, sys_argv=list(argv)
     )
-    folders = [str(Path(a.split("=", 1)[-1].rsplit(".py", 1)[0]).resolve().parent) for a in argv[1:] if ".py" in a]
+    file = _config_file(argv)
+    if file is not None and not file.is_file():
+        raise UserError(f"config file {file} does not exist")
     before = list(sys.path)
-    sys.path[:0] = folders
+    sys.path[:0] = [] if file is None else [str(file.resolve().parent)]
     try:
         rest = values(list(argv))
         config = values["config"].value
@@ -132,7 +134,18 @@ def _read(values: flags.FlagValues, argv: Sequence[str]) -> ConfigDict | None:
         sys.path[:] = before
     if len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r}; settings are given as --config.section.name=value")
+    if file is not None and not isinstance(config, ConfigDict):
+        raise UserError(f"config file {file}: its get_config() returns no ConfigDict; start from jvr1.config.default()")
     return config
+
+
+def _config_file(argv: Sequence[str]) -> Path | None:
+    """The file that --config names."""
+    for flag, following in zip(argv, [*argv[1:], ""], strict=True):
+        name = following if flag == "--config" else flag.removeprefix("--config=")
+        if name and name != flag:
+            return Path(name.partition(".py:")[0] + ".py" if ".py:" in name else name)
+    return None
 
 
 def from_json(text: str, name: str) -> ConfigDict:
@@ -145,8 +158,43 @@ def from_json(text: str, name: str) -> ConfigDict:
     return config
 
 
+FREE = (
+    "mesh.", "train.", "model.remat", "model.logit_chunk", "data.root", "data.valid", "data.index", "data.media_cache",
+    "data.workers", "data.timeout", "data.max_failed",
+)  # fmt: skip
+"""Settings (prefixes of names) that a run may be resumed with otherwise without a word."""
+TUNABLE = ("rl.", "reward.", "sampling.", "optimizer.", "sft.")
+"""Those that change what a run learns from there on: a resumed run says so. Any other keeps its workdir."""
+
+
+def may_change(name: str) -> bool:
+    return name.startswith(FREE + TUNABLE)
+
+
+def changes(kept: str, config: ConfigDict, name: str) -> dict[str, str]:
+    """Setting -> 'setting: before -> now' of those that differ from a workdir's config.json. Raises UserError."""
+    before, now = (_flat(json.loads(to_json(c))) for c in (from_json(kept, name), config))
+    return {key: f"{key}: {before[key]} -> {now[key]}" for key in now if before[key] != now[key]}
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
 def _one_line(error: BaseException) -> str:
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    if "Traceback" in text:  # of a config file, as the flag reports it: where, and what was raised
+        places = re.findall(r'File "((?!.*site-packages).+?)", line (\d+)', text)
+        what = text.strip().splitlines()[-1].strip()
+        kind, _, message = what.partition(": ")
+        text = message if kind.endswith("UserError") else f"{places[-1][0]}, line {places[-1][1]}: {what}"
+    if near := re.search(r'Did you mean "(\w+)" instead of "(\w+)"', text):
+        text = f"there is no setting {near[2]!r}; did you mean {near[1]!r}?"
+    elif lone := re.fullmatch(r"[\"'\\]*(\w+)[\"'\\]*", text):
+        text = f"there is no setting {lone[1]!r}; docs/config.md lists them"
     return " ".join(text.split())
 
 
@@ -167,6 +215,9 @@ def check(config: ConfigDict) -> ConfigDict:
         ("train.save_every", config.train.save_every, 1),
         ("train.keep", config.train.keep, 1),
         ("train.validate_every", config.train.validate_every, 0),
+        ("seed", config.seed, 0),
+        ("train.pictures_every", config.train.pictures_every, 0),
+        ("data.index_workers", config.data.index_workers, 1),
         ("rl.group", config.rl.group, 2),
         ("rl.shuffled", config.rl.shuffled, 0),
         ("rl.updates", config.rl.updates, 1),
@@ -194,8 +245,12 @@ def check(config: ConfigDict) -> ConfigDict:
         raise UserError("train.stop_metric is set and train.validate_every is 0; nothing would measure it")
     if "{Question}" not in style(config).template:
         raise UserError("data.template must name a template or hold {Question}; names: " + ", ".join(TEMPLATES))
-    buckets(config)
-    tgrpo(config)
+    if min(config.data.modality.values()) < 0 or min(config.data.weights, default=0) < 0:
+        raise UserError("data.weights and data.modality must not be negative; 0 leaves rows out")
+    if not 0 <= config.data.max_failed <= 1 or config.data.timeout <= 0:
+        raise UserError("data.max_failed is a share from 0 to 1, and data.timeout must be positive seconds")
+    for section in (buckets, tgrpo, optimizer, video_sampling, pixel_limits):
+        section(config)  # their own checks
     return config
 
 

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable
+
+_NO_ROOM = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "a file is too big",
+}
 
 
 class UserError(ValueError):
@@ -11,11 +18,17 @@ class UserError(ValueError):
 
 
 def run_main(main: Callable[[], int | None]) -> None:
-    """Runs a command's `main` and exits: 0 when done, 2 with one line on stderr for a `UserError`."""
+    """Runs a command's `main` and exits: 0 when done, 2 with one line on stderr for a `UserError` or a full disk."""
     try:
         code = main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        where = f" writing {error.filename}" if error.filename else ""
+        print(f"error: {_NO_ROOM[error.errno]}{where}; what was written is not complete", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

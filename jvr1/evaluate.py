@@ -25,7 +25,7 @@ from jvr1.eval.run import Judge, answer_questions, as_json, summarise
 from jvr1.sharding import make_mesh
 from jvr1.train.decode import make_decoder
 from jvr1.train.models import make_tokenizer, open_model
-from jvr1.train.setup import make_encoder, open_questions, use_compilation_cache
+from jvr1.train.setup import check_batch, check_writable, make_encoder, open_questions, use_compilation_cache
 
 
 def main() -> int:
@@ -36,6 +36,8 @@ def main() -> int:
     # --- model
     use_compilation_cache()
     mesh = make_mesh(dict(config.mesh))
+    check_batch(config, mesh)
+    check_writable(out)
     dtype = jnp.dtype(config.model.dtype)
     model = open_model(args.model, mesh, dtype=dtype, param_dtype=dtype)
     tokenizer = make_tokenizer(model.carried, model.source)
@@ -48,7 +50,10 @@ def main() -> int:
     # --- answers
     decode = decoder.greedy(model.params, {}, jax.random.key(config.seed))
     microbatches = tqdm(pipeline.microbatches(0, count, {}), total=count, unit="batch", disable=not sys.stderr.isatty())
-    answers = list(answer_questions(microbatches, decode, Judge(config.reward.mode), tokenizer))
+    with jax.set_mesh(mesh):
+        answers = list(answer_questions(microbatches, decode, Judge(config.reward.mode), tokenizer))
+    if not answers:
+        raise UserError(f"no question of {args.suite} fits a bucket of data.buckets; the lines above say why")
 
     # --- report
     summaries = summarise(answers)
@@ -80,11 +85,14 @@ def settings_for(args: argparse.Namespace) -> ConfigDict:
     if args.config:
         config = settings.from_file(args.config)
     elif (epath.Path(args.model) / "checkpoints").is_dir():
-        config = settings.from_json((epath.Path(args.model) / "config.json").read_text(), args.model)
+        kept = epath.Path(args.model) / "config.json"
+        if not kept.exists():
+            raise UserError(f"{kept} is missing, so {args.model} does not say how questions are put; name a --config")
+        config = settings.from_json(kept.read_text(), args.model)
     else:
         raise UserError(f"{args.model} is no workdir, so it does not say how questions are put; name a --config")
     config.model.source, config.data.root = args.model, args.data
-    config.data.train = ("none",)
+    config.data.train = tuple(args.suite.split(","))
     return settings.check(config)
 
 

@@ -99,7 +99,7 @@ def main() -> int:
                     loop.add({"loss": (loss, 1 / len(rollouts)), **named}, {"loss/logprob_gap_max": largest})
                 loop.update(total, has_rows=denominator > 0)
         if judge.user is not None:
-            loop.add({"reward/user_failed": judge.user_failures()})
+            loop.add({f"reward/user_failed/{cause}": (n, 1.0) for cause, n in judge.user.failures.items()})
         done = step + 1  # as steps are counted in logs, checkpoints and file names
         write_rollouts(run.workdir, done, jax.process_index(), rollout_rows(done, rollouts))
         if config.train.pictures_every and step % config.train.pictures_every == 0:

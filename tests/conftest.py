@@ -25,3 +25,11 @@ def strict_dtypes():
     """No implicit dtype promotion; optax does not pass it, so it is asked for where our pure code runs."""
     with jax.numpy_dtype_promotion("strict"):
         yield
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory):
+    """Small demo data, a tiny model, and runs of the mains on them (tests/runs.py)."""
+    from runs import make_demo
+
+    return make_demo(tmp_path_factory.mktemp("demo_runs"))

@@ -43,7 +43,7 @@ say "cold start 1: text only, which letter stands before a colour"
 python -m jvr1.train_sft --config configs/tiny.py:warmup "${common[@]}" "${warmup[@]}" \
   --config.model.source="$data/tiny_model" --workdir "$out/warmup"
 
-say "cold start 2: chains of thought; stopped early, at 50% on held-out order questions, to leave room for RL"
+say "cold start 2: chains of thought; stopped early, near 50% on held-out order questions, to leave room for RL"
 python -m jvr1.train_sft --config configs/tiny.py:sft "${common[@]}" "${sft[@]}" \
   --config.model.source="$out/warmup" --workdir "$out/sft"
 evaluate sft "$out/sft"

@@ -16,9 +16,16 @@ MAIN = "order"
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="tools/demo_report.py", description=__doc__)
-    parser.add_argument("out", type=Path, help="folder that tools/demo.sh wrote")
-    out = parser.parse_args(sys.argv[1:]).out
+    parser.add_argument("out", type=Path, nargs="+", help="folder that tools/demo.sh wrote; several: one line each")
+    outs = parser.parse_args(sys.argv[1:]).out
+    if len(outs) > 1:
+        print(seeds_table(outs))
+        return 0
+    return report(outs[0])
 
+
+def report(out: Path) -> int:
+    """Writes and prints one run's table and curves; 1 when the export answers otherwise than the model."""
     tasks = read(out / "data" / "tasks.json")
     results = {stage: read(out / "eval" / stage / "report.json")["tasks"] for stage in STAGES}
     table = as_table(tasks, results)
@@ -26,10 +33,23 @@ def main() -> int:
     draw(curves(out), out / "curves.png", tasks[MAIN]["ceiling"])
     same = (out / "eval" / "rl" / "answers.jsonl").read_bytes() == (out / "eval" / "hf" / "answers.jsonl").read_bytes()
     print(table)
-    print(f"\nThe exported HF folder gives {'the same answers, every one' if same else 'OTHER answers'}: {out / 'hf'}")
+    print(f"\nAccuracy in %, ordered / shuffled frames; format rate and tokens after T-GRPO. {out / 'table.md'}")
+    print(f"The exported HF folder gives {'the same answers, every one' if same else 'OTHER answers'}: {out / 'hf'}")
     print(f"Curves: {out / 'curves.png'}. The cold start was stopped early on purpose, to leave room for RL;")
     print("nothing here says that T-GRPO does better than plain GRPO.")
     return 0 if same else 1
+
+
+def seeds_table(outs: list[Path]) -> str:
+    """Several runs: the main task before and after T-GRPO, ordered / shuffled."""
+    lines = [["seed", "questions", "after SFT", "after T-GRPO", "gain"], ["---", *["---:"] * 4]]
+    for out in outs:
+        reports = {stage: read(out / "eval" / stage / "report.json") for stage in ("sft", "rl")}
+        sft, rl = (reports[stage]["tasks"][MAIN] for stage in ("sft", "rl"))
+        seed = read(out / "rl" / "config.json")["seed"]
+        gain = f"{100 * (rl['ordered'] - sft['ordered']):+.1f}"
+        lines.append([str(seed), str(rl["questions"]), both(sft), both(rl), gain])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def read(path: Path) -> dict:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import time
 
 import jax
@@ -11,7 +12,7 @@ from etils import epath
 from jvr1.errors import UserError, run_main
 from jvr1.model import hf
 from jvr1.sharding import make_mesh
-from jvr1.train.models import open_model
+from jvr1.train.models import CHECKPOINTS, open_model
 
 HOST_DEVICES = 8
 """Parts in which parameters pass through host memory."""
@@ -25,7 +26,7 @@ def main() -> None:
     parser.add_argument("--min-pixels", type=int, help="least pixels of an image in training, for the processor's file")
     parser.add_argument("--max-pixels", type=int, help="most pixels of an image in training, for the processor's file")
     args = parser.parse_args()
-    pixels = read_pixels(args.min_pixels, args.max_pixels)
+    pixels = read_pixels(args.min_pixels, args.max_pixels) or trained_pixels(epath.Path(args.source))
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", HOST_DEVICES)
     start = time.perf_counter()
@@ -47,6 +48,15 @@ def read_pixels(least: int | None, most: int | None) -> tuple[int, int] | None:
     if least is None or most is None or not 0 < least <= most:
         raise UserError(f"--min-pixels {least} and --max-pixels {most} must both be given, 0 < min <= max")
     return least, most
+
+
+def trained_pixels(source: epath.Path) -> tuple[int, int] | None:
+    """The image limits that the config.json of a workdir holds; None where the source is no workdir."""
+    workdir = source.parent.parent if source.parent.name == CHECKPOINTS else source
+    if not (workdir / CHECKPOINTS).is_dir() or not (workdir / "config.json").exists():
+        return None
+    limits = json.loads((workdir / "config.json").read_text())["data"]["image_pixels"]
+    return limits["min_pixels"], limits["max_pixels"]
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
-"""Indexes a data set: python tools/index.py DATA.json --root ROOT [--out FILE] [--workers N]
+"""Indexes a data set: python tools/index.py DATA.json --root ROOT [--config FILE[:ARG] [--sft]] [--out PATH]
 
 Probes every medium once and writes sizes, frames, rates, prompt tokens and buckets, or why a record cannot be used.
-An interrupted run goes on where it stopped.
+An interrupted run goes on where it stopped. With a training config it makes the index its runs would make at their
+start (into the folder PATH, which they take as --config.data.index=PATH); without one it surveys the media, visual
+tokens only, into the file PATH.
 """
 
 from __future__ import annotations
@@ -10,6 +12,8 @@ import argparse
 import os
 import tempfile
 from pathlib import Path
+
+from etils import epath
 
 from jvr1.data.cache import MediaCache
 from jvr1.data.index import VisualTokens, build_index, describe, file_stamp, save_index, settings_hash, summary
@@ -22,6 +26,8 @@ TOKEN = 28 * 28
 
 def main(arguments: list[str] | None = None) -> None:
     flags = parse(arguments)
+    if flags.config:
+        return index_for(flags)
     out = flags.out or f"{flags.data}.index"
     measure = VisualTokens(
         VideoSampling(flags.fps, flags.min_frames, flags.max_frames),
@@ -39,6 +45,24 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"index: {out}")
 
 
+def index_for(flags: argparse.Namespace) -> None:
+    """The index of a training config: its tokenizer, template, sampling, limits and buckets."""
+    from jvr1 import config as settings  # jax and transformers: slow to import, needed here only
+    from jvr1.model.hf import read_config
+    from jvr1.train.models import locate, read_tokenizer
+    from jvr1.train.setup import make_encoder, open_index
+
+    config = settings.from_file(flags.config)
+    config.data.root, config.data.index_workers = flags.root, flags.workers
+    config.data.index = flags.out or f"{flags.root}/index"
+    config.data.media_cache = flags.cache or config.data.media_cache
+    config.model.source = flags.model or config.model.source
+    model = read_config(locate(config.model.source).folder)
+    encoder = make_encoder(config, model, read_tokenizer(config.model.source), targets=flags.sft)
+    open_index(flags.data, config, encoder, epath.Path(config.data.index))
+    print(f"runs take it with --config.data.index={config.data.index}")
+
+
 def partial_file(out: str, settings: dict[str, object]) -> Path:
     """Where an unfinished index lies: beside `out`, or for a bucket in the local temporary folder."""
     if "://" in out:
@@ -53,7 +77,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("data", help="records, JSON or JSONL, local or gs://")
     parser.add_argument("--root", required=True, help="media root, local or gs://")
-    parser.add_argument("--out", help="the index, local or gs:// (default: DATA.json.index)")
+    parser.add_argument("--config", help="training config FILE[:ARG] the index is for")
+    parser.add_argument("--model", help="model whose tokenizer counts; default: the config's model.source")
+    parser.add_argument("--sft", action="store_true", help="with --config: for train_sft, whose rows carry answers")
+    parser.add_argument("--out", help="local or gs:// (default: ROOT/index with --config, else DATA.json.index)")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="helper processes")
     parser.add_argument("--timeout", type=float, default=60.0, help="seconds a medium may take")
     parser.add_argument("--cache", help="local folder for copies of remote media")

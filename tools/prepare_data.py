@@ -1,4 +1,4 @@
-"""Video-R1's published data, ready to train on: python tools/prepare_data.py ROOT [--download] [--remove-zips]
+"""Video-R1's published data, ready to train on: python tools/prepare_data.py ROOT [--download] [--config FILE]
 
 Fetches the set from the Hugging Face hub, unpacks each zip where it lies, checks that the media of every record are
 there, prints what is missing, and indexes the rest. Every step goes on where an earlier run stopped. Needs on disk:
@@ -66,7 +66,9 @@ def main(arguments: list[str] | None = None) -> None:
     for file in found:
         print(check(file, root), flush=True)
         if not flags.skip_index:
-            command = [sys.executable, Path(__file__).with_name("index.py"), file, "--root", root]
+            command = [sys.executable, Path(__file__).with_name("index.py"), file.resolve(), "--root", root]
+            if flags.config:
+                command += ["--config", flags.config, *(["--sft"] if "COT" in file.name else [])]
             if subprocess.run(command, check=False).returncode:
                 raise UserError(f"{file} was not indexed; see above")
 
@@ -77,6 +79,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--download", action="store_true", help=f"fetch {REPOSITORY} from the hub")
     parser.add_argument("--parts", nargs="+", metavar="FOLDER", help="fetch only these folders, such as CLEVRER Math")
     parser.add_argument("--remove-zips", action="store_true", help="delete each zip once it is unpacked")
+    parser.add_argument("--config", help="training config FILE[:ARG] whose index to make, see tools/index.py")
     parser.add_argument("--skip-index", action="store_true", help="do not index the records")
     return parser.parse_args(arguments)
 

@@ -1,20 +1,23 @@
-# Sourced by tools/demo.sh and tools/test.sh: makes .venv, installs what EXTRAS names (once), activates it.
-extras=${EXTRAS:-}
-stamp=.venv/.installed-$(cat pyproject.toml constraints.txt tools/setup_env.sh | sha256sum | cut -c1-16)${extras:+-$extras}
-if [[ ! -f $stamp ]]; then
-  python_bin=${PYTHON:-python3}
-  "$python_bin" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+# Sourced by tools/demo.sh and tools/test.sh: makes .venv on a bare machine, installs jvr1 and the extras named by
+# $EXTRAS (once for each state of pyproject.toml and constraints.txt), activates it.
+export PIP_DISABLE_PIP_VERSION_CHECK=1
+_stamp=.venv/.jvr1-${EXTRAS:-runtime}-$(cat pyproject.toml constraints.txt | sha256sum | cut -c1-16)
+if [[ ! -e $_stamp ]]; then
+  _python=${PYTHON:-python3}
+  "$_python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
     { echo "error: Python 3.11 or newer is needed; name one with PYTHON=..." >&2; exit 2; }
-  echo "installing into .venv (a few minutes, once)"
-  if [[ ! -x .venv/bin/python ]] && ! "$python_bin" -m venv .venv; then
-    apt-get install -y python3-venv && "$python_bin" -m venv .venv # Debian ships venv apart
+  if [[ ! -x .venv/bin/python ]] && ! "$_python" -m venv .venv; then
+    apt-get install -y python3-venv && "$_python" -m venv .venv # Debian ships venv apart
   fi
-  .venv/bin/python -m pip install --quiet --upgrade pip
-  .venv/bin/python -m pip install --quiet -c constraints.txt -e ".${extras:+[$extras]}"
-  if [[ $extras == test ]]; then
-    # torchvision has no CPU build; without its dependencies it serves as an oracle (tests/conftest.py)
-    .venv/bin/python -m pip install --quiet --no-deps -c constraints.txt torchvision
+  echo "installing into .venv: minutes, once" >&2
+  # from PyPI torch (a test oracle) brings gigabytes of CUDA;
+  # PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu gives the CPU build
+  .venv/bin/pip install -q -c constraints.txt -e ".${EXTRAS:+[$EXTRAS]}"
+  if [[ ${EXTRAS:-} == test ]]; then
+    # no CPU build of torchvision: an oracle only, without its dependencies (tests/conftest.py makes it import)
+    .venv/bin/pip install -q --no-deps torchvision==0.28.0
   fi
-  touch "$stamp"
+  rm -f .venv/.jvr1-"${EXTRAS:-runtime}"-*
+  touch "$_stamp"
 fi
 source .venv/bin/activate

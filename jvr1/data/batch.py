@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int32
+from jaxtyping import Bool, Int32
 
 from jvr1.data.records import Record
 from jvr1.data.vision import frame_pairs, window_layout, window_patches
@@ -43,7 +43,10 @@ class Bucket:
 
 def make_buckets(rows: Sequence[Sequence[Any]]) -> tuple[Bucket, ...]:
     """Buckets from (kind, F, W, P, C) rows of a config. Raises UserError for a shape that cannot be."""
-    buckets = tuple(Bucket(str(kind), *(int(n) for n in sizes)) for kind, *sizes in rows)
+    try:
+        buckets = tuple(Bucket(str(kind), *(int(str(n)) for n in sizes)) for kind, *sizes in rows)
+    except (TypeError, ValueError):
+        raise UserError(f"data.buckets must be rows of (kind, F, W, P, C), got {list(rows)!r}") from None
     if not 0 < len(buckets) <= MAX_BUCKETS:
         raise UserError(f"data.buckets holds {len(buckets)} shapes; use 1 to {MAX_BUCKETS}: each compiles once")
     for b in buckets:
@@ -75,16 +78,28 @@ class Need:
     completion: int
 
 
+AXES = {
+    "steps": "temporal steps",
+    "windows": "windows a frame",
+    "prompt": "prompt tokens",
+    "completion": "completion tokens",
+}
+
+
 def choose_bucket(need: Need, buckets: Sequence[Bucket], config: ModelConfig) -> tuple[Bucket | None, str | None]:
-    """The cheapest bucket that holds the example, or None and the reason: nothing is ever truncated."""
-    same = [b for b in buckets if b.kind == need.kind]
-    if not same:
+    """The bucket with the fewest token slots that holds the example, or None and the reason as `cause: message`.
+
+    Nothing is ever truncated.
+    """
+    fit = [b for b in buckets if b.kind == need.kind]
+    if not fit:
         return None, f"no {need.kind} bucket"
-    for field in ("steps", "windows", "prompt", "completion"):
-        same = [b for b in same if getattr(b, field) >= getattr(need, field)]
-        if not same:
-            return None, f"{field} {getattr(need, field)} fits no {need.kind} bucket"
-    return min(same, key=lambda b: (b.steps * b.windows * config.vision.units + b.prompt, b.completion)), None
+    for field, name in AXES.items():
+        most = max(getattr(b, field) for b in fit)
+        fit = [b for b in fit if getattr(b, field) >= getattr(need, field)]
+        if not fit:
+            return None, f"too many {name}: {getattr(need, field)}, where the {need.kind} bucket has {most}"
+    return min(fit, key=lambda b: b.steps * b.windows * config.vision.units + b.prompt + b.completion), None
 
 
 class Arrays(NamedTuple):
@@ -114,6 +129,11 @@ class Row:
     place: int
     record: Record | None
     error: str | None = None
+
+    @property
+    def cause(self) -> str | None:
+        """By which a failure is counted: what stands before the error's colon."""
+        return self.error.partition(":")[0] if self.error else None
 
 
 @dataclass(frozen=True)
@@ -226,7 +246,7 @@ def stack(examples: Sequence[Arrays]) -> Arrays:
     """B examples of one bucket with a leading axis."""
 
     def join(*leaves):
-        return None if leaves[0] is None else np.stack(leaves)
+        return None if leaves[0] is None else np.stack([np.asarray(x) for x in leaves])
 
     first = examples[0]
     visual = (
@@ -235,8 +255,3 @@ def stack(examples: Sequence[Arrays]) -> Arrays:
     prompt = Prompt(*(join(*x) for x in zip(*(e.prompt for e in examples), strict=True)))
     rest = (join(*x) for x in zip(*(e[2:] for e in examples), strict=True))
     return Arrays(prompt, visual, *rest)
-
-
-def weights_of(arrays: Arrays) -> Float32[np.ndarray, "B"]:
-    """1 for a row that counts, 0 for one that failed or fills up."""
-    return np.asarray(arrays.valid, np.float32)

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from jvr1.data.batch import Arrays, Bucket, Clip, Need, build_example, choose_bucket
 from jvr1.data.cache import MediaCache
 from jvr1.data.media import MediaError, PixelLimits, Probe, VideoSampling, frame_indices, target_size
-from jvr1.data.prompts import PromptStyle, end_ids, prompt_ids, target_ids
+from jvr1.data.prompts import PlaceholderError, PromptStyle, end_ids, prompt_ids, target_ids
 from jvr1.data.records import Record
 from jvr1.data.sandbox import Sandbox
 from jvr1.model.config import ModelConfig
@@ -65,10 +65,10 @@ class Encoder:
         steps, height, width = (0, 0, 0) if probe is None else self._size(record, probe)
         try:
             ids = self._ids(record, [steps * (height // factor) * (width // factor)] * count)
-        except ValueError as error:
-            return 0, None, f"prompt: {error}"
+            completion = len(self._target(record)) if self.targets else 1
+        except PlaceholderError as error:
+            return 0, None, f"visual placeholder: {error}"
         windows = -(-height // side) * -(-width // side)
-        completion = len(self._target(record)) if self.targets else 1
         bucket, reason = choose_bucket(
             Need(record.data_type, steps * count, windows, len(ids), completion), self.buckets, self.model
         )
@@ -85,7 +85,7 @@ class Encoder:
     def _target(self, record: Record) -> np.ndarray:
         if not self.targets:
             return np.zeros(0, np.int32)
-        return target_ids(self.tokenizer, record, end_ids(self.tokenizer)[0])
+        return target_ids(self.tokenizer, record, end_ids(self.tokenizer)[0], self.model)
 
     def encode(self, record: Record, bucket: Bucket, order: np.random.Generator) -> Arrays:
         """The example. Raises MediaError when its media cannot be read, ValueError when it does not fit."""
@@ -103,10 +103,10 @@ class Encoder:
     def try_encode(
         self, record: Record, bucket: Bucket, order: np.random.Generator
     ) -> tuple[Arrays | None, str | None]:
-        """The example and None, or None and the cause in one word or line."""
+        """The example and None, or None and the reason as `cause` or `cause: message`."""
         try:
             return self.encode(record, bucket, order), None
         except MediaError as error:
             return None, error.cause
         except ValueError as error:
-            return None, f"encode: {error}"
+            return None, f"does not fit: {error}"

@@ -6,9 +6,10 @@ import json
 import queue
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import grain
 import numpy as np
@@ -25,6 +26,7 @@ from jvr1.errors import UserError
 T = TypeVar("T")
 
 
+@runtime_checkable
 class Planner(Protocol):
     """What names the rows of microbatch m: `schedule.Schedule` or `schedule.Sequential`."""
 
@@ -111,7 +113,9 @@ class Pipeline:
         self.planner, self.store, self.encoder, self.share = planner, store, encoder, share
         self.seed, self.per_step, self.workers, self.ahead = seed, per_step, workers, ahead
 
-    def microbatches(self, first: int, count: int, failed: dict[tuple[int, int], str]) -> Iterator[Microbatch]:
+    def microbatches(
+        self, first: int, count: int, failed: dict[tuple[int, int], str]
+    ) -> Generator[Microbatch, None, None]:
         """Microbatches first, first + 1, ... `count` of them."""
         rows = _Rows(self.planner, self.share, first, count)
         load = _Load(self.encoder, self.store, failed, self.seed, self.per_step, self.planner.batch)
@@ -127,17 +131,22 @@ class Pipeline:
             iterator = iter(iterator.mp_prefetch(options))
         else:
             iterator = iter(loaded.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=buffered)))
-        for micro in range(first, first + count):
-            taken = [next(iterator) for _ in range(own)]
-            bucket = self.planner.micro(micro).bucket
-            yield Microbatch(bucket, stack([arrays for _, arrays in taken]), tuple(row for row, _ in taken))
+        try:
+            for micro in range(first, first + count):
+                taken = [next(iterator) for _ in range(own)]
+                bucket = self.planner.micro(micro).bucket
+                yield Microbatch(bucket, stack([arrays for _, arrays in taken]), tuple(row for row, _ in taken))
+        finally:
+            iterator.close()
 
-    def steps(self, first: int, last: int, failed: dict[tuple[int, int], str]) -> Iterator[list[Microbatch]]:
+    def steps(
+        self, first: int, last: int, failed: dict[tuple[int, int], str]
+    ) -> Generator[list[Microbatch], None, None]:
         """The microbatches of optimizer steps first, ..., last - 1."""
         m = self.per_step
-        stream = self.microbatches(first * m, (last - first) * m, failed)
-        for _ in range(first, last):
-            yield [next(stream) for _ in range(m)]
+        with closing(self.microbatches(first * m, (last - first) * m, failed)) as stream:
+            for _ in range(first, last):
+                yield [next(stream) for _ in range(m)]
 
 
 def _parse_flags() -> None:
@@ -146,8 +155,9 @@ def _parse_flags() -> None:
         flags.FLAGS.mark_as_parsed()
 
 
-def ahead(items: Iterator[T], size: int) -> Iterator[T]:
-    """Makes the next `size` items in a thread while the caller works on one. Errors come out where they belong."""
+def ahead(items: Generator[T, None, None], size: int) -> Iterator[T]:
+    """Makes the next `size` items in a thread while the caller works on one. Errors come out where they belong;
+    when the caller stops early, `items` is closed."""
     made: queue.Queue = queue.Queue(size)
     stop = threading.Event()
 
@@ -168,6 +178,8 @@ def ahead(items: Iterator[T], size: int) -> Iterator[T]:
             put((None, StopIteration()))
         except BaseException as error:
             put((None, error))
+        finally:
+            items.close()  # in its own thread: a generator that runs cannot be closed from another
 
     threading.Thread(target=work, daemon=True).start()
     try:
@@ -203,22 +215,24 @@ class Journal:
         rows = [row for micro in microbatches for row in micro.rows if row.record is not None]
         failures = [row for row in rows if row.error is not None]
         self.seen += len(rows)
-        self.causes.update(row.error for row in failures if row.error)
+        self.causes.update(row.cause for row in failures)
         fresh = [r for r in failures if (r.micro, r.place) not in self.failed]
         if fresh:
             self.failed |= {(r.micro, r.place): r.error or "" for r in fresh}
-            self._write(step, failures)
+            self._write(step, fresh)
         if self.seen >= self.enough and sum(self.causes.values()) > self.max_share * self.seen:
             raise UserError(self.summary() + f"; data.max_failed allows {self.max_share:.1%}")
         return failures
 
     def _write(self, step: int, failures: Sequence[Row]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        lines = [(r.micro, r.place, r.error, _identity(r.record)) for r in failures]
         path = self.folder / f"step-{step:07d}.process-{self.process}.json"
+        # before a restart with another number of processes, this one may have written for rows now another's
+        known = json.loads(path.read_text()) if path.exists() else []
+        lines = known + [(r.micro, r.place, r.error, _identity(r.record)) for r in failures]
         partial = self.folder / f".{path.name}.partial"
         partial.write_text(json.dumps(lines))
-        partial.rename(path)
+        partial.replace(path)
 
     def summary(self) -> str:
         """How many of how many rows failed, by cause."""

@@ -44,6 +44,10 @@ SUFFIXES = MappingProxyType(
 """What Video-R1 appends for each problem type."""
 
 
+class PlaceholderError(ValueError):
+    """Text that spells out <|image_pad|> or <|video_pad|>: the model would look there for pixels."""
+
+
 @dataclass(frozen=True)
 class PromptStyle:
     """How a question is put. `system` None leaves the system prompt to the chat template ("... assistant.")."""
@@ -79,29 +83,43 @@ def prompt_ids(
 ) -> Int32[np.ndarray, "T"]:
     """Ids of the prompt; the placeholder of medium i repeated tokens[i] times, as the HF processor repeats it.
 
-    Raises ValueError when the question's own text holds a visual placeholder.
+    Raises PlaceholderError when the question's own text holds a visual placeholder.
     """
     chat = messages(record, style, len(tokens))
     text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
     ids = np.asarray(tokenizer(text, add_special_tokens=False)["input_ids"], np.int32)
     visual = np.isin(ids, config.visual_tokens)
     if visual.sum() != len(tokens):
-        raise ValueError(f"the prompt holds {int(visual.sum())} visual placeholders for {len(tokens)} media")
+        raise PlaceholderError(f"the prompt holds {int(visual.sum())} visual placeholders for {len(tokens)} media")
     repeats = np.ones(len(ids), np.int64)
     repeats[visual] = tokens
     return np.repeat(ids, repeats)
 
 
-def target_ids(tokenizer: PreTrainedTokenizerBase, record: Record, end_id: int) -> Int32[np.ndarray, "t"]:
-    """Ids of the answer SFT learns: the chain of thought, a newline, the solution, the end token."""
+def target_ids(
+    tokenizer: PreTrainedTokenizerBase, record: Record, end_id: int, config: ModelConfig
+) -> Int32[np.ndarray, "t"]:
+    """Ids of the answer SFT learns: the chain of thought, a newline, the solution, the end token.
+
+    Raises PlaceholderError when it holds a visual placeholder, which no answer may.
+    """
     text = record.solution if record.process is None else f"{record.process}\n{record.solution}"
-    return np.asarray([*tokenizer(text, add_special_tokens=False)["input_ids"], end_id], np.int32)
+    ids = np.asarray([*tokenizer(text, add_special_tokens=False)["input_ids"], end_id], np.int32)
+    if np.isin(ids, config.visual_tokens).any():
+        raise PlaceholderError("the answer to learn holds a visual placeholder")
+    return ids
 
 
 def end_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """Ids that end an answer, the one the chat template writes first: <|im_end|>, then <|endoftext|>."""
-    found = [tokenizer.convert_tokens_to_ids(t) for t in ("<|im_end|>", "<|endoftext|>")]
-    known = [i for i in found if isinstance(i, int) and i != tokenizer.unk_token_id]
+    names = ("<|im_end|>", "<|endoftext|>")
+    ids = [tokenizer.convert_tokens_to_ids(name) for name in names]
+    # what the tokenizer does not know becomes its unknown token, which for Qwen2 is <|endoftext|> itself
+    known = [
+        i
+        for i, name in zip(ids, names, strict=True)
+        if isinstance(i, int) and tokenizer.convert_ids_to_tokens(i) == name
+    ]
     if not known:
         raise UserError("the tokenizer knows neither <|im_end|> nor <|endoftext|>; it is not one of Qwen2.5-VL")
-    return tuple(dict.fromkeys(known))
+    return tuple(known)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -31,8 +30,10 @@ class Pool(NamedTuple):
 class Schedule:
     """An endless plan over epochs. Every process computes all of it; none needs another to know what comes next.
 
-    In an epoch each bucket gives ceil(rows / B) microbatches; those of all buckets are spread evenly over the epoch
-    (each bucket's k-th lies at a random point of its k-th equal share), so that any optimizer step mixes them.
+    In an epoch each bucket gives ceil(rows / B) microbatches. Kinds take turns at regular distances, so that among any
+    m microbatches in a row a kind with share s has m * s, give or take less than one (of three kinds: than two): every
+    optimizer step mixes images and videos. Within its kind a bucket's k-th comes at a random point of its k-th equal
+    share of the epoch.
     """
 
     def __init__(self, pools: Sequence[Pool], batch: int, seed: int):
@@ -44,26 +45,40 @@ class Schedule:
         sizes = [sum(_count(p) for p in self.pools if p.bucket == b) for b in self.buckets]
         self.micros = [-(-n // batch) for n in sizes]
         self.per_epoch = sum(self.micros)
-        self.epoch = lru_cache(maxsize=2)(self._epoch)
+        self._epochs: dict[int, tuple[np.ndarray, list[np.ndarray]]] = {}
 
     def micro(self, number: int) -> Plan:
         """The plan of microbatch `number` of the run."""
         epoch, at = divmod(number, self.per_epoch)
-        order, rows = self.epoch(epoch)
+        order, rows = self._kept(epoch)
         bucket, k = order[at]
         return Plan(self.buckets[bucket], rows[bucket][k * self.batch : (k + 1) * self.batch])
 
+    def _kept(self, epoch: int) -> tuple[np.ndarray, list[np.ndarray]]:
+        """`_epoch`, kept for an epoch and its neighbours: prefetching crosses into the next before this one ends."""
+        made = self._epochs.get(epoch)
+        if made is None:
+            made = self._epoch(epoch)
+            self._epochs = {n: e for n, e in self._epochs.items() if abs(n - epoch) == 1} | {epoch: made}
+        return made
+
     def _epoch(self, epoch: int) -> tuple[np.ndarray, list[np.ndarray]]:
         """(bucket, k) of each microbatch in turn, and each bucket's rows in the order drawn, filled up with -1."""
-        rows, keys, members = [], [], []
+        rows, within, members = [], [], []
         for number, (bucket, count) in enumerate(zip(self.buckets, self.micros, strict=True)):
             rng = np.random.default_rng((self.seed, epoch, number, 1))  # trailing zeros of a seed are ignored
             drawn = np.concatenate([_draw(p, rng) for p in self.pools if p.bucket == bucket])
             drawn = drawn[rng.permutation(len(drawn))]
             rows.append(np.concatenate([drawn, np.full(count * self.batch - len(drawn), -1)]))
-            keys.append((np.arange(count) + rng.random(count)) / count)
+            within.append((np.arange(count) + rng.random(count)) / count)
             members.append(np.stack([np.full(count, number), np.arange(count)], -1))
-        return np.concatenate(members)[np.argsort(np.concatenate(keys), kind="stable")], rows
+        turn, order = np.concatenate(within), np.concatenate(members)
+        kinds = np.repeat([b.kind for b in self.buckets], self.micros)
+        when = np.empty(len(order))
+        for kind in set(kinds.tolist()):
+            own = np.flatnonzero(kinds == kind)
+            when[own[np.argsort(turn[own], kind="stable")]] = (np.arange(len(own)) + 0.5) / len(own)
+        return order[np.argsort(when, kind="stable")], rows
 
 
 def _count(pool: Pool) -> int:

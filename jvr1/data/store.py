@@ -46,6 +46,8 @@ class RecordStore:
 
     def __getitem__(self, number: int) -> Record:
         offsets, data = self._open()
+        if not 0 <= number < len(self):
+            raise IndexError(f"record {number} of {len(self)}")
         fields = json.loads(data[offsets[number] : offsets[number + 1]].tobytes())
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
         return Record(**values)

@@ -39,10 +39,12 @@ def texts_of(tokenizer: PreTrainedTokenizerBase, sampled: Sampled) -> list[list[
 
 @dataclass(frozen=True)
 class Judged:
-    """Scores of a microbatch: per row for the record, and as the arrays T-GRPO takes."""
+    """Scores of a microbatch: per row for the record, as the arrays T-GRPO takes, and what a user's own reward gave
+    the ordered rows [B,G] (None: there is none)."""
 
     rows: list[list[Score]]
     rollout: Rollout
+    user: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Judge:
         self, micro: Microbatch, texts: Sequence[Sequence[str]], sampled: Sampled, rows: Sequence[int]
     ) -> Judged:
         scores: list[list[Score]] = []
-        total = np.zeros(sampled.length.shape, np.float32)
+        total, own = np.zeros(sampled.length.shape, np.float32), np.zeros(sampled.length.shape, np.float32)
         for b, (row, completions) in enumerate(zip(micro.rows, texts, strict=True)):
             if row.record is None or row.error is not None:
                 scores.append([Score(0.0, 0.0, None)] * len(completions))
@@ -71,7 +73,8 @@ class Judge:
             for r, (text, one) in enumerate(zip(completions, scores[-1], strict=True)):
                 total[b, r] = one.accuracy + self.format_weight * one.format
                 if self.user is not None and r < rows[0]:
-                    total[b, r] += self.user_weight * self.user(text, gold, kind)
+                    own[b, r] = self.user(text, gold, kind)
+        total += self.user_weight * own
         accuracy = np.asarray([[s.accuracy for s in row] for row in scores], np.float32)
         g, valid = rows[0], np.asarray(micro.arrays.valid)
         shuffled = accuracy[:, g:]
@@ -87,6 +90,7 @@ class Judge:
                 is_video=np.full(len(valid), micro.bucket.kind == "video"),
                 distinct_frames=np.asarray(micro.arrays.distinct, np.int32),
             ),
+            own[:, :g] if self.user is not None else None,
         )
 
 

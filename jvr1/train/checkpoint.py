@@ -41,7 +41,7 @@ class Checkpoints:
             raise UserError(f"checkpoint.keep is {keep}; at least 1 checkpoint must be kept to resume from")
         if best_mode not in ("max", "min"):
             raise UserError(f"checkpoint.best_mode is {best_mode!r}; use max or min")
-        _quieten_orbax()
+        quieten_orbax()
         # orbax checkpoints need absolute paths
         self.directory = epath.Path(workdir).expanduser().resolve() / "checkpoints"
         self._best_metric = best_metric
@@ -190,7 +190,7 @@ def _check_same(saved: dict[str, str], wanted: dict[str, str], message: str) -> 
 
 
 @functools.cache
-def _quieten_orbax() -> None:
+def quieten_orbax() -> None:
     """Keeps orbax' tracebacks off stderr, pages of them for a full disk: the same error is raised to us.
 
     After it tensorstore's other writes find the event loop closed, which Python would report as well.

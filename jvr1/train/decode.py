@@ -22,6 +22,9 @@ from jvr1.rl.user_reward import UserReward
 from jvr1.sharding import put_batch, take_local
 from jvr1.train.optimizer import combine
 
+MAX_ROWS = 4096
+"""Completions a prompt may have: rows are numbered alike in all buckets, so that no two of a step share a key."""
+
 
 @dataclass(frozen=True)
 class Decoder:
@@ -67,7 +70,7 @@ def make_decoder(graphdef: nnx.GraphDef, mesh: Mesh, model: ModelConfig, end_ids
         pairs = None
         if arrays.visual is not None:
             pairs = jnp.stack([arrays.visual.pair, arrays.shuffled][: len(rows)], axis=1)
-        numbers = arrays.number[:, None] * sum(rows) + jnp.arange(sum(rows))[None]
+        numbers = arrays.number[:, None] * MAX_ROWS + jnp.arange(sum(rows))[None]
         return generate(module, arrays.prompt, arrays.visual, pairs, arrays.valid, key, numbers, rows, sampling)
 
     return Decoder(mesh, model, end_ids, rollout)

@@ -39,9 +39,18 @@ def completion_flops(config: ModelConfig, bucket: Bucket, rows: int, tokens: flo
 
 
 def step_flops(
-    config: ModelConfig, bucket: Bucket, prompts: int, group: int, shuffled: int, tokens: float, reference: bool
+    config: ModelConfig,
+    bucket: Bucket,
+    prompts: int,
+    group: int,
+    shuffled: int,
+    tokens: float,
+    *,
+    reference: bool,
+    updates: int = 1,
 ) -> float:
-    """A T-GRPO step over `prompts` prompts of one bucket: sampling, one scoring by the reference, forward and backward.
+    """A T-GRPO step over `prompts` prompts of one bucket: sampling, one scoring by the reference, `updates` times
+    forward and backward.
 
     tokens: mean tokens of a completion. A backward pass counts twice its forward; recomputation does not count.
     """
@@ -49,7 +58,7 @@ def step_flops(
     rows = group + (shuffled if streams == 2 else 0)
     sampling = prompt_flops(config, bucket, streams) + completion_flops(config, bucket, rows, tokens)
     once = prompt_flops(config, bucket, 1) + completion_flops(config, bucket, group, tokens)
-    return prompts * (sampling + (4 if reference else 3) * once)
+    return prompts * (sampling + (3 * updates + reference) * once)
 
 
 def sft_flops(config: ModelConfig, bucket: Bucket, prompts: int, tokens: float) -> float:

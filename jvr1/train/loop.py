@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 import jax
@@ -15,12 +17,13 @@ from tqdm import tqdm
 
 from jvr1.data.batch import Microbatch
 from jvr1.data.pipeline import Journal, ahead
+from jvr1.errors import UserError
 from jvr1.eval.run import Judge, as_metrics, summarise
 from jvr1.train.checkpoint import Checkpoints
 from jvr1.train.decode import answer_all
 from jvr1.train.metrics import MetricsWriter, PhaseClock, Sums, Tally, device_peak_flops
 from jvr1.train.optimizer import combine, make_schedule
-from jvr1.train.setup import Run
+from jvr1.train.setup import Run, keep_run
 from jvr1.train.state import TrainState, abstract_state, apply_gradients, check_bad_steps, init_state
 
 Step = Callable[[int, Sequence[Microbatch]], None]
@@ -36,19 +39,27 @@ class Loop:
         self.run_, self.show = run, dict(show)
         train = run.settings.train
         self.checkpoints = Checkpoints(run.workdir, train.keep, train.stop_metric or None)
-        trainable = run.trainable
-        first = init_state(run.tx, trainable)
-        shapes = abstract_state(run.tx, trainable, run.mesh)
-        self.state: TrainState = jax.device_put(first, jax.tree.map(lambda x: x.sharding, shapes))
+        shapes = abstract_state(run.tx, run.trainable, run.mesh)
+        shardings = jax.tree.map(lambda x: x.sharding, shapes)
         self._apply = jax.jit(
             lambda state, grads, has_rows: apply_gradients(run.tx, state, grads, has_rows),
             donate_argnums=0,
-            out_shardings=(jax.tree.map(lambda x: x.sharding, shapes), None),
+            out_shardings=(shardings, None),
         )
-        if self.checkpoints.latest_step() is not None:
+        self.state: TrainState
+        if self.checkpoints.latest_step() is None:
+            # jitted: the moments are made where they lie
+            rest = jax.jit(lambda p: _beside(init_state(run.tx, p)), out_shardings=_beside(shardings))(run.trainable)
+            self.state = TrainState(params=run.trainable, **rest)
+        else:
             self._resume(shapes)
+        keep_run(run)
         self.journal = Journal(run.workdir, jax.process_index(), run.settings.data.max_failed)
-        self.writer = MetricsWriter(run.workdir, train.wandb or None, first_step=self.step)
+        # events count steps from 1: those after the checkpoint are written again
+        self.writer = MetricsWriter(run.workdir, train.wandb or None, first_step=self.step + 1)
+        if run.changed and self.step:
+            _say(f"settings changed since the run began: {'; '.join(run.changed)}")
+            self.writer.text(self.step + 1, "settings/changed", "\n".join(run.changed))
         self.clock, self.tally, self.flops = PhaseClock(), Tally(), 0.0
         self._schedule = make_schedule(run.optimizer)
         self._stop = False
@@ -64,8 +75,14 @@ class Loop:
     def _resume(self, shapes: TrainState) -> None:
         whole = combine(shapes.params, jax.tree.map(_as_shape, self.run_.frozen))
         params, rest, meta = self.checkpoints.restore(whole, _beside(shapes))
-        trained = _like(params, shapes.params)
-        self.state = TrainState(params=trained, **rest)
+        if meta.get("rows", self.run_.rows) != self.run_.rows:
+            raise UserError(
+                f"{self.checkpoints.directory.parent} was trained on other rows: its data files, or what of their "
+                "media could be read, changed since; use another workdir, with model.source=this one"
+            )
+        for array in jax.tree.leaves(self.run_.trainable):
+            array.delete()  # what the source held: memory
+        self.state = TrainState(params=_like(params, shapes.params), **rest)
         self._step = int(meta["step"])
         # finished by its last step, it goes on when given more of them; finished by its stop value, it does not
         stopped_early = meta["finished"] and self._step < meta["steps"]
@@ -96,9 +113,11 @@ class Loop:
         settings, pipeline = self.run_.settings.train, self.run_.pipeline
         rows = ahead(pipeline.steps(self.step, settings.steps, dict(self.journal.failed)), 1)
         bar = progress_bar(settings.steps, self.step)
-        with _signals(self._on_signal):
+        # the mesh in force: the model splits its activations over it
+        with jax.set_mesh(self.run_.mesh), _signals(self._on_signal), closing(self.writer), closing(bar), closing(rows):
             if self.step == 0 and settings.validate_every:
                 self._validate()
+            self.clock.take()
             while not (self._finished or self._stop):
                 with self.clock.phase("data"):
                     microbatches = next(rows)
@@ -114,16 +133,15 @@ class Loop:
                 self._finished = self.step == settings.steps or self._reached(metrics)
                 if self._stop or self._finished or due or self.step % settings.save_every == 0:
                     self.save(metrics)
-        bar.close()
-        self.checkpoints.close()
-        self.writer.close()
+                self.clock.take()  # a step's seconds are its own, without validation and saving
+            self.checkpoints.close()
         if self._stop and not self._finished:
-            _say(f"stopped and saved at step {self.step} of {settings.steps}")
+            _say(f"stopped at step {self.step} of {settings.steps}" + (", saved" if self.step else "; nothing to save"))
 
     def _reached(self, metrics: Mapping[str, float]) -> bool:
         """Whether validation gave the value at which the run is to end."""
         name, value = self.run_.settings.train.stop_metric, self.run_.settings.train.stop_value
-        if not name or metrics.get(name, -1.0) < value:
+        if not name or not metrics or metrics[name] < value:
             return False
         _say(f"step {self.step}: {name} is {metrics[name]:.3f}, at least {value}: done")
         return True
@@ -132,10 +150,13 @@ class Loop:
         """Starts a checkpoint of all a restart needs; the position in the data is the step number."""
         self.writer.flush()
         params = combine(self.state.params, self.run_.frozen)
-        meta = {"step": self.step, "steps": self.run_.settings.train.steps, "finished": self._finished}
+        steps = self.run_.settings.train.steps
+        meta = {"step": self.step, "steps": steps, "finished": self._finished, "rows": self.run_.rows}
         self.checkpoints.save(self.step, params, _beside(self.state), meta, metrics)
 
-    def _on_signal(self) -> None:
+    def _on_signal(self, number: int) -> None:
+        if self._stop and number == signal.SIGINT:
+            raise KeyboardInterrupt
         _say("signal received: finishing the step, then saving")
         self._stop = True
 
@@ -146,6 +167,9 @@ class Loop:
         decode = run.decoder.greedy(self.state.params, run.frozen, run.key)
         answers = answer_all(*run.questions, decode, Judge(run.settings.reward.mode), run.tokenizer)
         metrics = as_metrics(summarise(answers))
+        wanted = run.settings.train.stop_metric
+        if wanted and wanted not in metrics:
+            raise UserError(f"train.stop_metric={wanted!r} is not measured; validation gives {', '.join(metrics)}")
         self.writer.scalars(self.step, {f"valid/{name}": value for name, value in metrics.items()})
         accuracies = {name: value for name, value in metrics.items() if name.endswith(("/ordered", "/shuffled"))}
         _say(f"step {self.step} valid: " + "  ".join(f"{name} {value:.3f}" for name, value in accuracies.items()))
@@ -158,21 +182,24 @@ class Loop:
             real, room = real + int(mask.sum()), room + micro.arrays.prompt.mask.size
         rows = sum(row.record is not None for micro in microbatches for row in micro.rows)
         self.add({"data/padding": (room - real, room), "data/failed": (len(failures), rows)})
-        causes = {row.error for row in failures}
-        self.add({f"data/failed/{c}": (sum(r.error == c for r in failures), rows) for c in causes if c})
+        causes = Counter((row.error or "").partition(":")[0] for row in failures)
+        self.add({f"data/failed/{cause}": (count, rows) for cause, count in causes.items()})
 
     def _log(self, bar: tqdm) -> None:
         values, seconds = self.tally.means(), self.clock.take()
         total = seconds.pop("total")
         values |= {f"seconds/{name}": value for name, value in seconds.items()} | {"seconds/step": total}
         values |= {
-            "update/learning_rate": float(self._schedule(self.step - 1)),
+            "update/learning_rate": float(self._schedule(int(self.state.step) - 1)),
             "update/skipped": int(self.state.skipped),
         }
         tokens = self.tally.sums.get("completion/tokens")
         if tokens is not None:
             values["tokens_per_second"] = float(tokens[0]) / total
             values.pop("completion/tokens", None)
+        if "advantage_square" in values:
+            variance = values.pop("advantage_square") - values["advantage"] ** 2
+            values["advantage_std"] = math.sqrt(max(variance, 0.0))
         values["flops_per_second"] = self.flops / total
         peak = device_peak_flops(jax.devices()[0])
         if peak is not None:
@@ -212,9 +239,9 @@ def _say(text: str) -> None:
 
 
 @contextmanager
-def _signals(notify: Callable[[], None]) -> Iterator[None]:
-    """Calls `notify` on SIGTERM and SIGINT while inside; the handlers of before come back after."""
-    before = {s: signal.signal(s, lambda *_: notify()) for s in (signal.SIGTERM, signal.SIGINT)}
+def _signals(notify: Callable[[int], None]) -> Iterator[None]:
+    """Calls `notify` with the number of a SIGTERM or SIGINT while inside; the handlers of before come back after."""
+    before = {s: signal.signal(s, lambda number, _: notify(number)) for s in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:

@@ -62,5 +62,6 @@ def token_scores(
 def supervised_loss(
     logprobs: Float[Array, "B G C"], mask: Float[Array, "B G C"], denominator: Float[Array, ""]
 ) -> Float[Array, ""]:
-    """- sum of the target tokens' log-probabilities / `denominator`, the target tokens of the whole optimizer step."""
-    return -jnp.sum(logprobs * mask) / denominator
+    """- sum of the target tokens' log-probabilities / `denominator`, the target tokens of the whole optimizer step; 0
+    where there are none."""
+    return -jnp.sum(logprobs * mask) / jnp.maximum(denominator, 1.0)

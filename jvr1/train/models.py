@@ -23,6 +23,7 @@ from jvr1.errors import UserError
 from jvr1.model import hf, qwen2_5_vl
 from jvr1.model.config import ModelConfig, to_hf
 from jvr1.sharding import check_mesh, param_shardings, path_name
+from jvr1.train.checkpoint import quieten_orbax
 
 PARAMS, CHECKPOINTS, MODEL = "params", "checkpoints", "model"
 FORMS = "an HF folder, a hub id, a converted folder, a workdir or one of its checkpoints"
@@ -62,6 +63,7 @@ def open_model(
     Raises UserError that says what is wrong: no such model, another architecture, a tensor missing or of another
     shape, a tensor axis that cannot split the model.
     """
+    quieten_orbax()
     folder, stored = locate(source)
     config = hf.read_config(folder)
     check_mesh(mesh, config)

@@ -42,6 +42,7 @@ def rollout_rows(step: int, rollouts: Sequence[Rollout]) -> list[dict[str, Any]]
     """Every sampled completion with its scores, one dict each."""
     rows = []
     for rollout in rollouts:
+        user = rollout.judged.user
         for b, row in enumerate(rollout.micro.rows):
             if row.record is None or row.error is not None:
                 continue
@@ -63,6 +64,7 @@ def rollout_rows(step: int, rollouts: Sequence[Rollout]) -> list[dict[str, Any]]
                         "format": score.format,
                         "tokens": int(rollout.host.length[b, r]),
                         "ended": bool(rollout.host.ended[b, r]),
+                        "user_reward": float(user[b, r]) if ordered and user is not None else None,
                         "reward": float(rollout.result.reward[b, r]) if ordered else None,
                         "advantage": float(rollout.result.advantage[b, r]) if ordered else None,
                         "temporal_signal": float(rollout.result.signal[b]),
@@ -71,24 +73,28 @@ def rollout_rows(step: int, rollouts: Sequence[Rollout]) -> list[dict[str, Any]]
     return rows
 
 
-def score_sums(
-    micro: Microbatch, judged: Judged, sampled: Sampled, rows: Sequence[int]
-) -> dict[str, tuple[float, float]]:
-    """Sums for the log: format, accuracy by modality and problem type, completion lengths, of valid ordered rows."""
+def score_sums(rollout: Rollout) -> dict[str, tuple[float, float]]:
+    """Sums for the log, of valid ordered rows: rewards by kind and problem type, accuracy by modality, problem type and
+    source, completion lengths. `reward/bonus` is what T-GRPO added for length and order."""
     sums: dict[str, tuple[float, float]] = {}
 
     def add(name: str, total: float, count: float) -> None:
         before = sums.get(name, (0.0, 0.0))
         sums[name] = (before[0] + total, before[1] + count)
 
-    g = rows[0]
-    for b, row in enumerate(micro.rows):
+    g, judged, sampled = rollout.rows[0], rollout.judged, rollout.host
+    for b, row in enumerate(rollout.micro.rows):
         if row.record is None or row.error is not None:
             continue
         scores = judged.rows[b][:g]
-        accuracy = sum(s.accuracy for s in scores)
+        accuracy, reward = sum(s.accuracy for s in scores), float(rollout.result.reward[b].sum())
+        add("reward/accuracy", accuracy, g)
         add("reward/format", sum(s.format for s in scores), g)
-        add(f"accuracy/{micro.bucket.kind}", accuracy, g)
+        add("reward/bonus", reward - float(judged.rollout.reward[b].sum()), g)
+        if judged.user is not None:
+            add("reward/user", float(judged.user[b].sum()), g)
+        add(f"reward/{row.record.problem_type}", reward, g)
+        add(f"accuracy/{rollout.micro.bucket.kind}", accuracy, g)
         add(f"accuracy/{row.record.problem_type}", accuracy, g)
         add(f"accuracy/{row.record.data_source}", accuracy, g)
         add("completion/length", float(sampled.length[b, :g].sum()), g)
@@ -97,13 +103,20 @@ def score_sums(
     return sums
 
 
+def score_maxima(rollout: Rollout) -> dict[str, float]:
+    """Maxima for the log."""
+    return {"completion/max": float(rollout.host.length[:, : rollout.rows[0]].max(initial=0))}
+
+
 def log_pictures(writer: MetricsWriter, step: int, rollouts: Sequence[Rollout], config: ModelConfig) -> None:
     """For a few videos, the ordered and the shuffled frames, and what was answered to each; a few texts."""
     shown = 0
     for rollout in rollouts:
         for b, row in enumerate(rollout.micro.rows):
-            if shown == MAX_PICTURES or row.record is None or row.error is not None:
-                break
+            if shown == MAX_PICTURES:
+                return
+            if row.record is None or row.error is not None:
+                continue
             texts = rollout.texts[b]
             writer.text(step, f"completions/{shown}", f"{row.record.problem}\n{row.record.solution}\n\n{texts[0]}")
             if len(rollout.rows) == 2:

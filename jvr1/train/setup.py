@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import tempfile
 from collections import defaultdict
 from dataclasses import dataclass
@@ -32,15 +34,18 @@ from jvr1.data.schedule import Pool, Schedule, Sequential
 from jvr1.data.store import RecordStore
 from jvr1.errors import UserError
 from jvr1.model.config import ModelConfig, to_hf
+from jvr1.model.hf import CONFIG
 from jvr1.sharding import make_mesh, param_shardings
 from jvr1.train.decode import Decoder, make_decoder
-from jvr1.train.models import MODEL, Model, make_tokenizer, open_model
+from jvr1.train.models import CHECKPOINTS, MODEL, make_tokenizer, open_model
 from jvr1.train.optimizer import OptimizerConfig, make_optimizer, partition
 
 
 @dataclass(frozen=True)
 class Run:
-    """A training run before its first step. `params` are all, `frozen` those no gradient touches."""
+    """A training run before its first step. `params` are all, `frozen` those no gradient touches, `shardings` where
+    the trainable ones lie. `rows` is a hash of what it trains on; `changed` says which settings of the objective differ
+    from those the workdir was made with."""
 
     settings: ConfigDict
     workdir: epath.Path
@@ -58,14 +63,18 @@ class Run:
     key: jax.Array
     decoder: Decoder
     pipeline: Pipeline
+    rows: str
     questions: tuple[Pipeline, int] | None
+    changed: tuple[str, ...]
 
 
 def open_run(config: ConfigDict, workdir: str, *, targets: bool) -> Run:
     """Opens the model and the data. `targets`: whether rows carry the answer (SFT). Raises UserError."""
     folder = epath.Path(workdir)
+    check_writable(folder)
+    changed = check_unchanged(config, folder)
+    check_schedule(config, 1 if targets else config.rl.updates)
     use_compilation_cache()
-    keep_settings(config, folder)
     mesh = make_mesh(dict(config.mesh))
     check_batch(config, mesh)
     model = open_model(
@@ -78,12 +87,12 @@ def open_run(config: ConfigDict, workdir: str, *, targets: bool) -> Run:
     tokenizer = make_tokenizer(model.carried, model.source)
     trainable, frozen = partition(model.params, settings.optimizer(config).freeze)
     optimizer = settings.optimizer(config)
-    keep_carried(model, folder)
     encoder = make_encoder(config, model.config, tokenizer, targets=targets)
     questions = None
     if config.train.validate_every:
         asking = make_encoder(config, model.config, tokenizer, targets=False)
         questions = open_questions(config, config.data.valid, asking, folder, "valid")
+    pipeline, rows = open_training_rows(config, encoder, folder)
     return Run(
         settings=config,
         workdir=folder,
@@ -93,15 +102,17 @@ def open_run(config: ConfigDict, workdir: str, *, targets: bool) -> Run:
         params=model.params,
         trainable=trainable,
         frozen=frozen,
-        shardings=param_shardings(model.params, mesh),
+        shardings=param_shardings(trainable, mesh),
         carried=model.carried,
         tokenizer=tokenizer,
         optimizer=optimizer,
         tx=make_optimizer(optimizer, trainable),
         key=jax.random.key(config.seed),
         decoder=make_decoder(model.graphdef, mesh, model.config, end_ids(tokenizer)),
-        pipeline=open_training_rows(config, encoder, folder),
+        pipeline=pipeline,
+        rows=rows,
         questions=questions,
+        changed=changed,
     )
 
 
@@ -111,27 +122,58 @@ def use_compilation_cache() -> None:
         jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "jvr1" / "xla"))
 
 
-def keep_settings(config: ConfigDict, workdir: epath.Path) -> None:
-    """Writes config.json into the workdir. Raises UserError when it cannot."""
-    if jax.process_index():
+def check_writable(workdir: epath.Path) -> None:
+    """Raises UserError when the workdir cannot be made or written to; makes nothing."""
+    if is_remote(workdir):
         return
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        (workdir / "config.json").write_text(settings.to_json(config))
-    except OSError as error:
-        raise UserError(f"workdir {workdir} cannot be written: {error.strerror or error}") from None
+    folder = Path(workdir).resolve()
+    there = next(p for p in (folder, *folder.parents) if p.exists())
+    if not there.is_dir():
+        raise UserError(f"workdir {workdir} cannot be made: {there} is a file")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"workdir {workdir} cannot be written: no permission in {there}")
 
 
-def keep_carried(model: Model, workdir: epath.Path) -> None:
-    """Puts config.json and tokenizer beside the checkpoints, so that the workdir is a model by itself."""
+def check_unchanged(config: ConfigDict, workdir: epath.Path) -> tuple[str, ...]:
+    """What of the objective changed since the workdir was made, each as 'name: before -> now'.
+
+    Raises UserError when its checkpoints were made with another model, other data or other batches (`settings.FREE`
+    and `settings.TUNABLE` name what may change). A workdir without a checkpoint holds nothing to mix with.
+    """
+    kept, saved = workdir / CONFIG, workdir / CHECKPOINTS
+    if not kept.exists() or not saved.is_dir() or not any(p.name.isdigit() for p in saved.iterdir()):
+        return ()
+    changes = settings.changes(kept.read_text(), config, str(workdir))
+    fixed = [change for name, change in changes.items() if not settings.may_change(name)]
+    if fixed:
+        raise UserError(f"workdir {workdir} holds a run with other settings ({'; '.join(fixed)}); use another workdir")
+    return tuple(change for name, change in changes.items() if name.startswith(settings.TUNABLE))
+
+
+def keep_run(run: Run) -> None:
+    """Writes the settings into the workdir, and the model's config and tokenizer, so that it is a model by itself.
+
+    Only now: what was wrong with the command line was said before anything of an older run could be overwritten.
+    """
     if jax.process_index():
         return
-    folder = workdir / MODEL
+    folder = run.workdir / MODEL
     folder.mkdir(parents=True, exist_ok=True)
-    for name, content in model.carried.items():
+    for name, content in run.carried.items():
         (folder / name).write_bytes(content)
-    dtype = str(jax.tree.leaves(model.params)[0].dtype)
-    (folder / "config.json").write_text(json.dumps(to_hf(model.config, dtype), indent=2) + "\n")
+    dtype = run.settings.model.param_dtype
+    (folder / CONFIG).write_text(json.dumps(to_hf(run.config, dtype), indent=2) + "\n")
+    (run.workdir / CONFIG).write_text(settings.to_json(run.settings))
+
+
+def check_schedule(config: ConfigDict, updates: int) -> None:
+    """Raises UserError when the learning rate would reach 0 before the run ends."""
+    needed, there = config.train.steps * updates, config.optimizer.steps
+    if config.optimizer.schedule != "constant" and there < needed:
+        raise UserError(
+            f"optimizer.steps={there} ends the {config.optimizer.schedule} schedule before the run's {needed} updates; "
+            f"set optimizer.steps to {needed} or more, or train.steps to {there // updates} or fewer"
+        )
 
 
 def check_batch(config: ConfigDict, mesh: Mesh) -> None:
@@ -164,19 +206,22 @@ def make_encoder(
     )
 
 
-def open_training_rows(config: ConfigDict, encoder: Encoder, workdir: epath.Path) -> Pipeline:
-    """The mixture of data.train: indexed, drawn by data.weights and data.modality."""
+def open_training_rows(config: ConfigDict, encoder: Encoder, workdir: epath.Path) -> tuple[Pipeline, str]:
+    """The mixture of data.train: indexed, drawn by data.weights and data.modality; and a hash of its rows."""
+    digest = hashlib.sha256()
     names = {b.name: b for b in encoder.buckets}
     weights = config.data.weights or (1.0,) * len(config.data.train)
     records: list[Record] = []
     pools = []
     for file, weight in zip(config.data.train, weights, strict=True):
         own, entries = open_index(file, config, encoder, workdir)
+        digest.update(file_stamp(epath.Path(config.data.root) / file)["sha256"].encode())
         for bucket, rows in by_bucket(entries, names).items():
+            digest.update(bucket.name.encode() + rows.tobytes())
             pools.append(Pool(bucket, rows + len(records), weight * config.data.modality[bucket.kind]))
         records += own
     store = RecordStore.write(local_cache(workdir) / "train", records)
-    return Pipeline(
+    pipeline = Pipeline(
         Schedule(pools, config.batch.micro, config.seed),
         store,
         encoder,
@@ -185,6 +230,7 @@ def open_training_rows(config: ConfigDict, encoder: Encoder, workdir: epath.Path
         workers=config.data.workers,
         share=Slice(jax.process_index(), jax.process_count()),
     )
+    return pipeline, digest.hexdigest()
 
 
 def open_questions(

@@ -13,12 +13,11 @@ def add_trees(a: Any, b: Any) -> Any:
     return jax.tree.map(lambda x, y: x + y.astype(x.dtype), a, b)
 
 
-@jax.jit
 def zeros_like(tree: Any) -> Any:
     """fp32 zeros laid out as the tree is: where the gradients of microbatches add up."""
-    return jax.tree.map(lambda x: jnp.zeros_like(x, jnp.float32), tree)
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32, device=x.sharding), tree)
 
 
-def cast(tree: Any, dtype: str, shardings: Any) -> Any:
-    """A copy in another dtype, laid out as `shardings` say."""
-    return jax.jit(lambda t: jax.tree.map(lambda x: x.astype(dtype), t), out_shardings=shardings)(tree)
+def cast(tree: Any, dtype: str) -> Any:
+    """A copy in a dtype (the same one, too), laid out as the tree is."""
+    return jax.tree.map(lambda x: jnp.array(x, dtype, copy=True), tree)

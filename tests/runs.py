@@ -1,0 +1,104 @@
+"""Runs of the mains on small demo data, as a user starts them: in processes of their own, on one device."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from jvr1.demo.dataset import Settings, write_dataset
+from jvr1.demo.tiny_model import write_tiny_model
+
+REPOSITORY = Path(__file__).parents[1]
+STEPS = 50
+SETTINGS = {
+    "train.steps": STEPS, "train.save_every": 7, "train.validate_every": 25, "train.pictures_every": 20,
+    "train.stop_metric": "", "batch.micro": 3, "batch.per_step": 2, "optimizer.warmup_steps": 5,
+}  # fmt: skip
+OF_STAGE = {
+    "sft": {},
+    "rl": {
+        "data.buckets": (("video", 4, 1, 66, 6), ("image", 1, 1, 54, 6)), "rl.group": 3, "rl.shuffled": 2,
+        "reward.user": "own_reward:vowels", "optimizer.learning_rate": 1e-3,
+    },
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Demo:
+    """A small data set with its tiny model, and the compiled programs that runs on it share."""
+
+    root: Path
+
+    @property
+    def model(self) -> Path:
+        return self.root / "tiny_model"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        path = os.pathsep.join(str(p) for p in (REPOSITORY, REPOSITORY / "tests" / "train"))
+        return os.environ | {
+            "PYTHONPATH": path,
+            "JAX_COMPILATION_CACHE_DIR": str(self.root / "xla"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
+
+    def arguments(self, stage: str, workdir: Path, **changes: object) -> list[str]:
+        """A command line of a main; `changes` name settings with __ for the dot."""
+        places = {"data.root": self.root, "data.index": self.root / "index", "model.source": self.model}
+        settings = places | SETTINGS | OF_STAGE[stage] | {k.replace("__", "."): v for k, v in changes.items()}
+        config = REPOSITORY / "configs" / f"tiny.py:{stage}"
+        return [f"--config={config}", *(f"--config.{k}={v}" for k, v in settings.items()), f"--workdir={workdir}"]
+
+    def start(self, program: list[str], arguments: list[str], **kw) -> subprocess.Popen:
+        command = [sys.executable, *program, *arguments]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen(command, env=self.environment, cwd=REPOSITORY, **pipes, **kw)
+
+    def main(self, stage: str, workdir: Path, preexec_fn=None, **changes: object) -> subprocess.Popen:
+        return self.start(
+            ["-m", f"jvr1.train_{stage}"], self.arguments(stage, workdir, **changes), preexec_fn=preexec_fn
+        )
+
+    @functools.cache  # noqa: B019  (one object a session)
+    def finished(self, stage: str) -> Finished:
+        """A run that nothing disturbed."""
+        workdir = self.root / "runs" / stage
+        program = [str(REPOSITORY / "tests" / "train" / "driver.py"), str(self.root / f"{stage}.compiled.json"), stage]
+        process = self.start(program, self.arguments(stage, workdir))
+        out, err = process.communicate()
+        assert process.returncode == 0, err
+        return Finished(workdir, out, json.loads((self.root / f"{stage}.compiled.json").read_text()))
+
+
+@dataclass(frozen=True)
+class Finished:
+    """compiled: (step, program -> how often XLA was asked to compile it until then) as steps were logged."""
+
+    workdir: Path
+    out: str
+    compiled: list[tuple[int, dict[str, int]]]
+
+
+def make_demo(root: Path) -> Demo:
+    write_dataset(root, Settings(train=32, valid=32, test=32, seed=1))
+    write_tiny_model(root / "tiny_model", seed=1)
+    return Demo(root)
+
+
+def scalars(workdir: Path) -> dict[str, list[tuple[int, float]]]:
+    """Tag -> (step, float32 value), as TensorBoard shows them."""
+    events = EventAccumulator(str(workdir / "tensorboard"))
+    events.Reload()
+    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def without_times(values: dict[str, list]) -> dict[str, list]:
+    """What a second run must repeat to the bit."""
+    return {k: v for k, v in values.items() if not k.startswith(("seconds/", "flops_", "tokens_per_second"))}

@@ -1,0 +1,5 @@
+"""A user's reward that an untrained model earns now and then, so that its groups differ."""
+
+
+def vowels(completion: str, gold: str, problem_type: str) -> float:
+    return sum(c in "aeiou" for c in completion) / (len(completion) + 1)

@@ -1,0 +1,294 @@
+"""What the way of the data costs: a sample's preparation stage by stage, and the share of padding in the batches.
+
+Padding is counted twice. In token slots: merged visual tokens beside windows' slots, prompt tokens beside P. And by
+compute, which the overall figure takes: forward FLOPs of the 7B's vision tower over a row's windows and of its decoder
+over its prompt (`train.flops`), against those of as many whole windows and tokens as the row really fills.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import av
+import numpy as np
+from PIL import Image
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from jvr1 import config as settings
+from jvr1.data import batch, encode, media
+from jvr1.data.batch import Bucket, Need, choose_bucket
+from jvr1.data.cache import MediaCache, MediaReader
+from jvr1.data.encode import Encoder
+from jvr1.data.index import IndexEntry, build_index
+from jvr1.data.media import PixelLimits, Probe, VideoSampling, frame_indices, target_size
+from jvr1.data.prompts import PromptStyle
+from jvr1.data.records import Record, load_records
+from jvr1.data.sandbox import Sandbox
+from jvr1.demo.dataset import Settings, questions, write_dataset
+from jvr1.demo.questions import HARD, TASKS, WARMUP
+from jvr1.demo.tiny_model import corpus, raw_config, tokenizer_files, train_tokenizer
+from jvr1.model.config import ModelConfig, from_hf, published
+from jvr1.train.flops import text_flops, vision_flops
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+SAMPLES = 20
+
+
+def run() -> dict[str, Any]:
+    """All figures of this part."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        tokenizer, tiny = demo_tokenizer(root)
+        speed = preparation(root, tokenizer, tiny)
+        demo = padding(demo_rows(root / "demo", tokenizer, tiny), tiny)
+    buckets = settings.buckets(settings.from_file(str(CONFIGS / "tgrpo_7b.py")))
+    mixture = padding(in_buckets(mixture_needs(20_000), buckets), published("7b"))
+    return {"preparation": speed, "padding_demo": demo, "padding_mixture": mixture}
+
+
+def demo_tokenizer(folder: Path) -> tuple[PreTrainedTokenizerBase, ModelConfig]:
+    """The demo model's tokenizer and configuration, without its weights."""
+    trained = train_tokenizer(corpus(questions((*TASKS, *HARD, *WARMUP), each=48, seed=0)))
+    for name, content in tokenizer_files(trained).items():
+        (folder / name).write_bytes(content)
+    return AutoTokenizer.from_pretrained(folder), from_hf(raw_config(trained))
+
+
+# --- preparation of one sample: 16 of 300 frames of a 640x360 clip
+
+
+def preparation(root: Path, tokenizer: PreTrainedTokenizerBase, tiny: ModelConfig) -> dict[str, Any]:
+    """CPU seconds from the file to the example in one process, by stage; then the same through a helper process."""
+    write_clip(root / "clip.mp4")
+    model = replace(published("7b"), image_token=tiny.image_token, video_token=tiny.video_token)
+    files, limits = MediaCache(str(root)), PixelLimits(128 * 784, 128 * 784)
+    bucket = Bucket("video", 8, 8, 2048, 8)  # P: the demo's tokenizer cuts words small
+    record = Record(0, "What comes first?", "video", "free-form", (), "<answer>x</answer>", None, "clip.mp4", "")
+    with Sandbox(MediaReader(files), 60.0) as helper:
+        encoder = Encoder(
+            model, tokenizer, helper, files, PromptStyle(), VideoSampling(), limits, limits, (bucket,), False, True
+        )
+
+        def sample() -> None:
+            encoder.encode(record, bucket, np.random.default_rng(0))
+
+        sample()  # starts the helper
+        began = time.perf_counter()
+        for _ in range(SAMPLES):
+            sample()
+        elapsed = (time.perf_counter() - began) / SAMPLES
+        with mock.patch.object(Sandbox, "__call__", lambda self, *arguments: self.function(*arguments)):
+            sample()
+            clock = Clock()
+            with clock.watching(STAGES):
+                for _ in range(SAMPLES):
+                    sample()
+    total = sum(clock.seconds.values()) / SAMPLES
+    return {
+        "clip": "16 of 300 frames of 640x360 H.264",
+        "cpu_seconds": total,
+        "samples_per_second_and_core": 1 / total,
+        "share": {stage: seconds / SAMPLES / total for stage, seconds in clock.seconds.items()},
+        "elapsed_seconds_with_helper": elapsed,
+    }
+
+
+STAGES = (
+    (media._VideoFile, "__init__", "open"),
+    (media._VideoFile, "_decode", "decode"),
+    (media, "_resize", "resize"),
+    (batch, "_fill", "windows"),
+    (encode, "prompt_ids", "tokenise"),
+)
+"""(where, function, stage): a stage is the time in its functions without that in other stages'."""
+
+
+class Clock:
+    """CPU seconds of this process by stage, `other` for what is in none."""
+
+    def __init__(self) -> None:
+        self.seconds: Counter[str] = Counter()
+        self._open: list[str] = ["other"]
+        self._since = time.process_time()
+
+    def _turn(self) -> None:
+        now = time.process_time()
+        self.seconds[self._open[-1]] += now - self._since
+        self._since = now
+
+    @contextmanager
+    def watching(self, stages: Iterable[tuple[Any, str, str]]) -> Iterator[None]:
+        """Counts the time inside, the functions named put in their stage."""
+        with ExitStack() as patches:
+            for place, name, stage in stages:
+                patches.enter_context(mock.patch.object(place, name, self._timed(getattr(place, name), stage)))
+            self._since = time.process_time()
+            yield
+            self._turn()
+
+    def _timed(self, function: Callable[..., Any], stage: str) -> Callable[..., Any]:
+        def timed(*arguments: Any, **named: Any) -> Any:
+            self._turn()
+            self._open.append(stage)
+            try:
+                return function(*arguments, **named)
+            finally:
+                self._turn()
+                self._open.pop()
+
+        return timed
+
+
+def write_clip(path: Path, frames: int = 300, height: int = 360, width: int = 640) -> None:
+    """H.264 at 600 kbit/s, as such clips are published: soft blobs that pan, with grain that uses the bits up."""
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 256, (height // 8 + 23, width // 8 + 38, 3), np.uint8)
+    picture = np.asarray(Image.fromarray(coarse).resize((8 * coarse.shape[1], 8 * coarse.shape[0])), np.int16)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=Fraction(30))
+        stream.height, stream.width, stream.pix_fmt, stream.bit_rate = height, width, "yuv420p", 600_000
+        for number in range(frames):
+            y, x = number % 180, number
+            view = picture[y : y + height, x : x + width] + rng.integers(-9, 10, (height, width, 3), np.int16)
+            pixels = view.clip(0, 255).astype(np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+
+
+# --- padding
+
+
+@dataclass(frozen=True)
+class Filled:
+    """A row: its bucket, the merged visual tokens of one temporal step, temporal steps, prompt tokens."""
+
+    bucket: Bucket
+    tokens: int
+    steps: int
+    prompt: int
+
+
+def padding(rows: Iterable[Filled | None], model: ModelConfig) -> dict[str, Any]:
+    """Padding of each bucket in slots and by compute, and over all. None: a row that fits no bucket."""
+    groups: dict[str, list[Filled]] = defaultdict(list)
+    dropped = 0
+    for row in rows:
+        if row is None:
+            dropped += 1
+        else:
+            groups[row.bucket.name].append(row)
+    kept = sum(len(group) for group in groups.values())
+    buckets = {name: _bucket_padding(group, kept, model) for name, group in sorted(groups.items())}
+    whole = [row for group in groups.values() for row in group]
+    return {"rows": kept, "dropped": dropped, "buckets": buckets, "overall": _waste(whole, model)}
+
+
+def _bucket_padding(rows: list[Filled], kept: int, model: ModelConfig) -> dict[str, float]:
+    slots = sum(r.bucket.steps * r.bucket.windows * model.vision.units for r in rows)
+    visual = 1 - sum(r.steps * r.tokens for r in rows) / slots if slots else 0.0
+    prompt = 1 - sum(r.prompt for r in rows) / sum(r.bucket.prompt for r in rows)
+    return {"share": len(rows) / kept, "visual": visual, "prompt": prompt, "compute": _waste(rows, model)}
+
+
+def _waste(rows: list[Filled], model: ModelConfig) -> float:
+    """1 - compute that real tokens need / compute of the static shapes."""
+    needed = sum(_forward(model, r.steps, r.tokens / model.vision.units, r.prompt) for r in rows)
+    return 1 - needed / sum(_forward(model, r.bucket.steps, r.bucket.windows, r.bucket.prompt) for r in rows)
+
+
+def _forward(model: ModelConfig, steps: int, windows: float, prompt: int) -> float:
+    return vision_flops(model, steps, windows) + text_flops(model, prompt, prompt / 2, 0)
+
+
+def demo_rows(root: Path, tokenizer: PreTrainedTokenizerBase, model: ModelConfig) -> Iterator[Filled | None]:
+    """The RL file of a small demo data set in the buckets of configs/tiny.py."""
+    root.mkdir()
+    write_dataset(root, Settings(train=256, valid=32, test=32))
+    config = settings.from_file(f"{CONFIGS / 'tiny.py'}:rl")
+    files, buckets = MediaCache(str(root)), settings.buckets(config)
+    video, image = settings.pixel_limits(config)
+    sampling, style = settings.video_sampling(config), settings.style(config)
+    reader = Sandbox(MediaReader(files), 60.0)
+    encoder = Encoder(model, tokenizer, reader, files, style, sampling, video, image, buckets, False, True)
+    names = {b.name: b for b in buckets}
+    records = load_records(root / "rl.json")
+    for record, entry in zip(records, build_index(records, files, {}, encoder.measure, 1), strict=True):
+        yield None if entry.bucket is None else _filled(encoder, record, entry, names[entry.bucket])
+
+
+def _filled(encoder: Encoder, record: Record, entry: IndexEntry, bucket: Bucket) -> Filled:
+    if not bucket.steps:
+        return Filled(bucket, 0, 0, entry.prompt_tokens)
+    steps, height, width = encoder._size(record, Probe(entry.height, entry.width, entry.frames, entry.fps))
+    factor = encoder.model.vision.factor
+    return Filled(bucket, (height // factor) * (width // factor), steps * len(record.paths), entry.prompt_tokens)
+
+
+# --- the published mixture, simulated
+
+VIDEO_SHARE = 0.44
+VIDEO_SIZES = {
+    (720, 1280): 0.60,
+    (480, 640): 0.13,
+    (240, 320): 0.04,
+    (1280, 720): 0.10,
+    (480, 480): 0.05,
+    (320, 480): 0.08,
+}
+IMAGE_SIZES = {
+    (480, 640): 0.22, (640, 480): 0.10, (768, 1024): 0.10, (1000, 1000): 0.08, (720, 1280): 0.08, (375, 500): 0.08,
+    (1100, 850): 0.08, (600, 850): 0.10, (200, 300): 0.08, (200, 200): 0.05, (400, 1200): 0.03,
+}  # fmt: skip
+"""(height, width) -> share. Sides of pictures vary by up to 6% around these; those of videos do not."""
+LENGTHS = ((0.75, 8.0, 60.0), (0.15, 5.0, 5.2), (0.10, 1.5, 8.0))
+"""(share, from, to seconds): most clips fill their 16 frames; CLEVRER's last five seconds."""
+TEMPLATE_TOKENS, QUESTION_MEDIAN, QUESTION_SIGMA = 160, 50, 0.7
+"""The chat and Video-R1's template; question and options beside it follow a lognormal law."""
+
+
+def mixture_needs(rows: int, seed: int = 0) -> Iterator[tuple[Need, int]]:
+    """What the rows of a mixture like Video-R1-260k take of a bucket, and the merged tokens of one step."""
+    rng = np.random.default_rng(seed)
+    sampling, vision = VideoSampling(), published("7b").vision
+    for _ in range(rows):
+        kind = "video" if rng.random() < VIDEO_SHARE else "image"
+        probe, limits = _video(rng) if kind == "video" else _image(rng)
+        steps = 1 if probe.is_image else (len(frame_indices(probe.frames, probe.fps, sampling)[0]) + 1) // 2
+        height, width = target_size(probe, sampling, limits, vision.factor)
+        tokens = (height // vision.factor) * (width // vision.factor)
+        windows = -(-height // vision.window) * -(-width // vision.window)
+        text = TEMPLATE_TOKENS + int(rng.lognormal(np.log(QUESTION_MEDIAN), QUESTION_SIGMA))
+        yield Need(kind, steps, windows, steps * tokens + text, 1), tokens
+
+
+def _video(rng: np.random.Generator) -> tuple[Probe, PixelLimits]:
+    height, width = _pick(rng, VIDEO_SIZES)
+    _, shortest, longest = LENGTHS[rng.choice(len(LENGTHS), p=[share for share, _, _ in LENGTHS])]
+    frames = int(25 * rng.uniform(shortest, longest))
+    return Probe(height, width, frames, 25.0), PixelLimits(128 * 784, 128 * 784)
+
+
+def _image(rng: np.random.Generator) -> tuple[Probe, PixelLimits]:
+    height, width = (round(side * rng.uniform(0.94, 1.06)) for side in _pick(rng, IMAGE_SIZES))
+    return Probe(height, width, 1, 0.0), PixelLimits(4 * 784, 256 * 784)
+
+
+def _pick(rng: np.random.Generator, sizes: dict[tuple[int, int], float]) -> tuple[int, int]:
+    return list(sizes)[rng.choice(len(sizes), p=list(sizes.values()))]
+
+
+def in_buckets(needs: Iterable[tuple[Need, int]], buckets: tuple[Bucket, ...]) -> Iterator[Filled | None]:
+    """Each row in the bucket that the index would choose."""
+    model = published("7b")
+    for need, tokens in needs:
+        bucket, _ = choose_bucket(need, buckets, model)
+        yield None if bucket is None else Filled(bucket, tokens, need.steps, need.prompt)
