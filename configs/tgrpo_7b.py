@@ -9,8 +9,8 @@ from ml_collections import ConfigDict
 from jvr1.config import default
 
 COMPLETION = 768
-# Frames of 128 tokens have 8 windows in 16:9 and 9:16, 12 in 4:3 and 3:2, 14 at most; pictures of 256 tokens 16 to 20, and
-# 21 or 26 when very wide. 5 steps: clips of five seconds. Chosen by tools/bench.py data, which says how much is padding.
+# Frames of 128 tokens have 8 windows in 16:9 and 9:16, 12 in 4:3 and 3:2, 14 at most; pictures of 256 tokens have 16
+# to 20, very wide ones 21 or 26. 5 steps: clips of five seconds. tools/bench.py data says how much is padding.
 BUCKETS = (
     ("image", 1, 20, 448, COMPLETION),
     ("image", 1, 21, 576, COMPLETION),

@@ -6,7 +6,7 @@ import json
 import queue
 import threading
 from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -155,7 +155,7 @@ def _parse_flags() -> None:
         flags.FLAGS.mark_as_parsed()
 
 
-def ahead(items: Generator[T, None, None], size: int) -> Iterator[T]:
+def ahead(items: Generator[T, None, None], size: int) -> Generator[T, None, None]:
     """Makes the next `size` items in a thread while the caller works on one. Errors come out where they belong;
     when the caller stops early, `items` is closed."""
     made: queue.Queue = queue.Queue(size)

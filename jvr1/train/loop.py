@@ -55,8 +55,9 @@ class Loop:
             self._resume(shapes)
         keep_run(run)
         self.journal = Journal(run.workdir, jax.process_index(), run.settings.data.max_failed)
-        # events count steps from 1: those after the checkpoint are written again
-        self.writer = MetricsWriter(run.workdir, train.wandb or None, first_step=self.step + 1)
+        # events count steps from 1: those after the checkpoint are written again; without one, all
+        first = self.step + 1 if self.step else 0
+        self.writer = MetricsWriter(run.workdir, train.wandb or None, first_step=first)
         if run.changed and self.step:
             _say(f"settings changed since the run began: {'; '.join(run.changed)}")
             self.writer.text(self.step + 1, "settings/changed", "\n".join(run.changed))

@@ -43,8 +43,7 @@ class MetricsWriter:
             self._wandb = _start_wandb(workdir, wandb_project)
         # not tensorboardX: its flush does not wait for its queue, so that a killed run would lose events
         self._board = EventFileWriter(str(workdir / "tensorboard"))
-        if first_step:
-            self._add(Event(step=first_step, session_log=SessionLog(status=SessionLog.START)))
+        self._add(Event(step=first_step, session_log=SessionLog(status=SessionLog.START)))
 
     def scalars(self, step: int, values: Mapping[str, Any]) -> None:
         """Numbers under their names; 'reward/format' stands beside 'reward/accuracy'."""

@@ -127,6 +127,6 @@ def answer_mask(arrays: Arrays) -> Bool[Array, "B C"]:
     return arrays.target_mask & arrays.valid[:, None]
 
 
-def prompt_mask(arrays: Arrays) -> Bool[Array, "B P-1"]:
-    """The tokens of valid rows' prompts that another precedes."""
+def prompt_mask(arrays: Arrays) -> Bool[Array, "B Q"]:
+    """The tokens of valid rows' prompts that another precedes, Q = P - 1."""
     return arrays.prompt.mask[:, 1:] & arrays.valid[:, None]

@@ -9,7 +9,7 @@ import numpy as np
 
 from jvr1.data.media import Media, MediaError, PixelLimits, VideoSampling
 
-PATIENCE = 1.0
+PATIENCE = 4.0
 """Seconds a reading may take."""
 
 
