@@ -193,6 +193,8 @@ def _one_line(error: BaseException) -> str:
         text = message if kind.endswith("UserError") else f"{places[-1][0]}, line {places[-1][1]}: {what}"
     if near := re.search(r'Did you mean "(\w+)" instead of "(\w+)"', text):
         text = f"there is no setting {near[2]!r}; did you mean {near[1]!r}?"
+    elif unknown := re.search(r'Key "(\w+)" does not exist', text):
+        text = f"there is no setting {unknown[1]!r}; docs/config.md lists them"
     elif lone := re.fullmatch(r"[\"'\\]*(\w+)[\"'\\]*", text):
         text = f"there is no setting {lone[1]!r}; docs/config.md lists them"
     return " ".join(text.split())

@@ -18,14 +18,14 @@ from jvr1.demo.tiny_model import write_tiny_model
 REPOSITORY = Path(__file__).parents[1]
 STEPS = 50
 SETTINGS = {
-    "train.steps": STEPS, "train.save_every": 7, "train.validate_every": 25, "train.pictures_every": 20,
+    "train.steps": STEPS, "train.save_every": 7, "train.validate_every": 0, "train.pictures_every": 20,
     "train.stop_metric": "", "batch.micro": 3, "batch.per_step": 2, "optimizer.warmup_steps": 5,
 }  # fmt: skip
 OF_STAGE = {
     "sft": {},
     "rl": {
         "data.buckets": (("video", 4, 1, 66, 6), ("image", 1, 1, 54, 6)), "rl.group": 3, "rl.shuffled": 2,
-        "reward.user": "own_reward:vowels", "optimizer.learning_rate": 1e-3,
+        "reward.user": "own_reward:vowels", "optimizer.learning_rate": 1e-3, "train.validate_every": 25,
     },
 }  # fmt: skip
 
@@ -47,6 +47,7 @@ class Demo:
             "PYTHONPATH": path,
             "JAX_COMPILATION_CACHE_DIR": str(self.root / "xla"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiling is most of the time here
         }
 
     def arguments(self, stage: str, workdir: Path, **changes: object) -> list[str]:
@@ -56,15 +57,15 @@ class Demo:
         config = REPOSITORY / "configs" / f"tiny.py:{stage}"
         return [f"--config={config}", *(f"--config.{k}={v}" for k, v in settings.items()), f"--workdir={workdir}"]
 
-    def start(self, program: list[str], arguments: list[str], **kw) -> subprocess.Popen:
-        command = [sys.executable, *program, *arguments]
+    def start(self, program: list[str], arguments: list[str], largest_file: int | None = None) -> subprocess.Popen:
+        """largest_file: KB above which the kernel refuses to write, as it does on a full disk."""
+        limit = [] if largest_file is None else ["bash", "-c", f'ulimit -f {largest_file}; exec "$@"', "bash"]
+        command = [*limit, sys.executable, *program, *arguments]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen(command, env=self.environment, cwd=REPOSITORY, **pipes, **kw)
+        return subprocess.Popen(command, env=self.environment, cwd=REPOSITORY, **pipes)
 
-    def main(self, stage: str, workdir: Path, preexec_fn=None, **changes: object) -> subprocess.Popen:
-        return self.start(
-            ["-m", f"jvr1.train_{stage}"], self.arguments(stage, workdir, **changes), preexec_fn=preexec_fn
-        )
+    def main(self, stage: str, workdir: Path, largest_file: int | None = None, **changes: object) -> subprocess.Popen:
+        return self.start([f"-mjvr1.train_{stage}"], self.arguments(stage, workdir, **changes), largest_file)
 
     @functools.cache  # noqa: B019  (one object a session)
     def finished(self, stage: str) -> Finished:

@@ -160,7 +160,7 @@ def _summary(answers: Sequence[Answer]) -> Summary:
     ordered = [a for a in answers if a.variant == "ordered" and a.error is None]
     shuffled = [a.accuracy for a in answers if a.variant == "shuffled"]
 
-    def mean(values: Sequence[float]) -> float:
+    def mean(values: Sequence[float | int]) -> float:
         return float(np.mean(values)) if len(values) else 0.0
 
     return Summary(

@@ -124,7 +124,7 @@ def use_compilation_cache() -> None:
 
 def check_writable(workdir: epath.Path) -> None:
     """Raises UserError when the workdir cannot be made or written to; makes nothing."""
-    if is_remote(workdir):
+    if is_remote(str(workdir)):
         return
     folder = Path(workdir).resolve()
     there = next(p for p in (folder, *folder.parents) if p.exists())
@@ -215,7 +215,7 @@ def open_training_rows(config: ConfigDict, encoder: Encoder, workdir: epath.Path
     pools = []
     for file, weight in zip(config.data.train, weights, strict=True):
         own, entries = open_index(file, config, encoder, workdir)
-        digest.update(file_stamp(epath.Path(config.data.root) / file)["sha256"].encode())
+        digest.update(file_stamp(str(epath.Path(config.data.root) / file))["sha256"].encode())
         for bucket, rows in by_bucket(entries, names).items():
             digest.update(bucket.name.encode() + rows.tobytes())
             pools.append(Pool(bucket, rows + len(records), weight * config.data.modality[bucket.kind]))
@@ -276,13 +276,13 @@ def open_index(
         partial.parent.mkdir(parents=True, exist_ok=True)
         workers = config.data.index_workers
         entries = build_index(records, encoder.media, made_with, encoder.measure, workers, partial, config.data.timeout)
-        save_index(path, entries, made_with)
+        save_index(str(path), entries, made_with)
         partial.unlink()
         lengths = {b.name: b.prompt for b in encoder.buckets}
         print(f"{file}: {summary(entries, lengths)}")
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"index {path}")
-    return records, load_index(path, made_with)
+    return records, load_index(str(path), made_with)
 
 
 def by_bucket(entries: list[IndexEntry], names: dict[str, Bucket]) -> dict[Bucket, np.ndarray]:
@@ -296,6 +296,6 @@ def by_bucket(entries: list[IndexEntry], names: dict[str, Bucket]) -> dict[Bucke
 
 def local_cache(workdir: epath.Path) -> Any:
     """A folder of this machine for files that worker processes map into memory."""
-    if is_remote(workdir):
+    if is_remote(str(workdir)):
         return Path(tempfile.mkdtemp(prefix="jvr1-"))
     return Path(workdir) / "cache" / f"process-{jax.process_index()}"

@@ -1,4 +1,4 @@
-"""Runs a training main and writes down what XLA was asked to compile until each step: python driver.py LOG STAGE ...
+"""Runs a training main and writes down what XLA was asked to compile until each step: python driver.py LOG STAGE ..."""
 
 import json
 import sys

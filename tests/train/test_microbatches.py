@@ -139,7 +139,7 @@ def test_cuts_of_an_rl_step_give_one_gradient(model, aggregation):
     assert max(np.abs(x).max() for x in jax.tree.leaves(whole)) > 1e-3
     for gradient, other, count, _ in results[1:]:
         assert count == denominator
-        assert other == pytest.approx(loss, rel=1e-5)
+        assert other == pytest.approx(loss, rel=1e-5, abs=1e-7)
         assert_close(gradient, whole)
 
 
@@ -173,7 +173,7 @@ def test_an_update_over_a_shared_prefix_is_the_naive_one(model):
 
     (value, own), want = jax.value_and_grad(naive, has_aux=True)(params)
     np.testing.assert_allclose(np.where(mask, logprobs, 0), np.where(mask, own, 0), rtol=1e-4, atol=1e-5)
-    assert loss == pytest.approx(float(value), rel=1e-5)
+    assert loss == pytest.approx(float(value), rel=1e-5, abs=1e-7)
     assert_close(got, jax.device_get(want), rtol=1e-4)
 
 
@@ -192,7 +192,7 @@ def answer_step(model, cut, rows, on_prompt):
     return jax.device_get(total), loss, float(denominator)
 
 
-@pytest.mark.parametrize(("on_prompt", "cuts"), [(False, CUTS), (True, CUTS[::2])])
+@pytest.mark.parametrize(("on_prompt", "cuts"), [(False, CUTS), (True, CUTS[:2])])
 def test_cuts_of_an_sft_step_give_one_gradient(model, on_prompt, cuts):
     rows = make_rows()
     whole, loss, denominator = answer_step(model, (8, 1), rows, on_prompt)
@@ -202,7 +202,7 @@ def test_cuts_of_an_sft_step_give_one_gradient(model, on_prompt, cuts):
     assert max(np.abs(x).max() for x in jax.tree.leaves(whole)) > 1e-3
     for cut in cuts[1:]:
         gradient, other, _ = answer_step(model, cut, rows, on_prompt)
-        assert other == pytest.approx(loss, rel=1e-5)
+        assert other == pytest.approx(loss, rel=1e-5, abs=1e-7)
         assert_close(gradient, whole)
 
 

@@ -1,0 +1,194 @@
+"""Settings: documented, checked, refused in one line; files and command lines of every kind."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+
+from jvr1 import config as settings
+from jvr1.errors import UserError
+
+REPOSITORY = Path(__file__).parents[1]
+TINY = f"--config={REPOSITORY}/configs/tiny.py:rl"
+
+
+def parse(*arguments: str, file: str = TINY) -> ConfigDict:
+    return settings.parse(["jvr1", file, "--config.model.source=m", "--workdir=w", *arguments])[0]
+
+
+def flat(config: ConfigDict, prefix: str = "") -> dict[str, object]:
+    items = {}
+    for key, value in config.items():
+        items |= flat(value, f"{prefix}{key}.") if isinstance(value, ConfigDict) else {prefix + key: value}
+    return items
+
+
+def test_every_setting_is_documented_with_its_default():
+    text = (REPOSITORY / "docs" / "config.md").read_text()
+    rows = re.findall(r"^\| `([a-z0-9_.]+)` \| `(.*?)` \| (.+) \|$", text, re.MULTILINE)
+    assert {name: default for name, default, _ in rows} == {k: repr(v) for k, v in flat(settings.default()).items()}
+    assert len(rows) == len(flat(settings.default()))
+    assert all(len(what) > 5 for _, _, what in rows)
+
+
+def test_what_may_change_is_documented():
+    text = (REPOSITORY / "docs" / "config.md").read_text()
+    for prefix in settings.FREE + settings.TUNABLE:
+        assert f"`{prefix.rstrip('.').removeprefix('data.')}" in text, prefix
+
+
+@pytest.mark.parametrize("name", [p.name for p in sorted((REPOSITORY / "configs").glob("*.py"))])
+def test_every_config_file_is_possible_and_survives_json(name):
+    stages = (":warmup", ":sft", ":rl") if name == "tiny.py" else ("",)
+    for stage in stages:
+        config = parse(file=f"--config={REPOSITORY}/configs/{name}{stage}")
+        again = settings.check(settings.from_json(settings.to_json(config), name))
+        assert settings.changes(settings.to_json(config), again, name) == {}
+        assert settings.buckets(again) == settings.buckets(config)
+        assert settings.optimizer(again) == settings.optimizer(config)
+        assert settings.tgrpo(again) == settings.tgrpo(config)
+        assert settings.style(again) == settings.style(config)
+
+
+def test_values_of_the_command_line():
+    config = parse(
+        "--config.data.train=('a.json','b.json')", "--config.optimizer.learning_rate=1", "--config.rl.clip_low=0.2",
+        "--config.data.buckets=(('text',0,0,9,5),)", "--config.data.system=Hello",
+        "--config.optimizer.freeze=visual/.*",
+    )  # fmt: skip
+    assert config.data.train == ("a.json", "b.json")
+    assert config.optimizer.learning_rate == 1.0
+    assert settings.tgrpo(config).clip_low == 0.2
+    assert settings.buckets(config)[0].completion == 5
+    assert settings.style(config).system == "Hello"
+    assert settings.optimizer(config).freeze == ("visual/.*",)
+
+
+def test_flag_and_value_may_be_apart():
+    argv = ["x", "--config", f"{REPOSITORY}/configs/tiny.py:sft", "--workdir", "w", "--config.model.source", "m"]
+    config, workdir = settings.parse(argv)
+    assert (config.model.source, workdir, config.data.train) == ("m", "w", ("sft.json",))
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--config.batch.micr=3", "there is no setting 'micr'; did you mean 'micro'"),
+        ("--config.batch.qqqq=3", "there is no setting 'qqqq'"),
+        ("--config.batch.micro=abc", "config.batch.micro=abc: invalid literal for int"),
+        ("--config.batch.micro=1.5", "config.batch.micro=1.5: invalid literal for int"),
+        ("--config.rl.beta=much", "could not convert string to float"),
+        ("--config.rl=3", "is not a dict"),
+        ("--confg=3", "Unknown command line flag 'confg'"),
+        ("more", "unexpected argument 'more'"),
+        ("--config.batch.micro=0", "batch.micro is 0; it must be at least 1"),
+        ("--config.seed=-1", "seed is -1; it must be at least 0"),
+        ("--config.rl.group=1", "rl.group is 1; it must be at least 2"),
+        ("--config.model.remat=some", "model.remat is 'some'; use one of"),
+        ("--config.model.dtype=float16", "model.dtype is 'float16'; use one of"),
+        ("--config.reward.mode=kind", "reward.mode is 'kind'; use one of"),
+        ("--config.rl.gate=open", "gate is 'open'; use one of"),
+        ("--config.rl.shuffled=0", "set rl.shuffled > 0 or rl.gate='none'"),
+        ("--config.sampling.temperature=0", "sampling needs temperature > 0"),
+        ("--config.data.weights=(1.0,2.0)", "2 numbers for 1 files"),
+        ("--config.data.valid=()", "train.validate_every is set and data.valid is empty"),
+        ("--config.data.modality.image=-1", "must not be negative"),
+        ("--config.data.template=Answer!", "must name a template or hold {Question}"),
+        ("--config.data.buckets=(('video',4,1,66,0),)", "is not (kind, F, W, P, C)"),
+        ("--config.data.buckets=()", "holds 0 shapes"),
+        ("--config.data.max_failed=2", "is a share from 0 to 1"),
+        ("--config.data.video.fps=0", "video fps must be above 0"),
+        ("--config.data.video_pixels.max_pixels=1", "pixel limits need 0 < min <= max"),
+        ("--config.optimizer.schedule=stairs", "optimizer.schedule is 'stairs'; use one of"),
+        ("--config.optimizer.learning_rate=0", "must be positive"),
+    ],
+)
+def test_what_cannot_be_is_one_clear_line(argument, message):
+    with pytest.raises(UserError) as error:
+        parse(argument)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    assert "Traceback" not in str(error.value)
+
+
+def test_what_is_needed_is_said():
+    for argv, message in (
+        (["x"], "both --config FILE and --workdir DIR are needed"),
+        (["x", TINY, "--config.model.source=m"], "both --config FILE and --workdir DIR are needed"),
+        (["x", TINY, "--workdir=w"], "model.source is not set"),
+    ):
+        with pytest.raises(UserError, match=message):
+            settings.parse(argv)
+
+
+FROM_DEFAULT = "from jvr1.config import default\ndef get_config():\n    c = default()\n"
+FILES = [
+    ("def get_config(:\n", "invalid syntax"),
+    ("import nosuchmodule\n", "No module named 'nosuchmodule'"),
+    ("def get_config():\n    return 3\n", "returns no ConfigDict"),
+    (
+        FROM_DEFAULT + "    c.batch.micr = 3\n    return c\n",
+        "there is no setting 'micr'; did you mean 'micro'",
+    ),
+    (
+        FROM_DEFAULT + "    c.batch.micro = 'a'\n    return c\n",
+        "bad.py, line 4: TypeError: Could not override field 'micro'",
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), FILES)
+def test_a_config_file_that_cannot_be_used(tmp_path, text, message):
+    (tmp_path / "bad.py").write_text(text)
+    with pytest.raises(UserError) as error:
+        settings.from_file(f"{tmp_path}/bad.py")
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_config_file_that_is_not_there():
+    with pytest.raises(UserError, match=r"config file nosuch\.py does not exist"):
+        parse(file="--config=nosuch.py:sft")
+    with pytest.raises(UserError, match="has no stage 'x'; use one of warmup, sft, rl"):
+        parse(file=f"--config={REPOSITORY}/configs/tiny.py:x")
+
+
+def test_a_config_file_may_import_its_neighbours_and_leaves_no_trace(tmp_path):
+    import sys
+
+    shutil.copy(REPOSITORY / "configs" / "tgrpo_7b.py", tmp_path / "neighbour.py")
+    (tmp_path / "mine.py").write_text("from neighbour import get_config\n")
+    before = list(sys.path)
+    assert parse(file=f"--config={tmp_path}/mine.py").rl.group == 8
+    assert sys.path == before
+
+
+def test_changes_name_what_differs():
+    config = parse()
+    kept = settings.to_json(config)
+    config.seed, config.rl.beta, config.train.steps, config.data.train = 3, 0.0, 7, ("b.json",)
+    changes = settings.changes(kept, config, "w")
+    assert changes["seed"] == "seed: 0 -> 3"
+    assert set(changes) == {"seed", "rl.beta", "train.steps", "data.train"}
+    assert [settings.may_change(name) for name in sorted(changes)] == [
+        False,
+        True,
+        False,
+        True,
+    ]  # data, rl, seed, train
+
+
+def test_settings_of_an_older_version_get_the_new_defaults_and_unknown_ones_are_refused():
+    kept = json.loads(settings.to_json(parse()))
+    del kept["train"]["wandb"]
+    assert settings.from_json(json.dumps(kept), "w").train.wandb == ""
+    kept["train"]["gone"] = 1
+    with pytest.raises(UserError, match=r"w: its config.json is not of this version: there is no setting 'gone'"):
+        settings.from_json(json.dumps(kept), "w")
+    with pytest.raises(UserError, match=r"w: its config.json is not of this version"):
+        settings.from_json("{", "w")

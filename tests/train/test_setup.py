@@ -1,0 +1,68 @@
+"""What a run cannot start with is said in one line, before anything is written."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from runs import REPOSITORY
+
+from jvr1 import config as settings
+from jvr1.errors import UserError
+from jvr1.train.setup import open_run
+
+
+def opening(demo, workdir, **changes) -> str:
+    """What `open_run` objects to. Eight devices: microbatches of eight rows."""
+    config, folder = settings.parse(["sft", *demo.arguments("sft", workdir, **({"batch__micro": 8} | changes))])
+    with pytest.raises(UserError) as error:
+        open_run(config, folder, targets=True)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch__micro": 12}, "batch.micro=12 rows cannot be split 8 ways"),
+        ({"mesh__fsdp": 3}, "does not fit 8 devices"),
+        ({"mesh__tensor": 8, "mesh__fsdp": 1}, "mesh axis tensor=8 cannot split 4 query heads"),
+        ({"optimizer__schedule": "cosine", "optimizer__steps": 9}, "optimizer.steps=9 ends the cosine schedule before"),
+        ({"optimizer__freeze": "vision/.*"}, "matches no parameter"),
+        ({"model__source": "/no/such/model"}, "/no/such/model does not exist; a model is"),
+        ({"data__root": "/no/such/root"}, "/no/such/root"),
+        ({"data__train": "other.json"}, "other.json"),
+        ({"data__train": "broken.json"}, "broken.json"),
+        ({"data__buckets": (("image", 1, 1, 9, 9),)}, "no row is left to train on"),
+    ],
+)
+def test_what_cannot_be_opened_is_said_and_leaves_no_settings(demo, tmp_path, changes, message):
+    (demo.root / "broken.json").write_text('[{"problem_id": 1,')
+    said = opening(demo, tmp_path / "run", **changes)
+    assert message in said
+    assert "\n" not in said
+    assert not (tmp_path / "run" / "config.json").exists()
+    if "data__buckets" not in changes:  # an index was made, and says why no row fits
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_workdir_that_cannot_be(demo, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for workdir in (tmp_path / "file", tmp_path / "file" / "run"):
+        assert f"{tmp_path / 'file'} is a file" in opening(demo, workdir)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_model_that_is_none(demo, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert str(tmp_path / "empty") in opening(demo, tmp_path / "run", model__source=tmp_path / "empty")
+
+
+def test_the_command_line_ends_with_code_2_and_one_line(demo, tmp_path):
+    command = [sys.executable, "-m", "jvr1.train_rl", *demo.arguments("rl", tmp_path / "run", data__root="/no/root")]
+    done = subprocess.run(command, env=demo.environment, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 2
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("error: ")
+    assert "/no/root" in line
+    assert not (tmp_path / "run").exists()
