@@ -14,7 +14,7 @@ from runs import STEPS, scalars, without_times
 from jvr1.train.checkpoint import Checkpoints
 
 SOME = 24
-"""Steps of a disturbed run: the first of the undisturbed one, whose learning rate does not depend on how many follow."""
+"""Steps of a disturbed run: the first of the undisturbed one, whose learning rate does not depend on the rest."""
 
 
 def until(step: int, workdir) -> dict:
