@@ -32,7 +32,7 @@ train() { # STAGE WORKDIR: the last program of this function is the run itself, 
     --config.train.pictures_every=0 "${settings[@]}" --workdir "$2" >>"$2.log" 2>&1
 }
 
-events() { find "$1/tensorboard" -type f 2>/dev/null | wc -l; }
+events() { find "$1" -path "*/tensorboard/*" -type f 2>/dev/null | wc -l || true; }
 
 compare() { # STAGE CALM SOAKED
   python - "$@" <<'PYTHON'

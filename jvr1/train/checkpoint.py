@@ -6,6 +6,7 @@ import contextlib
 import functools
 import logging
 import math
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -170,8 +171,10 @@ def _reason(error: Exception) -> str:
     """'No space left on device' of an OSError or of tensorstore's long chain, else the error's first line."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    found = re.search(r": ([^:\[]+) \[os_error_code=", str(error))
-    return found[1] if found else f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    found = re.search(r"\[os_error_code='(\d+)'", str(error))
+    if found:
+        return os.strerror(int(found[1]))
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
 
 
 def _arrays(tree: Any) -> dict[str, str]:
@@ -193,8 +196,10 @@ def _check_same(saved: dict[str, str], wanted: dict[str, str], message: str) -> 
 def quieten_orbax() -> None:
     """Keeps orbax' tracebacks off stderr, pages of them for a full disk: the same error is raised to us.
 
-    After it tensorstore's other writes find the event loop closed, which Python would report as well.
+    After it tensorstore's other writes fail too, with nobody waiting, or find the event loop closed: Python would
+    report both, sometimes.
     """
+    logging.getLogger("asyncio").addFilter(lambda record: "never retrieved" not in record.getMessage())
     logging.getLogger("absl").addFilter(lambda record: "/orbax/" not in record.pathname)
     report = sys.unraisablehook
 

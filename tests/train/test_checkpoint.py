@@ -19,7 +19,7 @@ import pytest
 
 from jvr1.errors import UserError
 from jvr1.sharding import make_mesh, param_shardings
-from jvr1.train.checkpoint import Checkpoints, SaveError
+from jvr1.train.checkpoint import Checkpoints, SaveError, _reason
 from jvr1.train.optimizer import OptimizerConfig, make_optimizer
 from jvr1.train.state import TrainState, abstract_state, init_state
 
@@ -321,3 +321,13 @@ def test_kill_9_during_a_save_leaves_a_whole_checkpoint(tmp_path):
         manager.save(step + 1, params, state, {})
         manager.wait()
         assert kept(tmp_path) == [step + 1]
+
+
+@pytest.mark.parametrize("between", ["", """[tensorstore_spec='{\\"driver\\":\\"zarr\\",\\"shape\\":[]}'] """])
+def test_the_reason_is_the_system_s_word_for_it(between):
+    """tensorstore may put a page of JSON between its words and the number."""
+    long = (
+        f'OUT_OF_RANGE: Error writing "a/.zarray": Failed writing: "x": File too large {between}[os_error_code=\'27\']'
+    )
+    assert _reason(ValueError(long)) == "File too large"
+    assert _reason(ValueError("other")) == "ValueError: other"
