@@ -36,8 +36,11 @@ events() { find "$1" -path "*/tensorboard/*" -type f 2>/dev/null | wc -l || true
 
 compare() { # STAGE CALM SOAKED
   python - "$@" <<'PYTHON'
+import logging
 import sys
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it tells of every restart
 
 def numbers(workdir):
     events = EventAccumulator(f"{workdir}/tensorboard", size_guidance={"scalars": 0})
@@ -69,7 +72,7 @@ for stage in sft rl; do
     else
       early=$((early + 1))
     fi
-    sleep "$((RANDOM % 4)).$((RANDOM % 1000))"
+    sleep "$((RANDOM % 8)).$((RANDOM % 1000))"
     if ! kill -9 $pid 2>/dev/null; then # it had ended: soak another run
       wait $pid || { echo "error: the run failed by itself, see $soaked.log" >&2; exit 1; }
       compare "$stage" "$calm" "$soaked"
