@@ -20,6 +20,7 @@ from jvr1.data.media import PixelLimits, VideoSampling
 from jvr1.data.prompts import TEMPLATES, PromptStyle
 from jvr1.errors import UserError
 from jvr1.model.layers import REMAT_POLICIES
+from jvr1.model.lora import LANGUAGE, LoRAConfig
 from jvr1.rl.rewards import MODES
 from jvr1.rl.tgrpo import TGRPOConfig
 from jvr1.train.optimizer import OptimizerConfig
@@ -45,6 +46,7 @@ def default() -> ConfigDict:
     config.model = ConfigDict(
         {"source": "", "dtype": "bfloat16", "param_dtype": "float32", "remat": "full", "logit_chunk": 128}
     )
+    config.lora = ConfigDict({"rank": 0, "alpha": 32.0, "patterns": LANGUAGE})
     config.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1})
     config.data = ConfigDict(
         {
@@ -223,6 +225,7 @@ def check(config: ConfigDict) -> ConfigDict:
         ("rl.group", config.rl.group, 2),
         ("rl.shuffled", config.rl.shuffled, 0),
         ("rl.updates", config.rl.updates, 1),
+        ("lora.rank", config.lora.rank, 0),
         ("data.workers", config.data.workers, 0),
         ("model.logit_chunk", config.model.logit_chunk, 1),
     ):
@@ -251,7 +254,7 @@ def check(config: ConfigDict) -> ConfigDict:
         raise UserError("data.weights and data.modality must not be negative; 0 leaves rows out")
     if not 0 <= config.data.max_failed <= 1 or config.data.timeout <= 0:
         raise UserError("data.max_failed is a share from 0 to 1, and data.timeout must be positive seconds")
-    for section in (buckets, tgrpo, optimizer, video_sampling, pixel_limits):
+    for section in (buckets, tgrpo, lora, optimizer, video_sampling, pixel_limits):
         section(config)  # their own checks
     return config
 
@@ -268,6 +271,19 @@ def style(config: ConfigDict) -> PromptStyle:
 def tgrpo(config: ConfigDict) -> TGRPOConfig:
     names = [f.name for f in dataclasses.fields(TGRPOConfig)]
     return TGRPOConfig(**{name: config.rl[name] for name in names})
+
+
+def lora(config: ConfigDict) -> LoRAConfig | None:
+    """The adapters to train, kept as trained parameters are; None where lora.rank is 0."""
+    if not config.lora.rank:
+        return None
+    patterns = tuple(config.lora.patterns)
+    return LoRAConfig(config.lora.rank, config.lora.alpha, patterns, config.model.param_dtype)
+
+
+def base_dtype(config: ConfigDict) -> str:
+    """Of the parameters as kept. A base under adapters stays in the dtype of its products: nothing is added to it."""
+    return config.model.dtype if config.lora.rank else config.model.param_dtype
 
 
 def optimizer(config: ConfigDict) -> OptimizerConfig:

@@ -23,9 +23,9 @@ from jvr1.train.flops import step_flops
 from jvr1.train.loop import Loop
 from jvr1.train.metrics import write_rollouts
 from jvr1.train.rollouts import Rollout, log_pictures, rollout_rows, score_maxima, score_sums
-from jvr1.train.setup import open_run
+from jvr1.train.setup import open_reference, open_run
 from jvr1.train.steps import make_advantages, make_policy_gradients
-from jvr1.train.trees import cast, zeros_like
+from jvr1.train.trees import zeros_like
 
 SHOWN = {
     "reward": "reward",
@@ -44,14 +44,15 @@ def main() -> int:
     # --- mesh, model, optimizer, data
     run = open_run(config, workdir, targets=False)
     mesh = run.mesh
-    reference = cast(run.params, config.model.dtype) if algorithm.beta > 0 else None
+    reference_graph, reference = open_reference(run) if algorithm.beta > 0 else (None, None)
     judge = make_judge(config)
 
     # --- steps: pure, compiled once a bucket
     advantages = make_advantages(algorithm)
     gradients = make_policy_gradients(
-        run.graphdef, algorithm, run.shardings, temperature=config.sampling.temperature, chunk=config.model.logit_chunk
-    )
+        run.graphdef, algorithm, run.shardings, temperature=config.sampling.temperature, chunk=config.model.logit_chunk,
+        reference_graph=reference_graph,
+    )  # fmt: skip
 
     # --- one microbatch: sample, score, compare within groups
     def sample(step: int, micro) -> Rollout:

@@ -35,17 +35,19 @@ from jvr1.data.store import RecordStore
 from jvr1.errors import UserError
 from jvr1.model.config import ModelConfig, to_hf
 from jvr1.model.hf import CONFIG
+from jvr1.model.lora import ADAPTERS, LoRAConfig, without_adapters
 from jvr1.sharding import make_mesh, param_shardings
 from jvr1.train.decode import Decoder, make_decoder
-from jvr1.train.models import CHECKPOINTS, MODEL, make_tokenizer, open_model
+from jvr1.train.models import CHECKPOINTS, MODEL, make_tokenizer, open_base, write_lora
 from jvr1.train.optimizer import OptimizerConfig, make_optimizer, partition
+from jvr1.train.trees import cast
 
 
 @dataclass(frozen=True)
 class Run:
     """A training run before its first step. `params` are all, `frozen` those no gradient touches, `shardings` where
-    the trainable ones lie. `rows` is a hash of what it trains on; `changed` says which settings of the objective differ
-    from those the workdir was made with."""
+    the trainable ones lie. `lora`: the adapters, which alone are then trainable. `rows` is a hash of what it trains on;
+    `changed` says which settings of the objective differ from those the workdir was made with."""
 
     settings: ConfigDict
     workdir: epath.Path
@@ -53,6 +55,7 @@ class Run:
     config: ModelConfig
     graphdef: nnx.GraphDef
     params: dict
+    lora: LoRAConfig | None
     trainable: dict
     frozen: dict
     shardings: Any
@@ -77,16 +80,19 @@ def open_run(config: ConfigDict, workdir: str, *, targets: bool) -> Run:
     use_compilation_cache()
     mesh = make_mesh(dict(config.mesh))
     check_batch(config, mesh)
-    model = open_model(
+    lora = settings.lora(config)
+    model = open_base(
         config.model.source,
         mesh,
+        lora=lora,
+        seed=config.seed,
         dtype=jnp.dtype(config.model.dtype),
-        param_dtype=jnp.dtype(config.model.param_dtype),
+        param_dtype=jnp.dtype(settings.base_dtype(config)),
         remat=config.model.remat,
     )
     tokenizer = make_tokenizer(model.carried, model.source)
-    trainable, frozen = partition(model.params, settings.optimizer(config).freeze)
     optimizer = settings.optimizer(config)
+    trainable, frozen = partition(model.params, optimizer.freeze, ".*" if lora is None else ADAPTERS)
     encoder = make_encoder(config, model.config, tokenizer, targets=targets)
     questions = None
     if config.train.validate_every:
@@ -100,6 +106,7 @@ def open_run(config: ConfigDict, workdir: str, *, targets: bool) -> Run:
         config=model.config,
         graphdef=model.graphdef,
         params=model.params,
+        lora=lora,
         trainable=trainable,
         frozen=frozen,
         shardings=param_shardings(trainable, mesh),
@@ -114,6 +121,14 @@ def open_run(config: ConfigDict, workdir: str, *, targets: bool) -> Run:
         questions=questions,
         changed=changed,
     )
+
+
+def open_reference(run: Run) -> tuple[nnx.GraphDef, dict]:
+    """Graph and parameters of the model KL is measured from. With adapters it is the base: the run's own arrays, no
+    copy. Otherwise a copy of what the run starts from, in model.dtype."""
+    if run.lora is not None:
+        return without_adapters(run.graphdef, run.params)
+    return run.graphdef, cast(run.params, run.settings.model.dtype)
 
 
 def use_compilation_cache() -> None:
@@ -161,8 +176,8 @@ def keep_run(run: Run) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in run.carried.items():
         (folder / name).write_bytes(content)
-    dtype = run.settings.model.param_dtype
-    (folder / CONFIG).write_text(json.dumps(to_hf(run.config, dtype), indent=2) + "\n")
+    write_lora(folder, run.lora)
+    (folder / CONFIG).write_text(json.dumps(to_hf(run.config, settings.base_dtype(run.settings)), indent=2) + "\n")
     (run.workdir / CONFIG).write_text(settings.to_json(run.settings))
 
 

@@ -40,18 +40,25 @@ def make_advantages(algorithm: tgrpo.TGRPOConfig) -> Callable[..., Any]:
 
 
 def make_policy_gradients(
-    graphdef: nnx.GraphDef, algorithm: tgrpo.TGRPOConfig, shardings: Any, *, temperature: float, chunk: int
+    graphdef: nnx.GraphDef,
+    algorithm: tgrpo.TGRPOConfig,
+    shardings: Any,
+    *,
+    temperature: float,
+    chunk: int,
+    reference_graph: nnx.GraphDef | None = None,
 ) -> Callable[..., Any]:
     """gradients(trainable, frozen, reference, total, arrays, ids, sampled, old, first, advantage, mask, denominator)
     -> total with this microbatch's gradient added, loss, statistics as sums, largest gap, log-probabilities [B,G,C].
 
     shardings: of the trainable parameters, and so of `total`, which is donated. reference: the parameters KL is
-    measured from, or None. sampled: log-probabilities as the tokens were drawn. old: those of the step's first pass,
-    which is its own (`first`: `old` may hold anything, and the gap to `sampled` is measured).
+    measured from, or None; reference_graph: their graph where it is another. sampled: log-probabilities as the tokens
+    were drawn. old: those of the step's first pass, which is its own (`first`: `old` may hold anything, and the gap to
+    `sampled` is measured).
     """
 
-    def score(params: dict, arrays: Arrays, ids: Array):
-        model = merge(graphdef, params)
+    def score(graph: nnx.GraphDef, params: dict, arrays: Arrays, ids: Array):
+        model = merge(graph, params)
         hidden = model.complete(arrays.prompt, arrays.visual, ids)
         return token_scores(model.logits, hidden, ids, temperature=temperature, chunk=chunk)
 
@@ -59,10 +66,12 @@ def make_policy_gradients(
 
     @partial(jax.jit, donate_argnums=3, out_shardings=(shardings, None, None, None, rows))
     def gradients(trainable, frozen, reference, total, arrays, ids, sampled, old, first, advantage, mask, denominator):
-        anchor = None if reference is None else jax.lax.stop_gradient(score(reference, arrays, ids).logprobs)
+        anchor = None
+        if reference is not None:
+            anchor = jax.lax.stop_gradient(score(reference_graph or graphdef, reference, arrays, ids).logprobs)
 
         def loss(trainable: dict):
-            scores = score(combine(trainable, frozen), arrays, ids)
+            scores = score(graphdef, combine(trainable, frozen), arrays, ids)
             before = jnp.where(first, jax.lax.stop_gradient(scores.logprobs), old)
             value, statistics = tgrpo.policy_loss(
                 scores.logprobs, before, anchor, advantage, mask, denominator, algorithm
