@@ -62,13 +62,12 @@ def make_policy_gradients(
         hidden = model.complete(arrays.prompt, arrays.visual, ids)
         return token_scores(model.logits, hidden, ids, temperature=temperature, chunk=chunk)
 
+    base = graphdef if reference_graph is None else reference_graph
     rows = batch_sharding(jax.tree.leaves(shardings)[0].mesh)
 
     @partial(jax.jit, donate_argnums=3, out_shardings=(shardings, None, None, None, rows))
     def gradients(trainable, frozen, reference, total, arrays, ids, sampled, old, first, advantage, mask, denominator):
-        anchor = None
-        if reference is not None:
-            anchor = jax.lax.stop_gradient(score(reference_graph or graphdef, reference, arrays, ids).logprobs)
+        anchor = None if reference is None else jax.lax.stop_gradient(score(base, reference, arrays, ids).logprobs)
 
         def loss(trainable: dict):
             scores = score(graphdef, combine(trainable, frozen), arrays, ids)
