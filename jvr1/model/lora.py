@@ -35,7 +35,7 @@ ADAPTABLE = (
     "visual/merge_out",
 )
 """Linear maps that can have an adapter: all but the patch embedding and the head."""
-LANGUAGE = ("text/layers/(q|k|v|o)", "text/layers/mlp/(gate|up|down)")
+LANGUAGE = ("text/layers/.*",)
 """All linear maps of the decoder's layers."""
 
 
