@@ -78,11 +78,9 @@ def test_patterns_choose_the_linear_maps(patterns, adapted):
     assert set(got) == {f"{name}/lora_{x}" for name in adapted for x in "ab"}
     for name in adapted:
         kernel, a, b = (at(shapes, name)[x] for x in ("kernel", "lora_a", "lora_b"))
-        *inputs, rank = a.shape
-        assert rank == 4
-        assert tuple(inputs) == kernel.shape[: len(inputs)]
-        lead = b.shape[: b.shape.index(4, 0 if name.startswith("visual/merge") else 1)]
-        assert lead + b.shape[len(lead) + 1 :] == lead + kernel.shape[len(inputs) :]
+        layers, inputs = kernel.shape[: 0 if name.startswith("visual/merge") else 1], a.ndim - 1
+        assert a.shape == (*kernel.shape[:inputs], 4)
+        assert b.shape == (*layers, 4, *kernel.shape[inputs:])
 
 
 @pytest.mark.parametrize(
@@ -129,7 +127,9 @@ def test_adapters_are_drawn_alike_on_any_mesh():
         assert x.sharding == named(shardings)[name]
         np.testing.assert_array_equal(x, named(one)[name])
         assert np.array_equal(x, named(other)[name]) == name.endswith("lora_b")
-    assert all(a is b for a, b in zip(jax.tree.leaves(partition(one, (), ADAPTERS)[1]), jax.tree.leaves(base)))
+    assert all(
+        a is b for a, b in zip(jax.tree.leaves(partition(one, (), ADAPTERS)[1]), jax.tree.leaves(base), strict=True)
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
