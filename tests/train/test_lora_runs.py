@@ -103,7 +103,7 @@ def test_kl_is_measured_from_the_base(stepped):
     x = np.clip(anchors - logprobs, -algorithm.kl_clip, algorithm.kl_clip)
     want = ((np.exp(x) - x - 1) * mask).sum() / mask.sum()
     assert want > 1e-3
-    assert float(statistics["kl"].total) / float(statistics["kl"].weight) == pytest.approx(want, rel=1e-3)
+    assert float(statistics["kl_token"].total) / float(statistics["kl_token"].weight) == pytest.approx(want, rel=1e-3)
 
 
 # --- models with adapters on disk
