@@ -241,6 +241,12 @@ def test_its_workdir_evaluates_as_its_validation_did(demo, run, tmp_path):
                 assert dict(logged[f"valid/{task}/{name}"])[STEPS] == pytest.approx(summary[name], rel=1e-6)
 
 
+def test_its_peft_folder_names_the_model_it_began_with(demo, run, tmp_path):
+    finish(demo.start(["tools/export.py"], [str(run / "stopped"), str(tmp_path / "peft"), "--peft"]))
+    config = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["r"], config["lora_alpha"]) == (str(demo.model), 4, 8.0)
+
+
 def test_sft_trains_adapters_too_and_from_the_run_before(demo, run, tmp_path):
     settings = {"lora__rank": 2, "train__steps": 2, "train__validate_every": 0, "model__source": run / "stopped"}
     finish(demo.main("sft", tmp_path / "sft", **settings))
