@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from jvr1.errors import UserError
 from jvr1.model.layers import Linear
@@ -143,24 +143,26 @@ def _split(model: nnx.Module) -> tuple[nnx.GraphDef, dict]:
 def draw(params: dict, seed: int, shardings: Any = None) -> dict:
     """The parameters with the adapters drawn that `with_adapters` left as shapes; each where its sharding says.
 
-    The same numbers on any mesh: an adapter's key is the seed and its path.
+    The same numbers on any mesh: an adapter follows from the seed and its path. One is in host memory at a time.
     """
 
     def fill(path: tuple[Any, ...], x: Any, sharding: Any = None) -> Any:
         if not isinstance(x, jax.ShapeDtypeStruct):
             return x
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        return jax.jit(partial(initial, name, x.shape, x.dtype), out_shardings=sharding)(np.uint32(seed))
+        whole = initial(jax.tree_util.keystr(path, simple=True, separator="/"), x.shape, seed).astype(x.dtype)
+        if sharding is None:
+            return jnp.asarray(whole)
+        return jax.make_array_from_callback(x.shape, sharding, lambda index: whole[index])
 
     return jax.tree_util.tree_map_with_path(fill, params, *([] if shardings is None else [shardings]))
 
 
-def initial(path: str, shape: tuple[int, ...], dtype: Any, seed: Array) -> Float[Array, "..."]:
+def initial(path: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
     """An adapter before training: lora_b zero; lora_a uniform in +-1/sqrt(inputs) (PEFT, `kaiming_uniform_(a=sqrt(5))`,
     whose bound is sqrt(6 / ((1 + 5) inputs)))."""
     if path.endswith(f"/{B}"):
-        return jnp.zeros(shape, dtype)
+        return np.zeros(shape, np.float32)
     layers = shape[0] if path.startswith(("text/layers/", "visual/blocks/")) else 1
-    bound = (math.prod(shape[:-1]) // layers) ** -0.5
-    key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(path.encode()))
-    return jax.random.uniform(key, shape, dtype, -bound, bound)
+    bound = np.float32((math.prod(shape[:-1]) // layers) ** -0.5)
+    rng = np.random.default_rng([seed, zlib.crc32(path.encode())])
+    return (2 * rng.random(shape, np.float32) - 1) * bound

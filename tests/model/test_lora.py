@@ -25,6 +25,14 @@ CONFIG = from_hf(oracle.raw_config())
 EVERYWHERE = LoRAConfig(rank=4, alpha=6.0, patterns=(".*",))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _compile_quickly():
+    """Every program here runs once."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 def named(tree: dict) -> dict[str, Any]:
     return {path_name(path): x for path, x in jax.tree_util.tree_leaves_with_path(tree)}
 
@@ -194,11 +202,12 @@ def test_no_product_of_adapters_and_no_gradient_of_a_kernel_is_ever_formed(adapt
     graphdef, params, _ = adapted
     adapters, base = partition(params, (), ADAPTERS)
     kernels = {name: at(params, name)["kernel"].shape for name in ADAPTABLE}
-    forbidden = set(kernels.values()) | {kernels[name][1:] for name in ADAPTABLE if "merge" not in name}
+    layers = {shape if "merge" in name else shape[1:] for name, shape in kernels.items()}
+    forbidden = layers | set(kernels.values())
     step = lambda a, b: jax.grad(lambda a: loss_of(graphdef, combine(a, b), *inputs()))(a)  # noqa: E731
     assert not forbidden & set(shapes_made(jax.make_jaxpr(step)(adapters, base).jaxpr))
     full = jax.make_jaxpr(jax.grad(lambda p: loss_of(graphdef, p, *inputs())))(params)
-    assert len(forbidden & set(shapes_made(full.jaxpr))) > len(ADAPTABLE)
+    assert layers <= set(shapes_made(full.jaxpr))
 
 
 def test_the_base_is_the_same_arrays_and_the_plain_graph(adapted):
