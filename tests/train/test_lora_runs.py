@@ -69,12 +69,9 @@ def stepped():
         )  # fmt: skip
         first = first or (jax.device_get(statistics), np.asarray(logprobs), jax.device_get(total))
         state = apply(state, total)
-    anchors = jax.jit(
-        lambda base: token_scores(
-            merge(base_graph, base).logits,
-            merge(base_graph, base).complete(arrays.prompt, arrays.visual, ids), ids, temperature=0.9, chunk=4,
-        ).logprobs
-    )(base)  # fmt: skip
+    model, (arrays, ids) = merge(base_graph, base), jax.tree.map(jnp.asarray, (arrays, ids))
+    hidden = jax.jit(lambda m: m.complete(arrays.prompt, arrays.visual, ids))(model)
+    anchors = token_scores(model.logits, hidden, ids, temperature=0.9, chunk=4).logprobs
     jax.config.update("jax_disable_most_optimizations", False)
     return before, (state.params, frozen), state, first, (np.asarray(anchors), np.asarray(mask), algorithm)
 
@@ -143,7 +140,7 @@ def opened(source, lora, seed=0):
 
 
 def scored(model) -> np.ndarray:
-    arrays, ids = stack(make_rows()), make_scores()[1]
+    arrays, ids = jax.tree.map(jnp.asarray, (stack(make_rows()), make_scores()[1]))
     score = jax.jit(lambda p: merge(model.graphdef, p).complete(arrays.prompt, arrays.visual, ids))
     return np.asarray(score(model.params))
 
