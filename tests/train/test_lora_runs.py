@@ -205,8 +205,8 @@ def test_a_stopped_run_goes_on_to_the_same_numbers(run):
 def test_the_run_departs_from_its_base_and_kl_says_so(run):
     logged = scalars(run / "whole")
     kl = [value for _, value in logged["loss/kl"]]
-    assert abs(kl[0]) < 1e-7  # before the first update it is the base
-    assert kl[-1] > 1e-6
+    assert abs(kl[0]) < 1e-6  # before the first update it is the base
+    assert kl[-1] > 1e-5
     assert max(value for _, value in logged["loss/logprob_gap_max"]) < 1e-3  # sampled as it is scored: with adapters
 
 
