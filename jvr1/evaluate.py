@@ -19,10 +19,11 @@ from tqdm import tqdm
 
 from jvr1 import config as settings
 from jvr1.data.prompts import end_ids
+from jvr1.distributed import share_of
 from jvr1.errors import UserError, run_main
 from jvr1.eval.report import as_table
 from jvr1.eval.run import Judge, answer_questions, as_json, summarise
-from jvr1.sharding import make_mesh
+from jvr1.sharding import decode_mesh, make_mesh
 from jvr1.train.decode import make_decoder
 from jvr1.train.models import make_tokenizer, open_model
 from jvr1.train.setup import check_batch, check_writable, make_encoder, open_questions, use_compilation_cache
@@ -35,7 +36,7 @@ def main() -> int:
 
     # --- model
     use_compilation_cache()
-    mesh = make_mesh(dict(config.mesh))
+    mesh = decode_mesh(make_mesh(settings.mesh_shape(config)), config.mesh.decode_tensor)
     check_batch(config, mesh)
     check_writable(out)
     dtype = jnp.dtype(config.model.dtype)
@@ -45,10 +46,10 @@ def main() -> int:
 
     # --- questions
     encoder = make_encoder(config, model.config, tokenizer, targets=False)
-    pipeline, count = open_questions(config, tuple(args.suite.split(",")), encoder, out, "questions")
+    pipeline, count = open_questions(config, tuple(args.suite.split(",")), encoder, out, "questions", share_of(mesh))
 
     # --- answers
-    decode = decoder.greedy(model.params, {}, jax.random.key(config.seed))
+    decode = decoder.greedy(decoder.weights(model.params), jax.random.key(config.seed))
     microbatches = tqdm(pipeline.microbatches(0, count, {}), total=count, unit="batch", disable=not sys.stderr.isatty())
     with jax.set_mesh(mesh):
         answers = list(answer_questions(microbatches, decode, Judge(config.reward.mode), tokenizer))

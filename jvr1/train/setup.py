@@ -26,16 +26,17 @@ from jvr1.data.batch import Bucket
 from jvr1.data.cache import MediaCache, MediaReader, is_remote
 from jvr1.data.encode import Encoder
 from jvr1.data.index import IndexEntry, build_index, file_stamp, load_index, save_index, settings_hash, summary
-from jvr1.data.pipeline import Pipeline, Slice
+from jvr1.data.pipeline import Pipeline
 from jvr1.data.prompts import end_ids
 from jvr1.data.records import Record, load_records
 from jvr1.data.sandbox import Sandbox
 from jvr1.data.schedule import Pool, Schedule, Sequential
 from jvr1.data.store import RecordStore
+from jvr1.distributed import Share, share_of
 from jvr1.errors import UserError
 from jvr1.model.config import ModelConfig, to_hf
 from jvr1.model.hf import CONFIG
-from jvr1.sharding import make_mesh, param_shardings
+from jvr1.sharding import decode_mesh, make_mesh, param_shardings
 from jvr1.train.decode import Decoder, make_decoder
 from jvr1.train.models import CHECKPOINTS, MODEL, make_tokenizer, open_model
 from jvr1.train.optimizer import OptimizerConfig, make_optimizer, partition
@@ -63,6 +64,7 @@ class Run:
     key: jax.Array
     decoder: Decoder
     pipeline: Pipeline
+    share: Share
     rows: str
     questions: tuple[Pipeline, int] | None
     changed: tuple[str, ...]
@@ -75,8 +77,9 @@ def open_run(config: ConfigDict, workdir: str, *, targets: bool) -> Run:
     changed = check_unchanged(config, folder)
     check_schedule(config, 1 if targets else config.rl.updates)
     use_compilation_cache()
-    mesh = make_mesh(dict(config.mesh))
+    mesh = make_mesh(settings.mesh_shape(config))
     check_batch(config, mesh)
+    share = share_of(mesh)
     model = open_model(
         config.model.source,
         mesh,
@@ -91,8 +94,8 @@ def open_run(config: ConfigDict, workdir: str, *, targets: bool) -> Run:
     questions = None
     if config.train.validate_every:
         asking = make_encoder(config, model.config, tokenizer, targets=False)
-        questions = open_questions(config, config.data.valid, asking, folder, "valid")
-    pipeline, rows = open_training_rows(config, encoder, folder)
+        questions = open_questions(config, config.data.valid, asking, folder, "valid", share)
+    pipeline, rows = open_training_rows(config, encoder, folder, share)
     return Run(
         settings=config,
         workdir=folder,
@@ -108,8 +111,16 @@ def open_run(config: ConfigDict, workdir: str, *, targets: bool) -> Run:
         optimizer=optimizer,
         tx=make_optimizer(optimizer, trainable),
         key=jax.random.key(config.seed),
-        decoder=make_decoder(model.graphdef, mesh, model.config, end_ids(tokenizer)),
+        decoder=make_decoder(
+            model.graphdef,
+            mesh,
+            model.config,
+            end_ids(tokenizer),
+            tensor=config.mesh.decode_tensor,
+            dtype=config.model.dtype,
+        ),
         pipeline=pipeline,
+        share=share,
         rows=rows,
         questions=questions,
         changed=changed,
@@ -177,12 +188,15 @@ def check_schedule(config: ConfigDict, updates: int) -> None:
 
 
 def check_batch(config: ConfigDict, mesh: Mesh) -> None:
-    """Raises UserError when a microbatch cannot be split over the mesh."""
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
-    if config.batch.micro % ways:
-        raise UserError(
-            f"batch.micro={config.batch.micro} rows cannot be split {ways} ways (mesh data x fsdp); use a multiple"
-        )
+    """Raises UserError when a microbatch cannot be split over the mesh, or over its devices as they generate."""
+    for name, ways in (
+        ("data x fsdp", mesh.shape["data"] * mesh.shape["fsdp"]),
+        ("devices / decode_tensor", decode_mesh(mesh, config.mesh.decode_tensor).shape["data"]),
+    ):
+        if config.batch.micro % ways:
+            raise UserError(
+                f"batch.micro={config.batch.micro} rows cannot be split {ways} ways (mesh {name}); use a multiple"
+            )
 
 
 def make_encoder(
@@ -206,7 +220,7 @@ def make_encoder(
     )
 
 
-def open_training_rows(config: ConfigDict, encoder: Encoder, workdir: epath.Path) -> tuple[Pipeline, str]:
+def open_training_rows(config: ConfigDict, encoder: Encoder, workdir: epath.Path, share: Share) -> tuple[Pipeline, str]:
     """The mixture of data.train: indexed, drawn by data.weights and data.modality; and a hash of its rows."""
     digest = hashlib.sha256()
     names = {b.name: b for b in encoder.buckets}
@@ -228,13 +242,13 @@ def open_training_rows(config: ConfigDict, encoder: Encoder, workdir: epath.Path
         seed=config.seed,
         per_step=config.batch.per_step,
         workers=config.data.workers,
-        share=Slice(jax.process_index(), jax.process_count()),
+        share=share,
     )
     return pipeline, digest.hexdigest()
 
 
 def open_questions(
-    config: ConfigDict, files: tuple[str, ...], encoder: Encoder, workdir: epath.Path, name: str
+    config: ConfigDict, files: tuple[str, ...], encoder: Encoder, workdir: epath.Path, name: str, share: Share
 ) -> tuple[Pipeline, int]:
     """Held-out questions, each once, and the number of microbatches they make."""
     names = {b.name: b for b in encoder.buckets}
@@ -254,7 +268,7 @@ def open_questions(
         seed=config.seed,
         per_step=1,
         workers=config.data.workers,
-        share=Slice(jax.process_index(), jax.process_count()),
+        share=share,
     )
     return pipeline, len(plan.plans)
 

@@ -15,7 +15,13 @@ from jvr1.rl import tgrpo
 from jvr1.sharding import make_mesh, param_shardings, put_batch
 from jvr1.train.optimizer import OptimizerConfig, make_optimizer
 from jvr1.train.state import apply_gradients, init_state
-from jvr1.train.steps import make_advantages, make_answer_count, make_answer_gradients, make_policy_gradients
+from jvr1.train.steps import (
+    make_advantages,
+    make_answer_count,
+    make_answer_gradients,
+    make_policy_gradients,
+    make_reference_scores,
+)
 from jvr1.train.trees import zeros_like
 from tools.bench_step import naive_logprobs
 
@@ -89,8 +95,10 @@ def once(make):
 @once
 def policy_functions(model, algorithm):
     graphdef, _, shardings = model
+    mesh = jax.tree.leaves(shardings)[0].mesh
     gradients = make_policy_gradients(graphdef, algorithm, shardings, temperature=0.9, chunk=4)
-    return make_advantages(algorithm), gradients
+    scores = make_reference_scores(graphdef, mesh, temperature=0.9, chunk=4)
+    return make_advantages(algorithm, mesh), scores, gradients
 
 
 @once
@@ -106,7 +114,7 @@ def policy_step(model, algorithm, cut, rows, scores, ids, reference=None):
     _, params, shardings = model
     size, count = cut
     mesh = jax.tree.leaves(shardings)[0].mesh
-    compare, gradients = policy_functions(model, algorithm)
+    compare, score, gradients = policy_functions(model, algorithm)
     put = [put_batch((stack(rows[i : i + size]), part(scores, i, size), ids[i : i + size]), mesh)
            for i in range(0, size * count, size)]  # fmt: skip
     worth = [compare(s, s.length, tokens) for _, s, tokens in put]
@@ -115,8 +123,9 @@ def policy_step(model, algorithm, cut, rows, scores, ids, reference=None):
     for (arrays, _, tokens), (result, mask, _, _) in zip(put, worth, strict=True):
         unknown = jnp.full(tokens.shape, jnp.nan, jnp.float32)  # what the first pass must not look at
         sampled = jnp.zeros(tokens.shape, jnp.float32)
+        anchor = None if reference is None else score(reference, arrays, tokens)
         total, value, _, _, own = gradients(
-            params, {}, reference, total, arrays, tokens, sampled, unknown, np.bool_(True), result.advantage, mask,
+            params, {}, total, arrays, tokens, anchor, sampled, unknown, np.bool_(True), result.advantage, mask,
             denominator,
         )  # fmt: skip
         loss, logprobs = loss + float(value), [*logprobs, np.asarray(own)]
@@ -162,7 +171,8 @@ def test_an_update_over_a_shared_prefix_is_the_naive_one(model):
     anchors = jax.tree.map(lambda x: x * 1.02, params)
     got, loss, denominator, logprobs = policy_step(model, algorithm, (8, 1), rows, scores, ids, anchors)
     arrays = stack(rows)
-    result, mask, _, _ = make_advantages(algorithm)(scores, scores.length, ids)
+    mesh = jax.tree.leaves(model[2])[0].mesh
+    result, mask, _, _ = make_advantages(algorithm, mesh)(scores, scores.length, ids)
 
     @jax.jit
     def naive(params):

@@ -18,6 +18,7 @@ from train.test_microbatches import BUCKET, CONFIG, make_rows
 from jvr1 import config as settings
 from jvr1.data.batch import Bucket, Clip, Microbatch, Row, build_example, stack
 from jvr1.data.records import parse_record
+from jvr1.distributed import ALONE
 from jvr1.eval.run import Judge, Sampled
 from jvr1.rl import tgrpo
 from jvr1.sharding import make_mesh
@@ -174,7 +175,7 @@ def decoder():
 def first_tokens(decoder, arrays, rows):
     """Greedy tokens and log-probabilities of each stream."""
     decode, params = decoder
-    done = decode.rollout(params, {}, arrays, jax.random.key(0), rows, decode.sampling(BUCKET))
+    done = decode.rollout(decode.weights(params), arrays, jax.random.key(0), rows, decode.sampling(BUCKET))
     return to_host(jax.tree.map(jnp.asarray, done))
 
 
@@ -203,11 +204,11 @@ def test_every_video_and_every_step_has_its_own_permutation(demo):
     """As the training pipeline gives them, over several epochs of the same clips."""
 
     changes = {"data__buckets": (("video", 4, 1, 66, 6),), "seed": 5}
-    config, _ = settings.parse(["rl", *demo.arguments("rl", demo.root / "none", **changes)])
+    config, *_ = settings.parse(["rl", *demo.arguments("rl", demo.root / "none", **changes)])
     model = open_model(demo.model, make_mesh({"data": 1}, jax.devices()[:1]))
     encoder = make_encoder(config, model.config, read_tokenizer(demo.model), targets=False)
 
-    pipeline, _ = open_training_rows(config, encoder, epath.Path(demo.root / "permutations"))
+    pipeline, _ = open_training_rows(config, encoder, epath.Path(demo.root / "permutations"), ALONE)
     seen, of_clip = [], defaultdict(list)
     for micro in pipeline.microbatches(0, 30, {}):
         for place, row in enumerate(micro.rows):

@@ -1,0 +1,43 @@
+"""The model that KL is measured from: a copy in the compute dtype, on the devices or in host memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import jax
+
+from jvr1.errors import UserError
+from jvr1.train.setup import Run
+from jvr1.train.trees import cast
+
+
+@dataclass(frozen=True)
+class Reference:
+    """params: laid out as the trained ones are; with `host` in the memory of the hosts."""
+
+    params: dict
+    host: bool
+
+    @contextmanager
+    def on_device(self) -> Iterator[dict]:
+        """The parameters to score with. From host memory they are copied, and the copy is freed after use."""
+        if not self.host:
+            yield self.params
+            return
+        there = jax.tree.map(lambda x: jax.device_put(x, x.sharding.with_memory_kind("device")), self.params)
+        yield there
+        jax.tree.map(lambda x: x.delete(), there)
+
+
+def open_reference(run: Run) -> Reference:
+    """The model as the run began with it. Raises UserError when the backend has no host memory to keep it in."""
+    params, host = cast(run.params, run.settings.model.dtype), run.settings.model.reference == "host"
+    if not host:
+        return Reference(params, host)
+    device = run.mesh.local_devices[0]
+    if "pinned_host" not in {memory.kind for memory in device.addressable_memories()}:
+        raise UserError(f"model.reference=host: {device.device_kind} has no host memory for arrays; use device")
+    kept = jax.tree.map(lambda x: jax.device_put(x, x.sharding.with_memory_kind("pinned_host")), params)
+    return Reference(kept, host)
