@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,20 +115,24 @@ ALONE = Share()
 """All rows: one process, one part."""
 
 
-def share_of(mesh: Mesh, process: int | None = None) -> Share:
-    """The share of a process (default: this one) in batches split over the mesh's data and fsdp axes."""
-    process = jax.process_index() if process is None else process
-    rows = mesh.devices.reshape(-1, mesh.shape["tensor"])
-    holders = [sorted({device.process_index for device in row}) for row in rows]
+def share_of(mesh: Mesh) -> Share:
+    """This process's share in batches split over the mesh's data and fsdp axes. Raises UserError."""
+    processes = [[device.process_index for device in row] for row in mesh.devices.reshape(-1, mesh.shape["tensor"])]
+    return share_among(processes, jax.process_index())
+
+
+def share_among(processes: Sequence[Sequence[int]], process: int) -> Share:
+    """The share of `process`, where `processes` are those of the devices that hold each part of a batch."""
+    holders = [sorted(set(row)) for row in processes]
     parts = tuple(i for i, holding in enumerate(holders) if process in holding)
     with_them = [holders[i] for i in parts]
     if any(holding != with_them[0] for holding in with_them) and any(len(holding) > 1 for holding in with_them):
         raise UserError(
-            f"mesh {dict(mesh.shape)}: the tensor axis crosses processes unevenly; use a size that divides, or is a "
-            "multiple of, the devices of a process"
+            "the mesh's tensor axis crosses processes unevenly; use a size that divides, or is a multiple of, the "
+            "devices of a process"
         )
     owner = all(holding[0] == process for holding in with_them)
-    return Share(parts, len(rows), owner, any(len(holding) > 1 for holding in with_them))
+    return Share(parts, len(holders), owner, any(len(holding) > 1 for holding in with_them))
 
 
 def from_owner(value: Any, share: Share) -> Any:

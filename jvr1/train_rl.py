@@ -46,7 +46,9 @@ def main(command: settings.Command) -> int:
     # --- mesh, model, optimizer, data
     run = open_run(config, command.workdir, targets=False)
     mesh = run.mesh
-    reference = open_reference(run) if algorithm.beta > 0 else None
+    reference = None
+    if algorithm.beta > 0:
+        reference = open_reference(run.params, config.model.dtype, host=config.model.reference == "host")
     judge = make_judge(config)
 
     # --- steps: pure, compiled once a bucket

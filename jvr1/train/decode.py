@@ -20,7 +20,6 @@ from jvr1.distributed import Share, from_owner, gather
 from jvr1.eval.run import Answer, Judge, Judged, Sampled, answer_questions, as_json
 from jvr1.generate import Completions, Sampling, generate
 from jvr1.model.config import ModelConfig
-from jvr1.model.layers import constrain_batch
 from jvr1.model.qwen2_5_vl import merge
 from jvr1.rl.tgrpo import Rollout
 from jvr1.rl.user_reward import UserReward
@@ -95,16 +94,17 @@ def make_decoder(
     @partial(jax.jit, static_argnames=("rows", "sampling"), out_shardings=Completions(*(batch,) * 4, everywhere))
     def rollout(weights: dict, arrays: Arrays, key, rows: tuple[int, ...], sampling: Sampling) -> Completions:
         module = merge(graphdef, weights)
-        arrays = jax.tree.map(constrain_batch, arrays)
         pairs = None
         if arrays.visual is not None:
             pairs = jnp.stack([arrays.visual.pair, arrays.shuffled][: len(rows)], axis=1)
         numbers = arrays.number[:, None] * MAX_ROWS + jnp.arange(sum(rows))[None]
         return generate(module, arrays.prompt, arrays.visual, pairs, arrays.valid, key, numbers, rows, sampling)
 
-    def roll(*arguments) -> Completions:
+    def roll(weights: dict, arrays: Arrays, key, rows: tuple[int, ...], sampling: Sampling) -> Completions:
+        # a program takes its inputs from one mesh
+        arrays, key = jax.device_put((arrays, key), (batch_sharding(generation), replicated(generation)))
         with jax.set_mesh(generation):
-            return rollout(*arguments)
+            return rollout(weights, arrays, key, rows, sampling)
 
     return Decoder(mesh, model, end_ids, partial(lay_out, mesh=generation, dtype=dtype), roll)
 
@@ -113,11 +113,10 @@ def lay_out(params: dict, mesh: Mesh, dtype: str | None = None) -> dict:
     """Parameters as they lie on another mesh of the same devices, in another dtype."""
     shardings = param_shardings(params, mesh)
 
-    def there(x: jax.Array, sharding: NamedSharding) -> bool:
-        return x.dtype == (dtype or x.dtype) and x.sharding.is_equivalent_to(sharding, x.ndim)
-
     def move(x: jax.Array, sharding: NamedSharding) -> jax.Array:
-        return x if there(x, sharding) else _mover(sharding, str(dtype or x.dtype))(x)
+        if x.dtype == (dtype or x.dtype) and x.sharding == sharding:
+            return x
+        return _mover(sharding, str(dtype or x.dtype))(x)
 
     return jax.tree.map(move, params, shardings)
 

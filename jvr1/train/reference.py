@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import jax
 
 from jvr1.errors import UserError
-from jvr1.train.setup import Run
 from jvr1.train.trees import cast
 
 
@@ -31,12 +30,12 @@ class Reference:
         jax.tree.map(lambda x: x.delete(), there)
 
 
-def open_reference(run: Run) -> Reference:
-    """The model as the run began with it. Raises UserError when the backend has no host memory to keep it in."""
-    params, host = cast(run.params, run.settings.model.dtype), run.settings.model.reference == "host"
+def open_reference(params: dict, dtype: str, *, host: bool) -> Reference:
+    """A copy of `params` as they are now. Raises UserError when the backend has no host memory to keep it in."""
+    params = cast(params, dtype)
     if not host:
         return Reference(params, host)
-    device = run.mesh.local_devices[0]
+    device = next(iter(jax.tree.leaves(params)[0].sharding.addressable_devices))
     if "pinned_host" not in {memory.kind for memory in device.addressable_memories()}:
         raise UserError(f"model.reference=host: {device.device_kind} has no host memory for arrays; use device")
     kept = jax.tree.map(lambda x: jax.device_put(x, x.sharding.with_memory_kind("pinned_host")), params)

@@ -13,7 +13,8 @@ import pytest
 from etils import epath
 from oracle import END, IMAGE, START, random_model
 from runs import OF_STAGE, SETTINGS, STEPS, scalars
-from train.test_microbatches import BUCKET, CONFIG, make_rows
+from step_cases import BUCKET, make_rows
+from train.test_microbatches import CONFIG
 
 from jvr1 import config as settings
 from jvr1.data.batch import Bucket, Clip, Microbatch, Row, build_example, stack
@@ -181,7 +182,7 @@ def first_tokens(decoder, arrays, rows):
 
 def test_the_shuffled_stream_is_encoded_from_the_shuffled_frames(decoder):
     """Equal to a clip whose frames stand in that order; and not to the ordered clip's encoding."""
-    arrays = stack([row for row in make_rows() if row.valid])
+    arrays = stack([row for row in make_rows(CONFIG) if row.valid])
     both = first_tokens(decoder, arrays, (1, 1))
     turned = arrays.visual._replace(pair=arrays.shuffled)
     alone = first_tokens(decoder, arrays._replace(visual=turned), (1,))
@@ -193,7 +194,7 @@ def test_the_shuffled_stream_is_encoded_from_the_shuffled_frames(decoder):
 
 
 def test_the_twin_is_the_clip_with_its_frames_permuted():
-    rows = [row for row in make_rows() if row.valid]
+    rows = [row for row in make_rows(CONFIG) if row.valid]
     for row in rows:
         order = row.shuffled.reshape(-1)
         assert sorted(order) == list(range(4))
