@@ -50,11 +50,12 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_integer("process", None, "Number of this process, from 0.", flag_values=values)
 
 
-def connect(peers: Peers, local_device_ids: list[int] | None = None) -> None:
+def connect(peers: Peers) -> None:
     """Joins the processes of a run; call it before anything touches a device.
 
-    Without flags, processes of a TPU pod or a SLURM step are found as `jax.distributed` finds them; a process by itself
-    stays so, and on JAX_PLATFORMS=cpu only flags count. Raises UserError when the peers cannot be reached.
+    Without flags, processes of a TPU pod or a SLURM step are found as `jax.distributed` finds them (it gives a SLURM
+    task one GPU unless JAX_LOCAL_DEVICE_IDS names more); a process by itself stays so, and on JAX_PLATFORMS=cpu only
+    flags count. Raises UserError when the peers cannot be reached.
     """
     if jax.distributed.is_initialized():
         return
@@ -66,7 +67,6 @@ def connect(peers: Peers, local_device_ids: list[int] | None = None) -> None:
             peers.coordinator,
             peers.processes,
             peers.process,
-            local_device_ids=local_device_ids,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         )
     except ValueError as error:

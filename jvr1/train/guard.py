@@ -35,7 +35,7 @@ def run_training(main: Callable[[Command], int], parse: Callable[[], Command]) -
 
     def guarded() -> int:
         command = parse()
-        connect(command.peers, _visible_gpus())
+        connect(command.peers)
         try:
             return main(command)
         except Exception as error:
@@ -96,13 +96,6 @@ def leave(code: int) -> NoReturn:
 def stop_code() -> int:
     """Exit code of a run that was told to stop and saved."""
     return int(os.environ.get(STOPPED, "0"))
-
-
-def _visible_gpus() -> list[int] | None:
-    """All GPUs of a SLURM node for its one task: JAX would give a task the GPU of its number alone."""
-    tasks, nodes = os.environ.get("SLURM_STEP_NUM_TASKS"), os.environ.get("SLURM_STEP_NUM_NODES")
-    gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    return list(range(len(gpus.split(",")))) if tasks is not None and tasks == nodes and gpus else None
 
 
 class Watchdog:
