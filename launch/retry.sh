@@ -49,6 +49,9 @@ while :; do
   restarts=$((restarts + 1))
   echo "retry.sh: exit code $code, restart $restarts of $times in $pause s" >&2
   sleep "$pause" >/dev/null 2>&1 &
-  wait $! || kill $! 2>/dev/null
+  pid=$! # what a signal ends now
+  ((signals == 0)) || kill "$pid" 2>/dev/null
+  wait "$pid"
   ((signals == 0)) || exit "$code"
+  pid=
 done

@@ -46,7 +46,7 @@ show() { # a command as it can be pasted
   done
   echo >&3
 }
-run() { show "$@"; ((dry)) || "$@"; }
+run() { show "$@"; ((dry)) || "$@" 3>&-; }
 tpu() { run gcloud compute tpus "$1" "$2" "$name" --zone "$zone" "${@:3}"; }
 state() { # KIND FIELD STATE_IN_DRY_RUN: of the slice (tpu-vm) or of the request for it (queued-resources)
   if ((dry)); then tpu "$1" describe "--format=value($2)"; echo "$3"
@@ -111,4 +111,4 @@ run gcloud compute tpus tpu-vm scp "$code" "$name:jvr1.tgz" --zone "$zone" --wor
 ((dry)) || rm -r "${code%/*}"
 run "${ssh[@]}" --command="$install"
 show "${ssh[@]}" --command="$begin"
-((dry)) || exec "${ssh[@]}" --command="$begin" # a signal must reach gcloud
+((dry)) || exec "${ssh[@]}" --command="$begin" 3>&- # a signal must reach gcloud
