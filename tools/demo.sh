@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-out=demo_out smoke= seed=0
+out=demo_out smoke='' seed=0
 while (($#)); do
   case $1 in
     --smoke) smoke=1 ;;

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by tools/demo.sh and tools/test.sh: makes .venv on a bare machine, installs jvr1 and the extras named by
 # $EXTRAS (once for each state of pyproject.toml and constraints.txt), activates it.
 export PIP_DISABLE_PIP_VERSION_CHECK=1
@@ -20,4 +21,5 @@ if [[ ! -e $_stamp ]]; then
   rm -f .venv/.jvr1-"${EXTRAS:-runtime}"-*
   touch "$_stamp"
 fi
+# shellcheck source=/dev/null
 source .venv/bin/activate
