@@ -133,7 +133,8 @@ class Loop:
             while not self._finished:
                 self.watchdog.beat(f"step {self.step + 1}")
                 with self.clock.phase("data"):
-                    read = next(rows)
+                    # a signal to the whole group has ended the workers that read
+                    read = [] if self._stop else next(rows)
                 microbatches, stop = self._agree(read)
                 if stop:
                     break

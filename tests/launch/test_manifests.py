@@ -79,11 +79,9 @@ def check_training(words: list[str], chips: int) -> None:
     assert words[1] == "-m"
     assert (ROOT / (words[2].replace(".", "/") + ".py")).is_file()
     flags = words[3:]
-    for name in ("--coordinator", "--processes", "--process"):
-        if name in flags:
-            del flags[flags.index(name) : flags.index(name) + 2]
     flags = [f.replace("configs/", f"{ROOT}/configs/") for f in flags]
-    config, workdir = settings.parse([words[2], *flags])
+    flags = [f.replace("$JOB_COMPLETION_INDEX", "1") for f in flags]
+    config, workdir, *_ = settings.parse([words[2], *flags])
     assert config.batch.micro % chips == 0
     assert config.batch.micro * config.batch.per_step == 32
     assert "runs/" in workdir

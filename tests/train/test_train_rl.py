@@ -242,7 +242,7 @@ def test_an_image_never_enters_temporal_statistics():
     judged = Judge("robust")(micro, texts, sampled, (2,))
     assert not judged.rollout.is_video.any()
     scores = jax.tree.map(jnp.asarray, judged.rollout)
-    result, _, _, statistics = make_advantages(tgrpo.TGRPOConfig())(
+    result, _, _, statistics = make_advantages(tgrpo.TGRPOConfig(), make_mesh({"data": 1}, jax.devices()[:1]))(
         scores, scores.length, jnp.zeros((1, 2, 6), jnp.int32)
     )
     assert float(result.signal[0]) == 0
