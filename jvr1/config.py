@@ -21,6 +21,7 @@ from jvr1.data.prompts import TEMPLATES, PromptStyle
 from jvr1.distributed import Peers, define_flags
 from jvr1.errors import UserError
 from jvr1.model.layers import REMAT_POLICIES
+from jvr1.model.lora import LANGUAGE, LoRAConfig
 from jvr1.rl.rewards import MODES
 from jvr1.rl.tgrpo import TGRPOConfig
 from jvr1.sharding import AXES
@@ -54,6 +55,7 @@ def default() -> ConfigDict:
             "reference": "device",
         }
     )
+    config.lora = ConfigDict({"rank": 0, "alpha": 32.0, "patterns": LANGUAGE})
     config.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1, "decode_tensor": 0})
     config.data = ConfigDict(
         {
@@ -258,6 +260,7 @@ def check(config: ConfigDict) -> ConfigDict:
         ("rl.group", config.rl.group, 2),
         ("rl.shuffled", config.rl.shuffled, 0),
         ("rl.updates", config.rl.updates, 1),
+        ("lora.rank", config.lora.rank, 0),
         ("data.workers", config.data.workers, 0),
         ("model.logit_chunk", config.model.logit_chunk, 1),
     ):
@@ -276,6 +279,8 @@ def check(config: ConfigDict) -> ConfigDict:
         raise UserError(
             f"rl.gate={config.rl.gate!r} compares with shuffled completions; set rl.shuffled > 0 or rl.gate='none'"
         )
+    if config.lora.rank and config.model.reference == "host":
+        raise UserError("with lora.rank the frozen weights are the reference: there is none to keep in host memory")
     if config.train.validate_every and not config.data.valid:
         raise UserError("train.validate_every is set and data.valid is empty; name the held-out questions")
     if config.train.stop_metric and not config.train.validate_every:
@@ -286,7 +291,7 @@ def check(config: ConfigDict) -> ConfigDict:
         raise UserError("data.weights and data.modality must not be negative; 0 leaves rows out")
     if not 0 <= config.data.max_failed <= 1 or config.data.timeout <= 0:
         raise UserError("data.max_failed is a share from 0 to 1, and data.timeout must be positive seconds")
-    for section in (buckets, tgrpo, optimizer, video_sampling, pixel_limits):
+    for section in (buckets, tgrpo, lora, optimizer, video_sampling, pixel_limits):
         section(config)  # their own checks
     return config
 
@@ -308,6 +313,19 @@ def style(config: ConfigDict) -> PromptStyle:
 def tgrpo(config: ConfigDict) -> TGRPOConfig:
     names = [f.name for f in dataclasses.fields(TGRPOConfig)]
     return TGRPOConfig(**{name: config.rl[name] for name in names})
+
+
+def lora(config: ConfigDict) -> LoRAConfig | None:
+    """The adapters to train, kept as trained parameters are; None where lora.rank is 0."""
+    if not config.lora.rank:
+        return None
+    patterns = tuple(config.lora.patterns)
+    return LoRAConfig(config.lora.rank, config.lora.alpha, patterns, config.model.param_dtype)
+
+
+def base_dtype(config: ConfigDict) -> str:
+    """Of the parameters as kept. A base under adapters stays in the dtype of its products: nothing is added to it."""
+    return config.model.dtype if config.lora.rank else config.model.param_dtype
 
 
 def optimizer(config: ConfigDict) -> OptimizerConfig:

@@ -32,6 +32,16 @@ TRAIN_TABLE: tuple[tuple[str, P], ...] = (
     (r"visual/blocks/mlp/(gate|up)/bias", P(None, "tensor")),
     (r"visual/merge_in/kernel", P("fsdp", "tensor")),
     (r"visual/merge_out/kernel", P("tensor", "fsdp")),
+    # adapters (jvr1.model.lora), split as the kernels beside them; the axis of their rank is small and stays whole
+    (r".*/(q|k|v|qkv|mlp/gate|mlp/up)/lora_a", P(None, "fsdp")),
+    (r".*/(q|k|v|mlp/gate|mlp/up)/lora_b", P(None, None, "tensor")),
+    (r".*/qkv/lora_b", P(None, None, None, "tensor")),
+    (r".*/(o|proj|mlp/down)/lora_a", P(None, "tensor")),
+    (r".*/(o|proj|mlp/down)/lora_b", P(None, None, "fsdp")),
+    (r".*/merge_in/lora_a", P("fsdp")),
+    (r".*/merge_in/lora_b", P(None, "tensor")),
+    (r".*/merge_out/lora_a", P("tensor")),
+    (r".*/merge_out/lora_b", P(None, "fsdp")),
     (r".*", P()),
 )
 """First match rules. An axis whose size the mesh axis does not divide stays whole; a parameter that this leaves

@@ -48,13 +48,14 @@ def main(command: settings.Command) -> int:
     mesh = run.mesh
     reference = None
     if algorithm.beta > 0:
-        reference = open_reference(run.params, config.model.dtype, host=config.model.reference == "host")
+        host, adapters = config.model.reference == "host", run.lora is not None
+        reference = open_reference(run.graphdef, run.params, config.model.dtype, host=host, adapters=adapters)
     judge = make_judge(config)
 
     # --- steps: pure, compiled once a bucket
     advantages = make_advantages(algorithm, mesh)
     scoring = {"temperature": config.sampling.temperature, "chunk": config.model.logit_chunk}
-    reference_scores = make_reference_scores(run.graphdef, mesh, **scoring)
+    reference_scores = make_reference_scores(reference.graphdef if reference else run.graphdef, mesh, **scoring)
     gradients = make_policy_gradients(run.graphdef, algorithm, run.shardings, **scoring)
 
     # --- one microbatch: sample, score, compare within groups

@@ -106,6 +106,7 @@ def test_flag_and_value_may_be_apart():
         ("--config.data.video_pixels.max_pixels=1", "pixel limits need 0 < min <= max"),
         ("--config.optimizer.schedule=stairs", "optimizer.schedule is 'stairs'; use one of"),
         ("--config.optimizer.learning_rate=0", "must be positive"),
+        ("--config.lora.rank=-1", "lora.rank is -1; it must be at least 0"),
     ],
 )
 def test_what_cannot_be_is_one_clear_line(argument, message):

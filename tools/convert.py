@@ -32,7 +32,7 @@ def main() -> None:
     hf.claim_folder(epath.Path(args.out))
     mesh = make_mesh({"fsdp": HOST_DEVICES})
     model = open_model(args.source, mesh, param_dtype=args.dtype)
-    save_model(args.out, model.params, model.config, model.carried)
+    save_model(args.out, model.params, model.config, model.carried, model.lora)
     leaves = jax.tree.leaves(model.params)
     print(
         f"{args.source} -> {args.out}: {sum(x.size for x in leaves):,} parameters, "

@@ -1,18 +1,24 @@
-"""Writes a model as an HF folder that `transformers` and vLLM load: published names, sharded safetensors, tokenizer."""
+"""Writes a model as an HF folder that `transformers` and vLLM load: published names, sharded safetensors, tokenizer.
+
+Adapters (LoRA) are merged into the weights; --peft writes them alone, as a folder that `peft` loads onto the base.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import time
+from typing import Any
 
 import jax
 from etils import epath
 
 from jvr1.errors import UserError, run_main
-from jvr1.model import hf
-from jvr1.sharding import make_mesh
-from jvr1.train.models import CHECKPOINTS, open_model
+from jvr1.model import hf, peft
+from jvr1.model.lora import ADAPTERS
+from jvr1.sharding import make_mesh, path_name
+from jvr1.train.models import CHECKPOINTS, locate, open_model, read_lora
 
 HOST_DEVICES = 8
 """Parts in which parameters pass through host memory."""
@@ -22,23 +28,44 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("source", metavar="SRC", help="workdir, checkpoint, converted folder, HF folder or hub id")
     parser.add_argument("out", metavar="OUT", help="a new folder (local or gs://)")
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of the tensors written")
+    parser.add_argument(
+        "--dtype",
+        choices=("bfloat16", "float32"),
+        help="of the tensors written; default: bfloat16, with --peft float32",
+    )
+    parser.add_argument("--peft", action="store_true", help="write the adapters of a LoRA run alone, for `peft`")
     parser.add_argument("--min-pixels", type=int, help="least pixels of an image in training, for the processor's file")
     parser.add_argument("--max-pixels", type=int, help="most pixels of an image in training, for the processor's file")
     args = parser.parse_args()
-    pixels = read_pixels(args.min_pixels, args.max_pixels) or trained_pixels(epath.Path(args.source))
+    source = epath.Path(args.source)
+    pixels = read_pixels(args.min_pixels, args.max_pixels) or trained_pixels(source)
+    if args.peft and read_lora(locate(args.source).folder) is None:
+        raise UserError(
+            f"{args.source} has no adapters beside its weights, so --peft has nothing to write; leave it out"
+        )
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", HOST_DEVICES)
     start = time.perf_counter()
     hf.claim_folder(epath.Path(args.out))
     mesh = make_mesh({"fsdp": HOST_DEVICES})
-    model = open_model(args.source, mesh, param_dtype=args.dtype)
-    hf.save(model.params, model.config, args.out, carried=model.carried, dtype=args.dtype, pixels=pixels)
+    dtype = args.dtype or ("float32" if args.peft else "bfloat16")
+    model = open_model(args.source, mesh, param_dtype="bfloat16" if args.peft else dtype)
+    if args.peft and model.lora is not None:
+        peft.save(model.params, model.config, model.lora, args.out, dtype=dtype, base=trained_from(source))
+    else:
+        files = model.carried
+        hf.save(model.params, model.config, args.out, carried=files, dtype=dtype, pixels=pixels, lora=model.lora)
     written = [path.stat().length for path in epath.Path(args.out).glob("*.safetensors")]
     print(
-        f"{args.source} -> {args.out}: {sum(x.size for x in jax.tree.leaves(model.params)):,} parameters, "
-        f"{sum(written) / 1e9:.2f} GB in {args.dtype}, {len(written)} shards, {time.perf_counter() - start:.1f} s"
+        f"{args.source} -> {args.out}: {count(model.params, adapters=args.peft):,} parameters, "
+        f"{sum(written) / 1e9:.2f} GB in {dtype}, {len(written)} shards, {time.perf_counter() - start:.1f} s"
     )
+
+
+def count(params: dict, *, adapters: bool) -> int:
+    """Numbers in the adapters, or in all else."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return sum(x.size for path, x in leaves if bool(re.fullmatch(ADAPTERS, path_name(path))) == adapters)
 
 
 def read_pixels(least: int | None, most: int | None) -> tuple[int, int] | None:
@@ -51,12 +78,26 @@ def read_pixels(least: int | None, most: int | None) -> tuple[int, int] | None:
 
 
 def trained_pixels(source: epath.Path) -> tuple[int, int] | None:
-    """The image limits that the config.json of a workdir holds; None where the source is no workdir."""
+    """The image limits that the run was made with; None where the source is no workdir."""
+    trained = trained_config(source)
+    if trained is None:
+        return None
+    limits = trained["data"]["image_pixels"]
+    return limits["min_pixels"], limits["max_pixels"]
+
+
+def trained_from(source: epath.Path) -> str | None:
+    """The model the run began with; None where the source is no workdir."""
+    trained = trained_config(source)
+    return None if trained is None else trained["model"]["source"]
+
+
+def trained_config(source: epath.Path) -> dict[str, Any] | None:
+    """The config.json of the workdir that the source is or lies in; None where there is none."""
     workdir = source.parent.parent if source.parent.name == CHECKPOINTS else source
     if not (workdir / CHECKPOINTS).is_dir() or not (workdir / "config.json").exists():
         return None
-    limits = json.loads((workdir / "config.json").read_text())["data"]["image_pixels"]
-    return limits["min_pixels"], limits["max_pixels"]
+    return json.loads((workdir / "config.json").read_text())
 
 
 if __name__ == "__main__":

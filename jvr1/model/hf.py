@@ -17,6 +17,7 @@ from jax.experimental import multihost_utils
 
 from jvr1.errors import UserError
 from jvr1.model.config import ModelConfig, from_hf, to_hf
+from jvr1.model.lora import A, B, LoRAConfig
 from jvr1.model.safetensors import ShardReader, TensorSpec, write_shard
 
 CONFIG, INDEX = "config.json", "model.safetensors.index.json"
@@ -95,7 +96,7 @@ class Tensor(NamedTuple):
 def hf_tensors(config: ModelConfig, params: dict) -> Iterator[Tensor]:
     """All tensors of a model in the published order, from its parameters or their shapes."""
     for rule in TABLE:
-        leaf = _get(params, rule.path)
+        leaf = get(params, rule.path)
         if leaf is None:
             continue
         if "{}" in rule.hf:
@@ -105,7 +106,7 @@ def hf_tensors(config: ModelConfig, params: dict) -> Iterator[Tensor]:
             yield Tensor(rule.hf, rule, None, _hf_shape(rule, leaf.shape, config))
 
 
-def _get(params: dict, path: str) -> Any:
+def get(params: dict, path: str) -> Any:
     node: Any = params
     for key in path.split("/"):
         node = node.get(key) if isinstance(node, dict) else None
@@ -171,12 +172,12 @@ def load(folder: epath.PathLike, config: ModelConfig, shapes: dict, shardings: A
     _check_names(reader, tensors, config)
     params: dict = {}
     for tensor in tensors:
-        shape = _get(shapes, tensor.rule.path)
-        sharding = _get(shardings, tensor.rule.path)
+        shape = get(shapes, tensor.rule.path)
+        sharding = get(shardings, tensor.rule.path)
         if tensor.layer is None:
             _set(params, tensor.rule.path, _place(reader, tensor, shape.shape, shape.dtype, sharding))
             continue
-        stacked = _get(params, tensor.rule.path)
+        stacked = get(params, tensor.rule.path)
         if stacked is None:
             stacked = _zeros(shape.shape, shape.dtype, sharding)
         one = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec(*sharding.spec[1:]))
@@ -241,12 +242,13 @@ def save(
     dtype: str,
     shard_bytes: int = 5 * 10**9,
     pixels: tuple[int, int] | None = None,
+    lora: LoRAConfig | None = None,
 ) -> None:
     """Writes an HF folder that `from_pretrained` and vLLM load. One tensor at a time is in host memory.
 
     carried: files beside the weights (`read_carried`). pixels: least and most pixels of an image in training, put
-    into the processor's configuration. On several hosts all must call; the first writes. Raises UserError when
-    `out` is not empty or cannot be written.
+    into the processor's configuration. lora: of the adapters in `params`, which are merged into the weights. On several
+    hosts all must call; the first writes. Raises UserError when `out` is not empty or cannot be written.
     """
     out = epath.Path(out)
     first = jax.process_index() == 0
@@ -256,7 +258,7 @@ def save(
     shards = split_shards(tensors, np.dtype(jnp.dtype(dtype)).itemsize, shard_bytes)
     for number, shard in enumerate(shards, 1):
         name = shard_name(number, len(shards))
-        values = (_fetch(params, tensor, dtype) for tensor in shard)
+        values = (_fetch(params, tensor, dtype, lora) for tensor in shard)
         if first:
             write_shard(out / name, [(t.name, t.shape) for t in shard], dtype, values)
         else:
@@ -269,11 +271,27 @@ def save(
         (out / CONFIG).write_text(json.dumps(to_hf(config, dtype), indent=2) + "\n")
 
 
-def _fetch(params: dict, tensor: Tensor, dtype: str) -> np.ndarray:
-    leaf = _get(params, tensor.rule.path)
-    part = leaf if tensor.layer is None else leaf[tensor.layer]
+def _fetch(params: dict, tensor: Tensor, dtype: str, lora: LoRAConfig | None = None) -> np.ndarray:
+    part = to_host(params, tensor.rule.path, tensor.layer)
+    a, b = (get(params, path) for path in adapter_paths(tensor))
+    if lora is not None and a is not None and b is not None:
+        a, b = (to_host(params, path, tensor.layer).astype(np.float32) for path in adapter_paths(tensor))
+        part = part.astype(np.float32) + np.tensordot(a, b, 1) * np.float32(lora.scale)
+    return to_theirs(tensor, part).astype(jnp.dtype(dtype), copy=False)
+
+
+def adapter_paths(tensor: Tensor) -> tuple[str, str]:
+    """Where the adapter of a kernel is, if it has one."""
+    module = tensor.rule.path.removesuffix("/kernel")
+    return f"{module}/{A}", f"{module}/{B}"
+
+
+def to_host(params: dict, path: str, layer: int | None) -> np.ndarray:
+    """A parameter, or one layer of it, in host memory. All processes call it."""
+    leaf = get(params, path)
+    part = leaf if layer is None else leaf[layer]
     part = jax.device_get(part) if part.is_fully_addressable else multihost_utils.process_allgather(part, tiled=True)
-    return to_theirs(tensor, np.asarray(part)).astype(jnp.dtype(dtype), copy=False)
+    return np.asarray(part)
 
 
 def claim_folder(out: epath.Path) -> None:

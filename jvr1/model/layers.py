@@ -18,7 +18,11 @@ BATCH = ("data", "fsdp")
 
 
 class Linear(nnx.Module):
-    """y = x . kernel + bias: contracts the last `len(inputs)` axes of x, appends the axes `outputs`."""
+    """y = x . kernel + bias: contracts the last `len(inputs)` axes of x, appends the axes `outputs`.
+
+    `jvr1.model.lora` gives some an adapter: y + (x . lora_a) . lora_b * lora_scale, with lora_a [*inputs, rank] and
+    lora_b [rank, *outputs]. The product of the two is never formed.
+    """
 
     def __init__(
         self,
@@ -34,9 +38,15 @@ class Linear(nnx.Module):
         self.contracted = len(inputs)
         self.kernel = nnx.Param(jax.random.normal(rngs.params(), shape, param_dtype) * jnp.asarray(std, param_dtype))
         self.bias = nnx.Param(jnp.zeros(outputs, param_dtype)) if bias else None
+        self.lora_a: nnx.Param | None = nnx.data(None)
+        self.lora_b: nnx.Param | None = nnx.data(None)
+        self.lora_scale = 0.0
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         y = jnp.tensordot(x, self.kernel[...].astype(x.dtype), axes=self.contracted)
+        if self.lora_a is not None and self.lora_b is not None:
+            low = jnp.tensordot(x, self.lora_a[...].astype(x.dtype), axes=self.contracted)
+            y = y + jnp.tensordot(low, self.lora_b[...].astype(x.dtype), axes=1) * self.lora_scale
         if self.bias is None:
             return y
         bias = self.bias[...].astype(x.dtype)

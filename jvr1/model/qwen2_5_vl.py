@@ -10,7 +10,9 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+from jvr1.model import lora as adapters
 from jvr1.model.config import ModelConfig
+from jvr1.model.lora import LoRAConfig
 from jvr1.model.rope import text_angles
 from jvr1.model.text import KV, TextDecoder
 from jvr1.model.vision import VisionTower, Visual
@@ -166,16 +168,21 @@ def repeat(x: Array, times: int) -> Array:
     return jnp.broadcast_to(x[:, None], (x.shape[0], times, *x.shape[1:])).reshape(-1, *x.shape[1:])
 
 
-def abstract(config: ModelConfig, **kw) -> tuple[nnx.GraphDef, dict]:
-    """The model's graph and its parameters as shapes: nothing is allocated."""
+def abstract(config: ModelConfig, *, lora: LoRAConfig | None = None, **kw) -> tuple[nnx.GraphDef, dict]:
+    """The model's graph and its parameters as shapes: nothing is allocated. lora: with these adapters."""
     graphdef, params = nnx.split(nnx.eval_shape(lambda: Qwen25VL(config, rngs=nnx.Rngs(0), **kw)))
-    return graphdef, nnx.to_pure_dict(params)
+    shapes = nnx.to_pure_dict(params)
+    return (graphdef, shapes) if lora is None else adapters.with_adapters(graphdef, shapes, lora)
 
 
-def init(config: ModelConfig, seed: int, **kw) -> tuple[nnx.GraphDef, dict]:
-    """The model's graph and random parameters (normal, std `config.initializer_range`)."""
-    graphdef, params = nnx.split(Qwen25VL(config, rngs=nnx.Rngs(seed), **kw))
-    return graphdef, nnx.to_pure_dict(params)
+def init(config: ModelConfig, seed: int, *, lora: LoRAConfig | None = None, **kw) -> tuple[nnx.GraphDef, dict]:
+    """The model's graph and random parameters (normal, std `config.initializer_range`). lora: with these adapters."""
+    graphdef, state = nnx.split(Qwen25VL(config, rngs=nnx.Rngs(seed), **kw))
+    params = nnx.to_pure_dict(state)
+    if lora is None:
+        return graphdef, params
+    graphdef, params = adapters.with_adapters(graphdef, params, lora)
+    return graphdef, adapters.draw(params, seed)
 
 
 def merge(graphdef: nnx.GraphDef, params: dict) -> Qwen25VL:

@@ -7,7 +7,7 @@ import math
 import re
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,11 +21,13 @@ from jax.typing import DTypeLike
 
 from jvr1.errors import UserError
 from jvr1.model import hf, qwen2_5_vl
+from jvr1.model import lora as adapters
 from jvr1.model.config import ModelConfig, to_hf
+from jvr1.model.lora import LoRAConfig
 from jvr1.sharding import check_mesh, param_shardings, path_name
 from jvr1.train.checkpoint import quieten_orbax
 
-PARAMS, CHECKPOINTS, MODEL = "params", "checkpoints", "model"
+PARAMS, CHECKPOINTS, MODEL, LORA = "params", "checkpoints", "model", "lora.json"
 FORMS = "an HF folder, a hub id, a converted folder, a workdir or one of its checkpoints"
 CHUNK_BYTES = 256 * 2**20
 """Arrays are stored in chunks of at most this size, so that another mesh reads little more than its slices."""
@@ -33,13 +35,15 @@ CHUNK_BYTES = 256 * 2**20
 
 @dataclass(frozen=True)
 class Model:
-    """An opened model: shape, graph, parameters on the mesh, files beside the weights, and where it came from."""
+    """An opened model: shape, graph, parameters on the mesh, files beside the weights, where it came from, and the
+    adapters that it has beside its weights (a workdir trained with LoRA)."""
 
     config: ModelConfig
     graphdef: nnx.GraphDef
     params: dict
     carried: dict[str, bytes]
     source: str
+    lora: LoRAConfig | None = None
 
 
 class Location(NamedTuple):
@@ -57,9 +61,10 @@ def open_model(
     param_dtype: DTypeLike = jnp.bfloat16,
     remat: str = "none",
 ) -> Model:
-    """Reads a model straight onto the mesh. All processes call it.
+    """Reads a model straight onto the mesh, with the adapters it was trained with. All processes call it.
 
-    dtype: of activations; param_dtype: of parameters, whatever they are stored in; remat: see `qwen2_5_vl.Qwen25VL`.
+    dtype: of activations; param_dtype: of parameters, whatever they are stored in (adapters keep their own); remat: see
+    `qwen2_5_vl.Qwen25VL`.
     Raises UserError that says what is wrong: no such model, another architecture, a tensor missing or of another
     shape, a tensor axis that cannot split the model.
     """
@@ -67,13 +72,62 @@ def open_model(
     folder, stored = locate(source)
     config = hf.read_config(folder)
     check_mesh(mesh, config)
-    graphdef, shapes = qwen2_5_vl.abstract(config, dtype=dtype, param_dtype=param_dtype, remat=remat)
+    lora = read_lora(folder)
+    graphdef, shapes = qwen2_5_vl.abstract(config, dtype=dtype, param_dtype=param_dtype, remat=remat, lora=lora)
     shardings = param_shardings(shapes, mesh)
     params = hf.load(folder, config, shapes, shardings) if stored is None else restore(stored, shapes, shardings)
-    return Model(config, graphdef, params, hf.read_carried(folder), str(source))
+    return Model(config, graphdef, params, hf.read_carried(folder), str(source), lora)
 
 
-def save_model(folder: epath.PathLike, params: dict, config: ModelConfig, carried: Mapping[str, bytes]) -> None:
+def open_base(
+    source: epath.PathLike,
+    mesh: Mesh,
+    *,
+    lora: LoRAConfig | None,
+    seed: int,
+    dtype: DTypeLike,
+    param_dtype: DTypeLike,
+    remat: str,
+) -> Model:
+    """A model to train from: adapters of the source become part of its weights; `lora` asks for new ones beside them,
+    drawn from the seed. Otherwise as `open_model`."""
+    model = open_model(source, mesh, dtype=dtype, param_dtype=param_dtype, remat=remat)
+    graphdef, params = model.graphdef, model.params
+    if model.lora is not None:
+        graphdef, params = adapters.merge_adapters(graphdef, params)
+    if lora is not None:
+        graphdef, shapes = adapters.with_adapters(graphdef, params, lora)
+        params = adapters.draw(shapes, seed, param_shardings(shapes, mesh))
+    return replace(model, graphdef=graphdef, params=params, lora=lora)
+
+
+def read_lora(folder: epath.Path) -> LoRAConfig | None:
+    """The adapters of the model in a folder; None without the file that describes them. Raises UserError."""
+    path = folder / LORA
+    if not path.exists():
+        return None
+    try:
+        raw = json.loads(path.read_text())
+        return LoRAConfig(**raw | {"patterns": tuple(raw["patterns"])})
+    except (json.JSONDecodeError, TypeError, KeyError) as error:
+        raise UserError(f"{path} does not describe adapters: {_one_line(error)}") from None
+
+
+def write_lora(folder: epath.Path, lora: LoRAConfig | None) -> None:
+    """Describes a model's adapters beside its config.json; without any, removes what an unsaved run left there."""
+    if lora is None:
+        (folder / LORA).unlink(missing_ok=True)
+    else:
+        (folder / LORA).write_text(json.dumps(asdict(lora), indent=2) + "\n")
+
+
+def save_model(
+    folder: epath.PathLike,
+    params: dict,
+    config: ModelConfig,
+    carried: Mapping[str, bytes],
+    lora: LoRAConfig | None = None,
+) -> None:
     """Writes the converted form: config.json, carried files, `params/`. All processes call it.
 
     config.json comes last, so that an interrupted folder is not taken for a model. Raises UserError when `folder` is
@@ -88,7 +142,8 @@ def save_model(folder: epath.PathLike, params: dict, config: ModelConfig, carrie
     if jax.process_index() == 0:
         for name, content in carried.items():
             (folder / name).write_bytes(content)
-        dtype = str(jax.tree.leaves(params)[0].dtype)
+        write_lora(folder, lora)
+        dtype = str(params["text"]["embedding"].dtype)
         (folder / hf.CONFIG).write_text(json.dumps(to_hf(config, dtype), indent=2) + "\n")
 
 

@@ -97,20 +97,20 @@ def make_optimizer(config: OptimizerConfig, params: Params) -> optax.GradientTra
 
 
 def decay_mask(params: Params) -> Params:
-    """True for kernels and the embedding, which decay; False for norms and biases."""
+    """True for kernels, the embedding and adapters, which decay; False for norms and biases."""
     return jax.tree_util.tree_map_with_path(
-        lambda path, _: path_name(path).endswith(("/kernel", "text/embedding")), params
+        lambda path, _: path_name(path).endswith(("/kernel", "text/embedding", "/lora_a", "/lora_b")), params
     )
 
 
-def partition(params: Params, patterns: Sequence[str]) -> tuple[Params, Params]:
+def partition(params: Params, patterns: Sequence[str], only: str = ".*") -> tuple[Params, Params]:
     """(trainable, frozen) parameters, each a nested dict without empty branches.
 
-    Frozen is what a pattern matches from end to end. Raises UserError for a pattern that matches nothing, that is no
-    regular expression, or for patterns that leave nothing to train.
+    Frozen is what a pattern matches from end to end, and what `only` does not match. Raises UserError for a pattern
+    that matches nothing, that is no regular expression, or for patterns that leave nothing to train.
     """
     paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-    frozen: set[str] = set()
+    frozen = {path for path in paths if not re.fullmatch(only, path)}
     for pattern in patterns:
         try:
             matched = {path for path in paths if re.fullmatch(pattern, path)}
@@ -120,7 +120,7 @@ def partition(params: Params, patterns: Sequence[str]) -> tuple[Params, Params]:
             raise UserError(f"optimizer.freeze pattern {pattern!r} matches no parameter; a path is like {paths[0]!r}")
         frozen |= matched
     if len(frozen) == len(paths):
-        raise UserError(f"optimizer.freeze {tuple(patterns)} matches every parameter; nothing is left to train")
+        raise UserError(f"optimizer.freeze {tuple(patterns)} matches all that is trained; nothing is left to train")
     return _select(params, set(paths) - frozen, ""), _select(params, frozen, "")
 
 

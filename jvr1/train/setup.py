@@ -36,17 +36,18 @@ from jvr1.distributed import Share, share_of
 from jvr1.errors import UserError
 from jvr1.model.config import ModelConfig, to_hf
 from jvr1.model.hf import CONFIG
+from jvr1.model.lora import ADAPTERS, LoRAConfig
 from jvr1.sharding import decode_mesh, make_mesh, param_shardings
 from jvr1.train.decode import Decoder, make_decoder
-from jvr1.train.models import CHECKPOINTS, MODEL, make_tokenizer, open_model
+from jvr1.train.models import CHECKPOINTS, MODEL, make_tokenizer, open_base, write_lora
 from jvr1.train.optimizer import OptimizerConfig, make_optimizer, partition
 
 
 @dataclass(frozen=True)
 class Run:
     """A training run before its first step. `params` are all, `frozen` those no gradient touches, `shardings` where
-    the trainable ones lie. `rows` is a hash of what it trains on; `changed` says which settings of the objective differ
-    from those the workdir was made with."""
+    the trainable ones lie. `lora`: the adapters, which alone are then trainable. `rows` is a hash of what it trains on;
+    `changed` says which settings of the objective differ from those the workdir was made with."""
 
     settings: ConfigDict
     workdir: epath.Path
@@ -54,6 +55,7 @@ class Run:
     config: ModelConfig
     graphdef: nnx.GraphDef
     params: dict
+    lora: LoRAConfig | None
     trainable: dict
     frozen: dict
     shardings: Any
@@ -80,16 +82,19 @@ def open_run(config: ConfigDict, workdir: str, *, targets: bool) -> Run:
     mesh = make_mesh(settings.mesh_shape(config))
     check_batch(config, mesh)
     share = share_of(mesh)
-    model = open_model(
+    lora = settings.lora(config)
+    model = open_base(
         config.model.source,
         mesh,
+        lora=lora,
+        seed=config.seed,
         dtype=jnp.dtype(config.model.dtype),
-        param_dtype=jnp.dtype(config.model.param_dtype),
+        param_dtype=jnp.dtype(settings.base_dtype(config)),
         remat=config.model.remat,
     )
     tokenizer = make_tokenizer(model.carried, model.source)
-    trainable, frozen = partition(model.params, settings.optimizer(config).freeze)
     optimizer = settings.optimizer(config)
+    trainable, frozen = partition(model.params, optimizer.freeze, ".*" if lora is None else ADAPTERS)
     encoder = make_encoder(config, model.config, tokenizer, targets=targets)
     questions = None
     if config.train.validate_every:
@@ -103,6 +108,7 @@ def open_run(config: ConfigDict, workdir: str, *, targets: bool) -> Run:
         config=model.config,
         graphdef=model.graphdef,
         params=model.params,
+        lora=lora,
         trainable=trainable,
         frozen=frozen,
         shardings=param_shardings(trainable, mesh),
@@ -172,8 +178,8 @@ def keep_run(run: Run) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in run.carried.items():
         (folder / name).write_bytes(content)
-    dtype = run.settings.model.param_dtype
-    (folder / CONFIG).write_text(json.dumps(to_hf(run.config, dtype), indent=2) + "\n")
+    write_lora(folder, run.lora)
+    (folder / CONFIG).write_text(json.dumps(to_hf(run.config, settings.base_dtype(run.settings)), indent=2) + "\n")
     (run.workdir / CONFIG).write_text(settings.to_json(run.settings))
 
 

@@ -69,9 +69,9 @@ def test_a_size_that_cannot_split_the_model_is_refused():
 
 def test_a_reference_in_host_memory_scores_from_the_device_and_is_freed():
     mesh = make_mesh({"fsdp": 8})
-    _, host = random_model(CONFIG)
+    graphdef, host = random_model(CONFIG)
     params = jax.device_put(host, param_shardings(host, mesh))
-    kept = {where: open_reference(params, "float32", host=where == "host") for where in ("device", "host")}
+    kept = {w: open_reference(graphdef, params, "float32", host=w == "host") for w in ("device", "host")}
     assert {x.sharding.memory_kind for x in jax.tree.leaves(kept["host"].params)} == {"pinned_host"}
     with kept["host"].on_device() as there, kept["device"].on_device() as always:
         for a, b in zip(jax.tree.leaves(there), jax.tree.leaves(always), strict=True):
