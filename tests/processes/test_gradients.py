@@ -27,15 +27,15 @@ def reports(tmp_path_factory):
             "PYTHONPATH": os.pathsep.join((str(HERE.parents[1]), str(HERE.parent))),
         }
         coordinator = f"localhost:{free_port()}"
+        logs = [Path(f"{out}.{processes}.{i}.log") for i in range(processes)]
         started = [
             subprocess.Popen(
                 [sys.executable, HERE / "driver.py", out, coordinator, str(processes), str(i), *MESHES],
-                env=environment, stderr=subprocess.PIPE, text=True,
+                env=environment, stderr=log.open("w"),
             )
-            for i in range(processes)
+            for i, log in enumerate(logs)
         ]  # fmt: skip
-        errors = [process.communicate()[1] for process in started]
-        assert all(process.returncode == 0 for process in started), errors
+        assert [process.wait() for process in started] == [0] * processes, [log.read_text() for log in logs]
         found[processes] = json.loads(Path(f"{out}.{processes}.json").read_text())
     return found
 
