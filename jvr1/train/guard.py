@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
@@ -52,6 +53,11 @@ def run_training(main: Callable[[Command], int], parse: Callable[[], Command]) -
     except LostPeerError as error:
         print(f"error: {error}", file=sys.stderr)
         leave(RESTART)
+    except Exception:
+        if jax.process_count() == 1:
+            raise
+        traceback.print_exc()
+        leave(1)
 
 
 class LostPeerError(RuntimeError):

@@ -76,6 +76,7 @@ def failing(error: str, processes: int = 1) -> str:
         ("raise ValueError('Gloo AllGather failed: Connection closed by peer')", 2, 75, "error: process 0 of 2 lost a"),
         ("raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: 9.1G')", 1, 2, "error: out of memory on the device"),
         ("raise KeyError('ours')", 1, 1, "KeyError: 'ours'"),
+        ("raise KeyError('ours')", 2, 1, "KeyError: 'ours'"),
     ],
 )
 def test_exit_codes(error, processes, code, said):
