@@ -17,7 +17,7 @@ while (($#)); do
 done
 
 source tools/setup_env.sh
-export JAX_PLATFORMS=cpu
+export JAX_PLATFORMS=cpu JVR1_EXIT_ON_PREEMPTION=75 # a stage that was stopped ends the demo
 data=$out/data
 common=(--config.data.root="$data" --config.seed="$seed")
 size=(--train 4096 --valid 192 --test 768)
