@@ -92,8 +92,8 @@ def make_decoder(
     batch, everywhere = batch_sharding(mesh), replicated(mesh)
 
     @partial(jax.jit, static_argnames=("rows", "sampling"), out_shardings=Completions(*(batch,) * 4, everywhere))
-    def rollout(weights: dict, arrays: Arrays, key, rows: tuple[int, ...], sampling: Sampling) -> Completions:
-        module = merge(graphdef, weights)
+    def rollout(weights: dict, arrays: Arrays, bits, rows: tuple[int, ...], sampling: Sampling) -> Completions:
+        module, key = merge(graphdef, weights), jax.random.wrap_key_data(bits)
         pairs = None
         if arrays.visual is not None:
             pairs = jnp.stack([arrays.visual.pair, arrays.shuffled][: len(rows)], axis=1)
@@ -101,10 +101,10 @@ def make_decoder(
         return generate(module, arrays.prompt, arrays.visual, pairs, arrays.valid, key, numbers, rows, sampling)
 
     def roll(weights: dict, arrays: Arrays, key, rows: tuple[int, ...], sampling: Sampling) -> Completions:
-        # a program takes its inputs from one mesh
-        arrays, key = jax.device_put((arrays, key), (batch_sharding(generation), replicated(generation)))
+        # a program takes its inputs from one mesh: the key goes through the host
+        arrays, bits = jax.device_put(arrays, batch_sharding(generation)), np.asarray(jax.random.key_data(key))
         with jax.set_mesh(generation):
-            return rollout(weights, arrays, key, rows, sampling)
+            return rollout(weights, arrays, bits, rows, sampling)
 
     return Decoder(mesh, model, end_ids, partial(lay_out, mesh=generation, dtype=dtype), roll)
 

@@ -45,7 +45,7 @@ def reports(tmp_path_factory):
 def test_a_step_is_one_device_s(reports, processes, mesh):
     report = reports[processes][mesh]
     assert report["gradient"][0] < 1e-5, report["gradient"]
-    assert report["loss"] < 1e-5
+    assert report["loss"] < 1e-6
     assert report["same_tokens"]
 
 
