@@ -60,8 +60,11 @@ def connect(peers: Peers) -> None:
     if jax.distributed.is_initialized():
         return
     alone = peers.coordinator is None
-    if alone and os.environ.get("JAX_PLATFORMS") == "cpu":
-        return
+    if os.environ.get("JAX_PLATFORMS") == "cpu":
+        if alone:
+            return
+        # two programs under way at once may meet the peers' in another order, and gloo cannot tell them apart
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
     try:
         jax.distributed.initialize(
             peers.coordinator,
