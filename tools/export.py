@@ -41,7 +41,7 @@ def main() -> None:
     pixels = read_pixels(args.min_pixels, args.max_pixels) or trained_pixels(source)
     if args.peft and read_lora(locate(args.source).folder) is None:
         raise UserError(
-            f"{args.source} has no adapters beside its weights, so --peft has nothing to write; leave it out"
+            f"{args.source} has no adapters, so --peft has nothing to write; leave it out"
         )
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", HOST_DEVICES)

@@ -143,7 +143,7 @@ def test_without_adapters_there_is_nothing_to_export_for_peft(base, tmp_path, mo
     arguments = (base[1], tmp_path / "out", "--peft")
     code, out, err = run("export", *arguments, monkeypatch=monkeypatch, capsys=capsys)
     assert (code, out) == (2, "")
-    assert err == f"error: {base[1]} has no adapters beside its weights, so --peft has nothing to write; leave it out\n"
+    assert err == f"error: {base[1]} has no adapters, so --peft has nothing to write; leave it out\n"
     assert not (tmp_path / "out").exists()
 
 
