@@ -12,6 +12,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -26,10 +27,10 @@ from jvr1.data.prompts import end_ids
 from jvr1.data.schedule import Sequential
 from jvr1.data.store import RecordStore
 from jvr1.errors import UserError, run_main
-from jvr1.eval.page import html
+from jvr1.eval.journal import ANSWERS, Journal, claim, from_line, pending, write_whole
+from jvr1.eval.page import frames_seen, html
 from jvr1.eval.plan import Plan, make_plan
 from jvr1.eval.report import answer_lines, as_table, build, markdown, rests_on
-from jvr1.eval.resume import ANSWERS, Journal, claim, from_line, pending, write_whole
 from jvr1.eval.run import Asking, Summary, answer_questions
 from jvr1.eval.score import Question, mode_of
 from jvr1.eval.settings import describe, paper_frames, reference_settings, with_changes
@@ -85,7 +86,7 @@ def main() -> int:
         write_whole(out / ANSWERS, lines)
         write_whole(out / "report.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
         write_whole(out / "report.md", markdown(report))
-        write_whole(out / "report.html", html(report, asked, plan.encoder, args.frames_in_report))
+        write_whole(out / "report.html", html(report, asked, partial(frames_seen, plan.encoder), args.frames_in_report))
         journal.clear()
         print(as_table({task: Summary(**summary) for task, summary in report["tasks"].items()}))
         print(f"\n{rests_on(report)} {out / 'report.html'}")

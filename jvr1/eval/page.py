@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,11 @@ HEIGHT = 96
 _THINKING = re.compile(r"<think>(.*?)</think>", re.DOTALL)
 
 
-def html(report: Mapping[str, Any], asked: Sequence[Asked], encoder: Encoder, with_frames: int) -> str:
+Look = Callable[[Record], Sequence[np.ndarray]]
+"""A record -> the frames [N,H,W,3] of each of its media; none where they cannot be read."""
+
+
+def html(report: Mapping[str, Any], asked: Sequence[Asked], look: Look, with_frames: int) -> str:
     """The page. with_frames: how many questions, evenly spread, show their frames (0: none)."""
     places = [(one, index) for one in asked for index in one.questions]
     show = set(np.linspace(0, len(places) - 1, min(with_frames, len(places))).round().astype(int).tolist())
@@ -35,7 +39,7 @@ def html(report: Mapping[str, Any], asked: Sequence[Asked], encoder: Encoder, wi
     questions = []
     for i, (one, index) in enumerate(places):
         question = one.questions[index]
-        frames = thumbnails(question.record, encoder) if i in show and question.error is None else []
+        frames = thumbnails(look(question.record)) if i in show and question.error is None else []
         questions.append(_question(one.suite.title, index, question, mode, frames))
     for one in asked:
         questions += [
@@ -119,19 +123,22 @@ def _reasoning(completion: str) -> str:
     return (thought[1] if thought else completion).strip()
 
 
-def thumbnails(record: Record, encoder: Encoder) -> list[str]:
-    """Up to SHOWN_FRAMES of the frames the model saw, as data addresses of small JPEGs; none of unreadable media."""
+def frames_seen(encoder: Encoder, record: Record) -> list[np.ndarray]:
+    """A `Look`: what the model saw, read again."""
+    arguments = (record.data_type, encoder.video, encoder.limits(record), encoder.model.vision.factor)
+    try:
+        return [encoder.read(path, *arguments).frames for path in record.paths]
+    except (MediaError, UserError):
+        return []
+
+
+def thumbnails(media: Sequence[np.ndarray]) -> list[str]:
+    """Up to SHOWN_FRAMES of each medium, at equal distances, as data addresses of small JPEGs."""
     out = []
-    for path in record.paths:
-        try:
-            media = encoder.read(
-                path, record.data_type, encoder.video, encoder.limits(record), encoder.model.vision.factor
-            )
-        except (MediaError, UserError):
-            return []
-        count = len(media.frames)
+    for frames in media:
+        count = len(frames)
         for i in np.linspace(0, count - 1, min(count, SHOWN_FRAMES)).round().astype(int):
-            out.append(_jpeg(media.frames[i]))
+            out.append(_jpeg(frames[i]))
     return out
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from jvr1.data.batch import Bucket, Need, choose_bucket
 from jvr1.data.encode import Encoder
@@ -39,12 +39,8 @@ class Plan:
         return [Asked(suite, own) for suite, own in zip(self.suites, questions, strict=True)]
 
 
-class Index(Protocol):
-    """The index of a suite's records: file, records, measure and what that depends on -> one entry a record."""
-
-    def __call__(
-        self, file: str, records: Sequence[Record], measure: Measure, fingerprint: Mapping[str, Any]
-    ) -> list[IndexEntry]: ...
+Index = Callable[[str, Sequence[Record], Measure, Mapping[str, Any]], list[IndexEntry]]
+"""(file, its records, measure, all that the measure depends on) -> one entry a record."""
 
 
 def make_plan(suites: Sequence[Suite], encoder: Encoder, index_of: Index, *, fitted: bool) -> Plan:

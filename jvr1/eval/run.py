@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Int32
@@ -124,11 +124,9 @@ class Asking:
 VALIDATION = Asking(("ordered", "shuffled"))
 
 
-class Decode(Protocol):
-    """The device's part: `rows[s]` completions for each stream s of a microbatch, whose frames `pairs` [B,S,F,2] names
-    (None: no media)."""
-
-    def __call__(self, arrays: Arrays, bucket: Bucket, pairs: np.ndarray | None, rows: tuple[int, ...]) -> Sampled: ...
+Decode = Callable[[Arrays, Bucket, np.ndarray | None, tuple[int, ...]], Sampled]
+"""The device's part, (arrays, bucket, pairs, rows): rows[s] completions for each stream s of a microbatch, whose frames
+pairs[:, s] [B,F,2] names (None: no media)."""
 
 
 def answer_questions(

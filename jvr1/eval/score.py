@@ -73,7 +73,7 @@ def reply(variant: str, sample: int, completion: str, length: int, ended: bool, 
 # --- intervals --------------------------------------------------------------------------------------------------------
 
 
-def wilson(successes: float, n: int) -> tuple[float, float]:
+def wilson(successes: float | int, n: int) -> tuple[float, float]:
     """95% score interval of a share (Wilson 1927)."""
     p, z = successes / n, Z * Z / n
     centre, half = (p + z / 2) / (1 + z), Z * math.sqrt(p * (1 - p) / n + z / (4 * n)) / (1 + z)
@@ -223,5 +223,5 @@ def grouped(questions: Sequence[Question], key: Callable[[Question], str]) -> di
     return {name: groups[name] for name in sorted(groups)}
 
 
-def _mean(values: Sequence[float]) -> float | None:
+def _mean(values: Sequence[float | int]) -> float | None:
     return math.fsum(values) / len(values) if values else None

@@ -54,7 +54,7 @@ class Journal:
             (self.folder / f"{PARTIAL}-{self.process}-{self._files:06d}.jsonl").write_text(text)
             self._files += 1
             return
-        with (self.folder / f"{PARTIAL}-{self.process}.jsonl").open("ab+") as file:
+        with open(self.folder / f"{PARTIAL}-{self.process}.jsonl", "ab+") as file:
             if file.tell():  # a line torn by a kill must not swallow the next one
                 file.seek(-1, os.SEEK_END)
                 text = text if file.read(1) == b"\n" else "\n" + text
