@@ -53,7 +53,12 @@ def _benchmark(one: Asked, asking: Asking, paper: int | None) -> dict[str, Any]:
     out["questions"] = one.suite.size
     if of is not None and paper is not None and paper in of.paper:
         rests_on = of.paper_type or "all questions"
-        out["paper"] = {"value": of.paper[paper] / 100, "frames": paper, "rests_on": rests_on, "source": CITATION}
+        out["paper"] = {
+            "value": round(of.paper[paper] / 100, 4),
+            "frames": paper,
+            "rests_on": rests_on,
+            "source": CITATION,
+        }
     return out
 
 
@@ -166,7 +171,7 @@ EXTRA = (
 def _headline(benchmarks: Mapping[str, Any]) -> Table:
     rows, with_paper = [], any("paper" in b for b in benchmarks.values())
     for b in benchmarks.values():
-        paper = [Cell(percent(b["paper"]["value"]) if "paper" in b else "")] if with_paper else []
+        paper = [_paper(b)] if with_paper else []
         pooled = f"{b['title']}, pooled" if "mean_over_tasks" in b else b["title"]
         rows.append([Cell(pooled), *_numbers(b), *paper])
         for key, name in EXTRA:
@@ -175,6 +180,13 @@ def _headline(benchmarks: Mapping[str, Any]) -> Table:
                 rows.append([Cell(f"{b['title']}, {name}"), *cells, *[Cell("")] * (3 + len(paper))])
     note = f"paper: {CITATION}, at the same frames, pixels and prompt." if with_paper else ""
     return Table("Benchmarks", ("benchmark", *_NUMBERS, *(["paper"] if with_paper else [])), rows, note)
+
+
+def _paper(benchmark: Mapping[str, Any]) -> Cell:
+    if "paper" not in benchmark:
+        return Cell("")
+    value, of = percent(benchmark["paper"]["value"]), benchmark["paper"]["rests_on"]
+    return Cell(value if of == "all questions" else f"{value} ({of})")
 
 
 def _reliance(report: Mapping[str, Any]) -> Table:
