@@ -21,7 +21,10 @@ from jvr1.rl.rewards import Score, score
 from jvr1.rl.tgrpo import Rollout
 from jvr1.rl.user_reward import UserReward
 
-VARIANTS = ("ordered", "shuffled", "reversed", "single")
+VARIANTS = ("ordered", "shuffled")
+"""What training compares, in rollouts and in validation."""
+ORDERS = (*VARIANTS, "reversed", "single")
+"""Orders of a video's frames that an evaluation may compare."""
 
 
 class Sampled(NamedTuple):
@@ -101,7 +104,7 @@ class Judge:
 
 @dataclass(frozen=True)
 class Asking:
-    """How questions are put: a video's frames in which orders (VARIANTS, 'ordered' among them), how many samples of
+    """How questions are put: a video's frames in which ORDERS ('ordered' among them), how many samples of
     each, drawn how (temperature 0: the best token). Errors: UserError for what is not possible."""
 
     variants: tuple[str, ...] = ("ordered",)
@@ -110,9 +113,9 @@ class Asking:
     top_p: float = 1.0
 
     def __post_init__(self):
-        unknown = [v for v in self.variants if v not in VARIANTS]
+        unknown = [v for v in self.variants if v not in ORDERS]
         if unknown:
-            raise UserError(f"there is no variant {unknown[0]!r}; use {', '.join(VARIANTS)}")
+            raise UserError(f"there is no variant {unknown[0]!r}; use {', '.join(ORDERS)}")
         if "ordered" not in self.variants or len(set(self.variants)) < len(self.variants):
             raise UserError(f"variants {','.join(self.variants)} must hold 'ordered', and each name once")
         if self.samples < 1 or not self.temperature >= 0 or not 0 < self.top_p <= 1:
@@ -121,7 +124,7 @@ class Asking:
             raise UserError(f"{self.samples} samples at temperature 0 would all be the same; set a temperature above 0")
 
 
-VALIDATION = Asking(("ordered", "shuffled"))
+VALIDATION = Asking(VARIANTS)
 
 
 Decode = Callable[[Arrays, Bucket, np.ndarray | None, tuple[int, ...]], Sampled]
