@@ -102,10 +102,11 @@ def _answer_line(benchmark: str, index: int, question: Question) -> dict[str, An
 
 
 class Cell(NamedTuple):
-    """A share with its interval, to be drawn; or, without one, its text."""
+    """A share with its interval, to be drawn; or, without one, its text. strong: one to look at."""
 
     text: str
     measure: Mapping[str, Any] | None = None
+    strong: bool = False
 
 
 class Table(NamedTuple):
@@ -152,12 +153,13 @@ def share(measure: Mapping[str, Any]) -> Cell:
     return Cell(f"{value} [{low}, {high}]", measure)
 
 
-def gap(measure: Mapping[str, Any]) -> Cell:
-    """'+26.6 [+20.1, +33.0]', in points."""
+def gap(variant: Mapping[str, Any], mode: str) -> Cell:
+    """'20.8: +33.1 [+29.8, +36.3]', the accuracy in percent and the gap in points."""
+    measure, accuracy = variant["gap"][mode], variant["accuracy"][mode]["value"]
     if measure["value"] is None:
         return Cell("")
     value, low, high = (f"{100 * measure[name]:+.1f}" for name in ("value", "low", "high"))
-    return Cell(f"{value} [{low}, {high}]")
+    return Cell(f"{percent(accuracy)}: {value} [{low}, {high}]", strong=measure["low"] > 0 or measure["high"] < 0)
 
 
 EXTRA = (
@@ -195,17 +197,17 @@ def _reliance(report: Mapping[str, Any]) -> Table:
     for b in report["benchmarks"].values():
         groups.append((b["title"], "", b.get("variants", {})))
         groups += [(b["title"], task, group.get("variants", {})) for task, group in b["tasks"].items()]
-    mode = report["settings"]["primary_mode"]
-    rows = [
-        [Cell(title), Cell(task), Cell(variant), Cell(str(v["n"])), share(v["ordered"][mode]),
-         share(v["accuracy"][mode]), gap(v["gap"][mode])]
-        for title, task, variants in groups
-        for variant, v in variants.items()
-        if v["n"]
-    ]  # fmt: skip
-    columns = ("benchmark", "task", "frames", "videos", "ordered", "as these frames", "gap to ordered")
+    mode, variants = report["settings"]["primary_mode"], list(report["temporal_reliance"])
+    rows = []
+    for title, task, found in groups:
+        first = next((v for v in found.values() if v["n"]), None)
+        if first is not None:
+            row = [Cell(title), Cell(task), Cell(str(first["n"])), share(first["ordered"][mode])]
+            rows.append(row + [gap(found[name], mode) for name in variants])
+    columns = ("benchmark", "task", "videos", "ordered", *(f"{name}: gap" for name in variants))
     note = (
-        f"Videos only, scored in {mode} mode; the gap is ordered minus the other, in points, over the same questions."
+        f"Videos only, scored in {mode} mode: accuracy on frames in another order, and how many points ordered frames "
+        "give more, over the same questions. Bold: the interval does not hold 0."
     )
     return Table("Temporal reliance", columns, rows, note)
 
@@ -216,7 +218,7 @@ def markdown(report: Mapping[str, Any]) -> str:
     for table in tables(report):
         lines += [f"## {table.title}", "", *([table.note, ""] if table.note else [])]
         lines += [_line(table.columns), "| " + " | ".join(["---"] * len(table.columns)) + " |"]
-        lines += [_line([cell.text for cell in row]) for row in table.rows] + [""]
+        lines += [_line([f"**{c.text}**" if c.strong else c.text for c in row]) for row in table.rows] + [""]
     lines += ["## Settings", "", "| setting | value |", "| --- | --- |"]
     lines += [_line([name, str(value)]) for name, value in report["settings"].items()]
     if report["failures"]:
