@@ -32,7 +32,7 @@ say() { printf '\n== %s\n' "$*"; }
 evaluate() { # NAME MODEL
   [[ -f $out/eval/$1/report.json ]] ||
     python -m jvr1.evaluate --model "$2" --suite test.json,hard.json --data "$data" --out "$out/eval/$1" \
-      --config configs/tiny.py:rl
+      --config configs/tiny.py:rl --variants ordered,shuffled
 }
 
 say "data: clips, pictures, questions, a tiny Qwen2.5-VL with random weights"

@@ -18,6 +18,11 @@ if [[ ! -e $_stamp ]]; then
     # no CPU build of torchvision: an oracle only, without its dependencies (tests/conftest.py makes it import)
     .venv/bin/pip install -q --no-deps torchvision==0.28.0
   fi
+  if [[ ${EXTRAS:-} == test ]] && ! command -v chromium > /dev/null; then
+    # the tests open reports in a browser
+    apt-get install -y -q chromium > /dev/null || { apt-get update -q && apt-get install -y -q chromium; } > /dev/null ||
+      { echo "error: install chromium: the tests open reports in it" >&2; exit 2; }
+  fi
   rm -f .venv/.jvr1-"${EXTRAS:-runtime}"-*
   touch "$_stamp"
 fi

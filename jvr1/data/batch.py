@@ -123,12 +123,14 @@ class Arrays(NamedTuple):
 
 @dataclass(frozen=True)
 class Row:
-    """One place in a microbatch: `micro` and `place` name it in the whole run; record None: no row (an epoch's end)."""
+    """One place in a microbatch: `micro` and `place` name it in the whole run; record None: no row (an epoch's end).
+    number: of the record among those its pipeline reads."""
 
     micro: int
     place: int
     record: Record | None
     error: str | None = None
+    number: int = -1
 
     @property
     def cause(self) -> str | None:

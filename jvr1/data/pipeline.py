@@ -72,7 +72,7 @@ class _Load(grain.transforms.Map):
         if error is None:
             order = np.random.default_rng((self.seed, micro, place, 2))
             arrays, error = self.encoder.try_encode(record, bucket, order)
-        return Row(micro, place, record, error), self._numbered(arrays or empty, micro, place)
+        return Row(micro, place, record, error, number), self._numbered(arrays or empty, micro, place)
 
     def _numbered(self, arrays: Arrays, micro: int, place: int) -> Arrays:
         return arrays._replace(number=np.int32(micro % self.per_step * self.batch + place))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, partial
 
@@ -17,7 +17,9 @@ from transformers import PreTrainedTokenizerBase
 from jvr1.data.batch import Arrays, Bucket
 from jvr1.data.pipeline import Pipeline
 from jvr1.distributed import Share, from_owner, gather
-from jvr1.eval.run import Answer, Judge, Judged, Sampled, answer_questions, as_json
+from jvr1.eval.journal import from_line, to_line
+from jvr1.eval.run import VALIDATION, Decode, Judge, Judged, Sampled, answer_questions
+from jvr1.eval.score import Question
 from jvr1.generate import Completions, Sampling, generate
 from jvr1.model.config import ModelConfig
 from jvr1.model.qwen2_5_vl import merge
@@ -42,8 +44,9 @@ class Decoder:
     """Completions of a model whose batches lie on `mesh`, its weights laid out for generation.
 
     weights(params): a copy in the compute dtype, split over `tensor` of the generation mesh and replicated otherwise;
-    what lies so already is not copied. rollout(weights, arrays, key, rows, sampling): rows[0] completions a prompt on
-    the ordered frames, rows[1] on the shuffled ones; compiled once for each bucket, rows and sampling.
+    what lies so already is not copied. rollout(weights, arrays, key, rows, sampling, pairs): rows[0] completions a
+    prompt on the ordered frames, rows[1] on the shuffled ones, or on those that `pairs` [B,S,F,2] names; compiled once
+    for each bucket, rows and sampling.
     """
 
     mesh: Mesh
@@ -64,12 +67,13 @@ class Decoder:
             pad_id=self.end_ids[-1],
         )
 
-    def greedy(self, weights: dict, key: jax.Array) -> Callable[[Arrays, Bucket, Sequence[int]], Sampled]:
-        """decode(arrays, bucket, rows) with the best token each time, for `eval.run.answer_questions`."""
+    def answering(self, weights: dict, key: jax.Array, *, temperature: float = 0.0, top_p: float = 1.0) -> Decode:
+        """What `eval.run.answer_questions` calls: by default the best token each time."""
 
-        def decode(arrays: Arrays, bucket: Bucket, rows: Sequence[int]) -> Sampled:
-            put = put_batch(arrays, self.mesh)
-            return to_host(self.rollout(weights, put, key, tuple(rows), self.sampling(bucket)))
+        def decode(arrays: Arrays, bucket: Bucket, pairs: np.ndarray | None, rows: tuple[int, ...]) -> Sampled:
+            sampling = self.sampling(bucket, temperature=temperature, top_p=top_p)
+            put, pairs = put_batch((arrays, pairs), self.mesh)
+            return to_host(self.rollout(weights, put, key, rows, sampling, pairs))
 
         return decode
 
@@ -92,19 +96,22 @@ def make_decoder(
     batch, everywhere = batch_sharding(mesh), replicated(mesh)
 
     @partial(jax.jit, static_argnames=("rows", "sampling"), out_shardings=Completions(*(batch,) * 4, everywhere))
-    def rollout(weights: dict, arrays: Arrays, bits, rows: tuple[int, ...], sampling: Sampling) -> Completions:
+    def rollout(
+        weights: dict, arrays: Arrays, bits, rows: tuple[int, ...], sampling: Sampling, pairs=None
+    ) -> Completions:
         module, key = merge(graphdef, weights), jax.random.wrap_key_data(bits)
-        pairs = None
-        if arrays.visual is not None:
+        if arrays.visual is not None and pairs is None:
             pairs = jnp.stack([arrays.visual.pair, arrays.shuffled][: len(rows)], axis=1)
         numbers = arrays.number[:, None] * MAX_ROWS + jnp.arange(sum(rows))[None]
         return generate(module, arrays.prompt, arrays.visual, pairs, arrays.valid, key, numbers, rows, sampling)
 
-    def roll(weights: dict, arrays: Arrays, key, rows: tuple[int, ...], sampling: Sampling) -> Completions:
+    def roll(
+        weights: dict, arrays: Arrays, key, rows: tuple[int, ...], sampling: Sampling, pairs=None
+    ) -> Completions:
         # a program takes its inputs from one mesh: the key goes through the host
-        arrays, bits = jax.device_put(arrays, batch_sharding(generation)), np.asarray(jax.random.key_data(key))
+        arrays, pairs = jax.device_put((arrays, pairs), batch_sharding(generation))
         with jax.set_mesh(generation):
-            return rollout(weights, arrays, bits, rows, sampling)
+            return rollout(weights, arrays, np.asarray(jax.random.key_data(key)), rows, sampling, pairs)
 
     return Decoder(mesh, model, end_ids, partial(lay_out, mesh=generation, dtype=dtype), roll)
 
@@ -149,9 +156,10 @@ def shared_scores(judged: Judged, share: Share) -> Judged:
 
 
 def answer_all(
-    pipeline: Pipeline, count: int, decode: Callable, judge: Judge, tokenizer: PreTrainedTokenizerBase, share: Share
-) -> list[Answer]:
+    pipeline: Pipeline, count: int, decode: Decode, tokenizer: PreTrainedTokenizerBase, share: Share
+) -> list[Question]:
     """Greedy answers to questions, videos on ordered and on shuffled frames: on every process those of all."""
-    own = list(answer_questions(pipeline.microbatches(0, count, {}), decode, judge, tokenizer))
-    every = gather([as_json(answer) for answer in own] if share.owner else [])
-    return [Answer(**answer) for answers in every for answer in answers]
+    batches = answer_questions(pipeline.microbatches(0, count, {}), decode, tokenizer, VALIDATION)
+    own = [to_line(question) for batch in batches for question in batch]
+    every = gather(own if share.owner else [])
+    return [from_line(line, pipeline.store) for lines in every for line in lines]

@@ -19,7 +19,8 @@ from jvr1.data.batch import Microbatch
 from jvr1.data.pipeline import Journal, ahead
 from jvr1.distributed import gather
 from jvr1.errors import UserError
-from jvr1.eval.run import Judge, as_metrics, summarise
+from jvr1.eval.run import as_metrics, summarise
+from jvr1.eval.score import mode_of
 from jvr1.train.checkpoint import Checkpoints
 from jvr1.train.decode import answer_all
 from jvr1.train.guard import Watchdog, stop_code
@@ -201,9 +202,9 @@ class Loop:
         if run.questions is None:
             return {}
         self.watchdog.beat("validation")
-        decode = run.decoder.greedy(run.decoder.weights(combine(self.state.params, run.frozen)), run.key)
-        answers = answer_all(*run.questions, decode, Judge(run.settings.reward.mode), run.tokenizer, run.share)
-        metrics = as_metrics(summarise(answers))
+        decode = run.decoder.answering(run.decoder.weights(combine(self.state.params, run.frozen)), run.key)
+        questions = answer_all(*run.questions, decode, run.tokenizer, run.share)
+        metrics = as_metrics(summarise(questions, mode_of(run.settings.reward.mode)))
         wanted = run.settings.train.stop_metric
         if wanted and wanted not in metrics:
             raise UserError(f"train.stop_metric={wanted!r} is not measured; validation gives {', '.join(metrics)}")

@@ -7,6 +7,7 @@ import json
 import os
 import tempfile
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from jvr1 import config as settings
 from jvr1.data.batch import Bucket
 from jvr1.data.cache import MediaCache, MediaReader, is_remote
 from jvr1.data.encode import Encoder
-from jvr1.data.index import IndexEntry, build_index, file_stamp, load_index, save_index, settings_hash, summary
+from jvr1.data.index import IndexEntry, Measure, build_index, file_stamp, load_index, save_index, settings_hash, summary
 from jvr1.data.pipeline import Pipeline
 from jvr1.data.prompts import end_ids
 from jvr1.data.records import Record, load_records
@@ -282,27 +283,40 @@ def open_questions(
 def open_index(
     file: str, config: ConfigDict, encoder: Encoder, workdir: epath.Path
 ) -> tuple[list[Record], list[IndexEntry]]:
-    """The records of a file (relative to data.root) and their index: made before with the same settings, or now.
+    """The records of a file (relative to data.root) and their index: made before with the same settings, or now."""
+    records = load_records(str(epath.Path(config.data.root) / file))
+    return records, index_of(file, records, config, encoder, encoder.measure, encoder.fingerprint(), workdir)
+
+
+def index_of(
+    file: str,
+    records: Sequence[Record],
+    config: ConfigDict,
+    encoder: Encoder,
+    measure: Measure,
+    fingerprint: Mapping[str, Any],
+    workdir: epath.Path,
+) -> list[IndexEntry]:
+    """The index of a file's records by `measure`, all that depends on being in `fingerprint`.
 
     An index's name carries the hash of its settings, so one made with others is never taken.
     """
     file = str(epath.Path(config.data.root) / file)
-    records = load_records(file)
-    made_with = {"records": file_stamp(file), **encoder.fingerprint()}
+    made_with = {"records": file_stamp(file), **fingerprint}
     folder = epath.Path(config.data.index) if config.data.index else workdir / "index"
     path = folder / f"{epath.Path(file).stem}-{settings_hash(made_with)}.jsonl"
     if not path.exists() and jax.process_index() == 0:
         partial = local_cache(workdir) / f"{path.name}.partial"
         partial.parent.mkdir(parents=True, exist_ok=True)
         workers = config.data.index_workers
-        entries = build_index(records, encoder.media, made_with, encoder.measure, workers, partial, config.data.timeout)
+        entries = build_index(records, encoder.media, made_with, measure, workers, partial, config.data.timeout)
         save_index(str(path), entries, made_with)
         partial.unlink()
         lengths = {b.name: b.prompt for b in encoder.buckets}
         print(f"{file}: {summary(entries, lengths)}")
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"index {path}")
-    return records, load_index(str(path), made_with)
+    return load_index(str(path), made_with)
 
 
 def by_bucket(entries: list[IndexEntry], names: dict[str, Bucket]) -> dict[Bucket, np.ndarray]:
