@@ -84,7 +84,7 @@ def main() -> int:
         asked = plan.asked(found)
         shapes = [bucket.name for bucket in plan.rows]
         devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-        shown = told | {"buckets": shapes, "devices": devices, "primary_mode": mode_of(config.reward.mode)}
+        shown = told | {"buckets": shapes, "mesh": dict(mesh.shape), "devices": devices}
         report = build(asked, asking, shown, mode_of(config.reward.mode), paper_frames(config, asking))
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in answer_lines(asked))
         write_whole(out / ANSWERS, text)
@@ -201,6 +201,7 @@ def settings_for(args: argparse.Namespace) -> tuple[ConfigDict, bool]:
         (config, "seed", args.seed),
         (config.model, "dtype", args.dtype),
         (config.data, "workers", args.workers),
+        (config.data, "index_workers", args.workers or None),
     ):
         if value is not None:
             section[name] = value

@@ -111,7 +111,7 @@ def test_a_killed_evaluation_goes_on_to_the_same_report(demo, exported, undistur
     process = start(demo, out, *arguments, "--seed=5")
     _, stderr = process.communicate()
     assert process.returncode == 2
-    assert stderr == f"error: {out} holds an evaluation with other settings (seed: 0 -> 5); name another --out\n"
+    assert stderr == f"error: {out} holds answers to other settings (seed: 0 -> 5); name another --out\n"
 
 
 def test_eight_devices_give_the_same_answers(demo, exported, undisturbed, tmp_path, monkeypatch):

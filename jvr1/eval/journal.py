@@ -80,24 +80,23 @@ def from_line(line: str, records: Sequence[Record] | RecordStore) -> Question:
 
 
 def claim(folder: epath.Path, settings: Mapping[str, Any], *, write: bool) -> None:
-    """Makes the folder of an evaluation, or takes up that of one with the same settings. Raises UserError."""
+    """Makes the folder of an evaluation, or takes up that of one with the same settings. Raises UserError when it holds
+    answers to others."""
     kept = folder / SETTINGS
-    if kept.exists():
+    if (folder / ANSWERS).exists() or any(folder.glob(f"{PARTIAL}-*.jsonl")):
         try:
             before = json.loads(kept.read_text())
-        except ValueError:
-            raise UserError(f"{kept} is damaged; name another --out") from None
+        except (OSError, ValueError):
+            raise UserError(f"{folder} holds answers and no readable {SETTINGS}; name another --out") from None
         now = json.loads(json.dumps(settings))
         different = [n for n in dict.fromkeys([*before, *now]) if before.get(n) != now.get(n)]
         if different:
             shown = "; ".join(f"{n}: {_short(before.get(n))} -> {_short(now.get(n))}" for n in different[:3])
             more = f"; and {len(different) - 3} more" if len(different) > 3 else ""
-            raise UserError(f"{folder} holds an evaluation with other settings ({shown}{more}); name another --out")
-        return
-    if not write:
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    write_whole(kept, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+            raise UserError(f"{folder} holds answers to other settings ({shown}{more}); name another --out")
+    elif write:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(kept, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
 
 
 def _short(value: Any) -> str:

@@ -88,6 +88,7 @@ def paper_frames(config: ConfigDict, asking: Asking) -> int | None:
         and pixels == {PIXELS}
         and config.data.template == PROMPTS["think"]
         and config.data.suffixes
+        and max(b.completion for b in settings.buckets(config)) == TOKENS
         and asking.samples == 1
         and asking.temperature == 0
     )
@@ -103,7 +104,7 @@ def describe(config: ConfigDict, asking: Asking, suites: Sequence[Suite], weight
         "model": config.model.source,
         "weights": weights,
         "dtype": config.model.dtype,
-        "suites": {suite.name: {"file": suite.file, **suite.stamp} for suite in suites},
+        "suites": [{"name": suite.name, "file": suite.file, **suite.stamp} for suite in suites],
         "data": config.data.root,
         "template": style.template,
         "suffixes": style.suffixes,

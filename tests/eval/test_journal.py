@@ -58,20 +58,23 @@ def test_a_finished_evaluation_is_found_again(tmp_path):
     assert set(Journal(epath.Path(tmp_path), 0).read()) == {4}
 
 
-def test_other_settings_are_refused_and_named(tmp_path):
+def test_answers_to_other_settings_are_refused_and_named(tmp_path):
     folder = epath.Path(tmp_path) / "out"
     settings = {"model": "a", "frames": (1, 2), "seed": 0, "x": 1, "y": 2}
     claim(folder, settings, write=False)
     assert not folder.exists()
-    claim(folder, settings, write=True)
+    claim(folder, settings | {"model": "wrong"}, write=True)
+    claim(folder, settings, write=True)  # nothing was answered: the first try stands in nobody's way
+    Journal(folder, 0).add([question(0)])
     claim(folder, settings, write=True)
     with pytest.raises(UserError, match=r'other settings \(model: "a" -> "b"; z: null -> 3\); name another --out'):
         claim(folder, settings | {"model": "b", "z": 3}, write=False)
     with pytest.raises(UserError, match="and 1 more"):
         claim(folder, {"model": "b", "frames": 0, "seed": 1, "x": 2, "y": 2}, write=True)
-    (folder / "settings.json").write_text("{")
-    with pytest.raises(UserError, match="is damaged"):
-        claim(folder, settings, write=True)
+    for damage in ("write", "unlink"):
+        (folder / "settings.json").write_text("{") if damage == "write" else (folder / "settings.json").unlink()
+        with pytest.raises(UserError, match=r"no readable settings\.json"):
+            claim(folder, settings, write=True)
 
 
 def test_microbatches_with_an_open_question_are_asked_whole():
