@@ -40,9 +40,7 @@ def main() -> None:
     source = epath.Path(args.source)
     pixels = read_pixels(args.min_pixels, args.max_pixels) or trained_pixels(source)
     if args.peft and read_lora(locate(args.source).folder) is None:
-        raise UserError(
-            f"{args.source} has no adapters, so --peft has nothing to write; leave it out"
-        )
+        raise UserError(f"{args.source} has no adapters, so --peft has nothing to write; leave it out")
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", HOST_DEVICES)
     start = time.perf_counter()

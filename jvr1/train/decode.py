@@ -105,9 +105,7 @@ def make_decoder(
         numbers = arrays.number[:, None] * MAX_ROWS + jnp.arange(sum(rows))[None]
         return generate(module, arrays.prompt, arrays.visual, pairs, arrays.valid, key, numbers, rows, sampling)
 
-    def roll(
-        weights: dict, arrays: Arrays, key, rows: tuple[int, ...], sampling: Sampling, pairs=None
-    ) -> Completions:
+    def roll(weights: dict, arrays: Arrays, key, rows: tuple[int, ...], sampling: Sampling, pairs=None) -> Completions:
         # a program takes its inputs from one mesh: the key goes through the host
         arrays, pairs = jax.device_put((arrays, pairs), batch_sharding(generation))
         with jax.set_mesh(generation):
