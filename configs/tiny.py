@@ -43,7 +43,7 @@ def _warmup(config: ConfigDict) -> None:
 def _sft(config: ConfigDict) -> None:
     config.optimizer.update({"learning_rate": 1e-3, "warmup_steps": 50})
     config.train.update(
-        {"steps": 3000, "validate_every": 5, "stop_metric": "order/ordered", "stop_value": 0.5, "pictures_every": 0}
+        {"steps": 3000, "validate_every": 5, "stop_metric": "order/ordered", "stop_value": 0.48, "pictures_every": 0}
     )
 
 

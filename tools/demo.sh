@@ -20,7 +20,7 @@ source tools/setup_env.sh
 export JAX_PLATFORMS=cpu JVR1_EXIT_ON_PREEMPTION=75 # a stage that was stopped ends the demo
 data=$out/data
 common=(--config.data.root="$data" --config.seed="$seed")
-size=(--train 4096 --valid 192 --test 768)
+size=(--train 2048 --valid 192 --test 768)
 warmup=() sft=() rl=()
 if [[ $smoke ]]; then
   size=(--train 128 --valid 48 --test 64)
