@@ -10,7 +10,7 @@ import types
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import flags
 from ml_collections import ConfigDict, config_dict, config_flags
@@ -18,11 +18,13 @@ from ml_collections import ConfigDict, config_dict, config_flags
 from jvr1.data.batch import Bucket, make_buckets
 from jvr1.data.media import PixelLimits, VideoSampling
 from jvr1.data.prompts import TEMPLATES, PromptStyle
+from jvr1.distributed import Peers, define_flags
 from jvr1.errors import UserError
 from jvr1.model.layers import REMAT_POLICIES
 from jvr1.model.lora import LANGUAGE, LoRAConfig
 from jvr1.rl.rewards import MODES
 from jvr1.rl.tgrpo import TGRPOConfig
+from jvr1.sharding import AXES
 from jvr1.train.optimizer import OptimizerConfig
 
 
@@ -44,10 +46,17 @@ def default() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
     config.model = ConfigDict(
-        {"source": "", "dtype": "bfloat16", "param_dtype": "float32", "remat": "full", "logit_chunk": 128}
+        {
+            "source": "",
+            "dtype": "bfloat16",
+            "param_dtype": "float32",
+            "remat": "full",
+            "logit_chunk": 128,
+            "reference": "device",
+        }
     )
     config.lora = ConfigDict({"rank": 0, "alpha": 32.0, "patterns": LANGUAGE})
-    config.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1})
+    config.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1, "decode_tensor": 0})
     config.data = ConfigDict(
         {
             "root": "",
@@ -90,24 +99,47 @@ def default() -> ConfigDict:
             "stop_metric": "",
             "stop_value": 0.0,
             "pictures_every": 50,
+            "step_limit": 3600.0,
             "wandb": "",
         }
     )
     return config.lock()
 
 
-def parse(argv: Sequence[str]) -> tuple[ConfigDict, str]:
-    """The locked, checked config and the workdir of a training command line.
+class Command(NamedTuple):
+    """A training command line: locked, checked config; workdir; the run's processes; optimizer steps to profile."""
+
+    config: ConfigDict
+    workdir: str
+    peers: Peers
+    profile: range
+
+
+def parse(argv: Sequence[str]) -> Command:
+    """Reads a training command line.
 
     Raises UserError for an unknown key, a wrong type, a config file that cannot be read, or settings that do not go
     together.
     """
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "Folder of the run; started again, the run goes on.", flag_values=values)
+    flags.DEFINE_string("profile", None, "Steps FIRST:LAST to trace into WORKDIR/profile.", flag_values=values)
+    define_flags(values)
     config = _read(values, argv)
     if config is None or not values["workdir"].value:
         raise UserError("both --config FILE and --workdir DIR are needed")
-    return check(config), values["workdir"].value
+    peers = Peers(values["coordinator"].value, values["processes"].value, values["process"].value)
+    return Command(check(config), values["workdir"].value, peers, _steps(values["profile"].value))
+
+
+def _steps(text: str | None) -> range:
+    """'10:12' -> steps 10, 11 and 12, as they are counted in the log. Raises UserError."""
+    if text is None:
+        return range(0)
+    found = re.fullmatch(r"(\d+):(\d+)", text)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise UserError(f"--profile {text!r} is no range of steps; write FIRST:LAST, such as 10:12")
+    return range(int(found[1]), int(found[2]) + 1)
 
 
 def from_file(name: str) -> ConfigDict:
@@ -161,8 +193,8 @@ def from_json(text: str, name: str) -> ConfigDict:
 
 
 FREE = (
-    "mesh.", "train.", "model.remat", "model.logit_chunk", "data.root", "data.valid", "data.index", "data.media_cache",
-    "data.workers", "data.timeout", "data.max_failed",
+    "mesh.", "train.", "model.remat", "model.logit_chunk", "model.reference", "data.root", "data.valid", "data.index",
+    "data.media_cache", "data.workers", "data.timeout", "data.max_failed",
 )  # fmt: skip
 """Settings (prefixes of names) that a run may be resumed with otherwise without a word."""
 TUNABLE = ("rl.", "reward.", "sampling.", "optimizer.", "sft.")
@@ -208,6 +240,7 @@ def check(config: ConfigDict) -> ConfigDict:
         ("model.remat", config.model.remat, REMAT_POLICIES),
         ("model.dtype", config.model.dtype, ("bfloat16", "float32")),
         ("model.param_dtype", config.model.param_dtype, ("bfloat16", "float32")),
+        ("model.reference", config.model.reference, ("device", "host")),
         ("reward.mode", config.reward.mode, MODES),
     ):
         if value not in choices:
@@ -222,6 +255,8 @@ def check(config: ConfigDict) -> ConfigDict:
         ("seed", config.seed, 0),
         ("train.pictures_every", config.train.pictures_every, 0),
         ("data.index_workers", config.data.index_workers, 1),
+        ("mesh.decode_tensor", config.mesh.decode_tensor, 0),
+        ("train.step_limit", config.train.step_limit, 0),
         ("rl.group", config.rl.group, 2),
         ("rl.shuffled", config.rl.shuffled, 0),
         ("rl.updates", config.rl.updates, 1),
@@ -244,6 +279,8 @@ def check(config: ConfigDict) -> ConfigDict:
         raise UserError(
             f"rl.gate={config.rl.gate!r} compares with shuffled completions; set rl.shuffled > 0 or rl.gate='none'"
         )
+    if config.lora.rank and config.model.reference == "host":
+        raise UserError("with lora.rank the frozen weights are the reference: there is none to keep in host memory")
     if config.train.validate_every and not config.data.valid:
         raise UserError("train.validate_every is set and data.valid is empty; name the held-out questions")
     if config.train.stop_metric and not config.train.validate_every:
@@ -261,6 +298,11 @@ def check(config: ConfigDict) -> ConfigDict:
 
 def buckets(config: ConfigDict) -> tuple[Bucket, ...]:
     return make_buckets(config.data.buckets)
+
+
+def mesh_shape(config: ConfigDict) -> dict[str, int]:
+    """The training mesh; `decode_tensor` is of generation."""
+    return {axis: config.mesh[axis] for axis in AXES}
 
 
 def style(config: ConfigDict) -> PromptStyle:

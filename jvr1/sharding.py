@@ -70,6 +70,21 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
+def decode_mesh(mesh: Mesh, tensor: int) -> Mesh:
+    """The devices of `mesh`, in its order, as they generate: split over tensor, replicated otherwise.
+
+    tensor 0: that of `mesh`. Sampling on weights split over fsdp would gather the model for every token. Raises
+    UserError for a size that does not divide the devices of a process.
+    """
+    tensor = tensor or mesh.shape["tensor"]
+    local = len(mesh.local_devices)
+    if mesh.devices.size % tensor or (local % tensor and tensor % local):
+        raise UserError(
+            f"mesh.decode_tensor={tensor} cannot split {mesh.devices.size} devices, {local} a process; use a divisor"
+        )
+    return Mesh(mesh.devices.reshape(-1, 1, tensor), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
 def valid_tensor_sizes(config: ModelConfig) -> list[int]:
     """Sizes the tensor axis may have: they divide query heads and MLP; key/value heads divide or are replicated."""
     text = config.text

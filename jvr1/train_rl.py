@@ -15,16 +15,18 @@ import jax
 import numpy as np
 
 from jvr1 import config as settings
-from jvr1.errors import run_main
 from jvr1.eval.run import texts_of
 from jvr1.sharding import put_batch, take_local
-from jvr1.train.decode import make_judge, to_host
+from jvr1.train.decode import make_judge, shared_scores, to_host
 from jvr1.train.flops import step_flops
+from jvr1.train.guard import run_training
 from jvr1.train.loop import Loop
 from jvr1.train.metrics import write_rollouts
+from jvr1.train.optimizer import combine
+from jvr1.train.reference import open_reference
 from jvr1.train.rollouts import Rollout, log_pictures, rollout_rows, score_maxima, score_sums
-from jvr1.train.setup import open_reference, open_run
-from jvr1.train.steps import make_advantages, make_policy_gradients
+from jvr1.train.setup import open_run
+from jvr1.train.steps import make_advantages, make_policy_gradients, make_reference_scores
 from jvr1.train.trees import zeros_like
 
 SHOWN = {
@@ -36,36 +38,38 @@ SHOWN = {
 }
 
 
-def main() -> int:
-    config, workdir = settings.parse(sys.argv)
+def main(command: settings.Command) -> int:
+    config = command.config
     algorithm = settings.tgrpo(config)
     group, shuffled = config.rl.group, config.rl.shuffled
 
     # --- mesh, model, optimizer, data
-    run = open_run(config, workdir, targets=False)
+    run = open_run(config, command.workdir, targets=False)
     mesh = run.mesh
-    reference_graph, reference = open_reference(run) if algorithm.beta > 0 else (None, None)
+    reference = None
+    if algorithm.beta > 0:
+        host, adapters = config.model.reference == "host", run.lora is not None
+        reference = open_reference(run.graphdef, run.params, config.model.dtype, host=host, adapters=adapters)
     judge = make_judge(config)
 
     # --- steps: pure, compiled once a bucket
-    advantages = make_advantages(algorithm)
-    gradients = make_policy_gradients(
-        run.graphdef, algorithm, run.shardings, temperature=config.sampling.temperature, chunk=config.model.logit_chunk,
-        reference_graph=reference_graph,
-    )  # fmt: skip
+    advantages = make_advantages(algorithm, mesh)
+    scoring = {"temperature": config.sampling.temperature, "chunk": config.model.logit_chunk}
+    reference_scores = make_reference_scores(reference.graphdef if reference else run.graphdef, mesh, **scoring)
+    gradients = make_policy_gradients(run.graphdef, algorithm, run.shardings, **scoring)
 
     # --- one microbatch: sample, score, compare within groups
-    def sample(step: int, micro) -> Rollout:
+    def sample(step: int, weights: dict, micro) -> Rollout:
         rows = (group, shuffled) if micro.bucket.kind == "video" and shuffled else (group,)
         with loop.phase("generate"):
             arrays = put_batch(micro.arrays, mesh)
             key = jax.random.fold_in(run.key, step)
             sampling = run.decoder.sampling(micro.bucket, **config.sampling)
-            done = run.decoder.rollout(loop.state.params, run.frozen, arrays, key, rows, sampling)
+            done = run.decoder.rollout(weights, arrays, key, rows, sampling)
             host = to_host(done)
         with loop.phase("reward"):
             texts = texts_of(run.tokenizer, host)
-            judged = judge(micro, texts, host, rows)
+            judged = shared_scores(judge(micro, texts, host, rows), run.share)
             ids, sampled = done.ids[:, :group], done.logprobs[:, :group]
             result, mask, denominator, statistics = advantages(
                 put_batch(judged.rollout, mesh), done.length[:, :group], ids
@@ -75,23 +79,32 @@ def main() -> int:
                 jax.tree.map(take_local, result),
             )  # fmt: skip
         loop.add(statistics | score_sums(rollout), score_maxima(rollout))
-        loop.flops += step_flops(
+        flops = step_flops(
             run.config, micro.bucket, len(micro.rows), group, shuffled, float(host.length.mean()),
             reference=reference is not None, updates=config.rl.updates,
         )  # fmt: skip
+        loop.add({"flops": (flops, 1.0)})
         return rollout
 
     def train_step(step: int, microbatches) -> None:
-        rollouts = [sample(step, micro) for micro in microbatches]
+        with loop.phase("generate"):
+            weights = run.decoder.weights(combine(loop.state.params, run.frozen))
+        rollouts = [sample(step, weights, micro) for micro in microbatches]
+        del weights  # memory: the update needs it
         denominator = sum(r.denominator for r in rollouts)
         old = [r.sampled for r in rollouts]
         with loop.phase("update"):
+            anchors: list[jax.Array | None] = [None] * len(rollouts)
+            if reference is not None:
+                with reference.on_device() as params:
+                    anchors = [reference_scores(params, r.arrays, r.ids) for r in rollouts]
+                    jax.block_until_ready(anchors)
             for update in range(config.rl.updates):
                 first = update == 0
                 total = zeros_like(loop.state.params)
                 for i, r in enumerate(rollouts):
                     total, loss, statistics, largest, logprobs = gradients(
-                        loop.state.params, run.frozen, reference, total, r.arrays, r.ids, r.sampled, old[i],
+                        loop.state.params, run.frozen, total, r.arrays, r.ids, anchors[i], r.sampled, old[i],
                         np.bool_(first), r.advantage, r.mask, np.float32(denominator),
                     )  # fmt: skip
                     if first:
@@ -100,17 +113,18 @@ def main() -> int:
                     loop.add({"loss": (loss, 1 / len(rollouts)), **named}, {"loss/logprob_gap_max": largest})
                 loop.update(total, has_rows=denominator > 0)
         if judge.user is not None:
-            loop.add({f"reward/user_failed/{cause}": (n, 1.0) for cause, n in judge.user.failures.items()})
+            parts = 1 / jax.process_count()  # a count, not a mean
+            loop.add({f"reward/user_failed/{cause}": (n, parts) for cause, n in judge.user.failures.items()})
         done = step + 1  # as steps are counted in logs, checkpoints and file names
-        write_rollouts(run.workdir, done, jax.process_index(), rollout_rows(done, rollouts))
+        if run.share.owner:
+            write_rollouts(run.workdir, done, jax.process_index(), rollout_rows(done, rollouts))
         if config.train.pictures_every and step % config.train.pictures_every == 0:
             log_pictures(loop.writer, done, rollouts, run.config)
 
     # --- loop
-    loop = Loop(run, SHOWN)
-    loop.run(train_step)
-    return 0
+    loop = Loop(run, SHOWN, command.profile)
+    return loop.run(train_step)
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run_training(main, lambda: settings.parse(sys.argv))

@@ -10,20 +10,20 @@ from __future__ import annotations
 import sys
 
 from jvr1 import config as settings
-from jvr1.errors import run_main
 from jvr1.sharding import put_batch
 from jvr1.train.flops import sft_flops
+from jvr1.train.guard import run_training
 from jvr1.train.loop import Loop
 from jvr1.train.setup import open_run
 from jvr1.train.steps import make_answer_count, make_answer_gradients
 from jvr1.train.trees import zeros_like
 
 
-def main() -> int:
-    config, workdir = settings.parse(sys.argv)
+def main(command: settings.Command) -> int:
+    config = command.config
 
     # --- mesh, model, optimizer, data
-    run = open_run(config, workdir, targets=True)
+    run = open_run(config, command.workdir, targets=True)
 
     # --- step: pure, compiled once a bucket
     on_prompt = config.sft.loss_on_prompt
@@ -40,14 +40,13 @@ def main() -> int:
                 total, loss, statistics = gradients(loop.state.params, run.frozen, total, arrays, denominator)
                 loop.add({"loss": (loss, 1.0 / len(put)), "completion/tokens": (tokens, 1.0), **statistics})
                 answer = float(micro.arrays.target_mask.sum(axis=1).mean())
-                loop.flops += sft_flops(run.config, micro.bucket, len(micro.rows), answer)
+                loop.add({"flops": (sft_flops(run.config, micro.bucket, len(micro.rows), answer), 1.0)})
             loop.update(total, has_rows=bool(denominator > 0))
 
     # --- loop
-    loop = Loop(run, {"loss": "loss", "tokens_per_second": "tok/s", "data/failed": "failed"})
-    loop.run(train_step)
-    return 0
+    loop = Loop(run, {"loss": "loss", "tokens_per_second": "tok/s", "data/failed": "failed"}, command.profile)
+    return loop.run(train_step)
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run_training(main, lambda: settings.parse(sys.argv))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 import json
 import os
+import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,6 +69,22 @@ class Demo:
     def main(self, stage: str, workdir: Path, largest_file: int | None = None, **changes: object) -> subprocess.Popen:
         return self.start([f"-mjvr1.train_{stage}"], self.arguments(stage, workdir, **changes), largest_file)
 
+    def together(
+        self, stage: str, workdir: Path, count: int, devices: int, before: Sequence[str] = (), **changes: object
+    ) -> list[subprocess.Popen]:
+        """`count` processes of one run, each with simulated devices; `before` stands in front of each command."""
+        environment = self.environment | {"JAX_NUM_CPU_DEVICES": str(devices), "JVR1_EXIT_ON_PREEMPTION": "75"}
+        where = f"localhost:{free_port()}"
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return [
+            subprocess.Popen(
+                [*before, sys.executable, f"-mjvr1.train_{stage}", *self.arguments(stage, workdir, **changes),
+                 *([f"--coordinator={where}", f"--processes={count}", f"--process={i}"] if count > 1 else [])],
+                env=environment, cwd=REPOSITORY, **pipes,
+            )
+            for i in range(count)
+        ]  # fmt: skip
+
     @functools.cache  # noqa: B019  (one object a session)
     def finished(self, stage: str) -> Finished:
         """A run that nothing disturbed."""
@@ -85,6 +103,13 @@ class Finished:
     workdir: Path
     out: str
     compiled: list[tuple[int, dict[str, int]]]
+
+
+def free_port() -> int:
+    """A port that nothing listens on."""
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        return s.getsockname()[1]
 
 
 def make_demo(root: Path) -> Demo:

@@ -71,7 +71,7 @@ def test_values_of_the_command_line():
 
 def test_flag_and_value_may_be_apart():
     argv = ["x", "--config", f"{REPOSITORY}/configs/tiny.py:sft", "--workdir", "w", "--config.model.source", "m"]
-    config, workdir = settings.parse(argv)
+    config, workdir, *_ = settings.parse(argv)
     assert (config.model.source, workdir, config.data.train) == ("m", "w", ("sft.json",))
 
 

@@ -135,7 +135,7 @@ def run(shape: str, rounds: int = 3) -> dict[str, Any]:
     def shared():
         total = zeros_like(params)
         out = shared_gradients(
-            params, {}, None, total, arrays, ids, unknown, unknown, np.bool_(True), advantage, mask, denominator
+            params, {}, total, arrays, ids, None, unknown, unknown, np.bool_(True), advantage, mask, denominator
         )
         return out[1], out[0]
 

@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-out=demo_out smoke= seed=0
+out=demo_out smoke='' seed=0
 while (($#)); do
   case $1 in
     --smoke) smoke=1 ;;
@@ -17,7 +17,7 @@ while (($#)); do
 done
 
 source tools/setup_env.sh
-export JAX_PLATFORMS=cpu
+export JAX_PLATFORMS=cpu JVR1_EXIT_ON_PREEMPTION=75 # a stage that was stopped ends the demo
 data=$out/data
 common=(--config.data.root="$data" --config.seed="$seed")
 size=(--train 2048 --valid 192 --test 768)
@@ -32,7 +32,7 @@ say() { printf '\n== %s\n' "$*"; }
 evaluate() { # NAME MODEL
   [[ -f $out/eval/$1/report.json ]] ||
     python -m jvr1.evaluate --model "$2" --suite test.json,hard.json --data "$data" --out "$out/eval/$1" \
-      --config configs/tiny.py:rl
+      --config configs/tiny.py:rl --variants ordered,shuffled
 }
 
 say "data: clips, pictures, questions, a tiny Qwen2.5-VL with random weights"

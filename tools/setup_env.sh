@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by tools/demo.sh and tools/test.sh: makes .venv on a bare machine, installs jvr1 and the extras named by
 # $EXTRAS (once for each state of pyproject.toml and constraints.txt), activates it.
 export PIP_DISABLE_PIP_VERSION_CHECK=1
@@ -17,7 +18,13 @@ if [[ ! -e $_stamp ]]; then
     # no CPU build of torchvision: an oracle only, without its dependencies (tests/conftest.py makes it import)
     .venv/bin/pip install -q --no-deps torchvision==0.28.0
   fi
+  if [[ ${EXTRAS:-} == test ]] && ! command -v chromium > /dev/null; then
+    # the tests open reports in a browser
+    apt-get install -y -q chromium > /dev/null || { apt-get update -q && apt-get install -y -q chromium; } > /dev/null ||
+      { echo "error: install chromium: the tests open reports in it" >&2; exit 2; }
+  fi
   rm -f .venv/.jvr1-"${EXTRAS:-runtime}"-*
   touch "$_stamp"
 fi
+# shellcheck source=/dev/null
 source .venv/bin/activate

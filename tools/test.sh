@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export JAX_PLATFORMS=cpu
-EXTRAS=test
+EXTRAS="test"
 source tools/setup_env.sh
 
 ruff check .

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence, Set
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -123,12 +123,14 @@ class Arrays(NamedTuple):
 
 @dataclass(frozen=True)
 class Row:
-    """One place in a microbatch: `micro` and `place` name it in the whole run; record None: no row (an epoch's end)."""
+    """One place in a microbatch: `micro` and `place` name it in the whole run; record None: no row (an epoch's end).
+    number: of the record among those its pipeline reads."""
 
     micro: int
     place: int
     record: Record | None
     error: str | None = None
+    number: int = -1
 
     @property
     def cause(self) -> str | None:
@@ -143,6 +145,16 @@ class Microbatch:
     bucket: Bucket
     arrays: Arrays
     rows: tuple[Row, ...]
+
+    def without(self, failed: Set[tuple[int, int]]) -> Microbatch:
+        """The same with rows at these (micro, place), which another process that feeds them could not read, as
+        failures."""
+        here = [(row.micro, row.place) in failed for row in self.rows]
+        rows = tuple(
+            replace(row, error=row.error or "failed on another process") if gone else row
+            for row, gone in zip(self.rows, here, strict=True)
+        )
+        return replace(self, arrays=self.arrays._replace(valid=self.arrays.valid & ~np.asarray(here)), rows=rows)
 
 
 def empty_example(bucket: Bucket, config: ModelConfig) -> Arrays:

@@ -61,18 +61,28 @@ class Encoder:
 
         Of several images the largest was probed, and all are counted as large.
         """
-        count, factor, side = len(record.paths), self.model.vision.factor, self.model.vision.window
-        steps, height, width = (0, 0, 0) if probe is None else self._size(record, probe)
         try:
-            ids = self._ids(record, [steps * (height // factor) * (width // factor)] * count)
-            completion = len(self._target(record)) if self.targets else 1
+            need = self.need(record, probe)
         except PlaceholderError as error:
             return 0, None, f"visual placeholder: {error}"
+        bucket, reason = choose_bucket(need, self.buckets, self.model)
+        return need.prompt, None if bucket is None else bucket.name, reason
+
+    def need(self, record: Record, probe: Probe | None) -> Need:
+        """What a record takes of a bucket. Raises PlaceholderError."""
+        steps, windows, tokens = self.extent(record, probe)
+        ids = self._ids(record, [tokens] * len(record.paths))
+        completion = len(self._target(record)) if self.targets else 1
+        return Need(record.data_type, steps, windows, len(ids), completion)
+
+    def extent(self, record: Record, probe: Probe | None) -> tuple[int, int, int]:
+        """Temporal steps of a record's media together, windows a frame, and visual tokens of each medium."""
+        if probe is None:
+            return 0, 0, 0
+        steps, height, width = self._size(record, probe)
+        factor, side = self.model.vision.factor, self.model.vision.window
         windows = -(-height // side) * -(-width // side)
-        bucket, reason = choose_bucket(
-            Need(record.data_type, steps * count, windows, len(ids), completion), self.buckets, self.model
-        )
-        return len(ids), None if bucket is None else bucket.name, reason
+        return steps * len(record.paths), windows, steps * (height // factor) * (width // factor)
 
     def _size(self, record: Record, probe: Probe) -> tuple[int, int, int]:
         """Temporal steps of one medium, and the height and width it is resized to."""

@@ -1,4 +1,4 @@
-"""Rows to microbatches through grain: worker processes, this process's slice, failures kept in their place."""
+"""Rows to microbatches through grain: worker processes, this process's share, failures kept in their place."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from jvr1.data.encode import Encoder
 from jvr1.data.records import Record
 from jvr1.data.schedule import Plan
 from jvr1.data.store import RecordStore
-from jvr1.errors import UserError
+from jvr1.distributed import ALONE, Share
 
 T = TypeVar("T")
 
@@ -35,24 +35,10 @@ class Planner(Protocol):
     def micro(self, number: int) -> Plan: ...
 
 
-@dataclass(frozen=True)
-class Slice:
-    """This process's share of the rows of each microbatch."""
-
-    process: int = 0
-    processes: int = 1
-
-    def places(self, batch: int) -> range:
-        if batch % self.processes:
-            raise UserError(f"{batch} rows a microbatch do not divide among {self.processes} processes")
-        own = batch // self.processes
-        return range(self.process * own, (self.process + 1) * own)
-
-
 class _Rows:
     """Random access to (microbatch, place) from microbatch `first` on: what grain's workers index."""
 
-    def __init__(self, planner: Planner, share: Slice, first: int, count: int):
+    def __init__(self, planner: Planner, share: Share, first: int, count: int):
         self.planner, self.first, self.count = planner, first, count
         self.places = share.places(planner.batch)
 
@@ -86,7 +72,7 @@ class _Load(grain.transforms.Map):
         if error is None:
             order = np.random.default_rng((self.seed, micro, place, 2))
             arrays, error = self.encoder.try_encode(record, bucket, order)
-        return Row(micro, place, record, error), self._numbered(arrays or empty, micro, place)
+        return Row(micro, place, record, error, number), self._numbered(arrays or empty, micro, place)
 
     def _numbered(self, arrays: Arrays, micro: int, place: int) -> Arrays:
         return arrays._replace(number=np.int32(micro % self.per_step * self.batch + place))
@@ -107,7 +93,7 @@ class Pipeline:
         seed: int,
         per_step: int,
         workers: int,
-        share: Slice = Slice(),
+        share: Share = ALONE,
         ahead: int = 2,
     ):
         self.planner, self.store, self.encoder, self.share = planner, store, encoder, share
@@ -198,7 +184,7 @@ class Journal:
     """Rows that failed in this run, each written down before its step is taken: a resumed run fails them alike.
 
     One small file a step that had failures, whole, so that a bucket can hold it; keyed by (microbatch, place), which
-    no number of processes changes. Above `max_share` failed rows (of at least `enough`) the run stops.
+    no number of processes changes. Above `max_share` failed rows (of at least `enough`) there is an `excess`.
     """
 
     def __init__(self, workdir: epath.PathLike, process: int, max_share: float, enough: int = 64):
@@ -211,7 +197,7 @@ class Journal:
                 self.failed |= {(m, p): cause for m, p, cause, _ in json.loads(path.read_text())}
 
     def note(self, step: int, microbatches: Sequence[Microbatch]) -> list[Row]:
-        """Takes down a step's failures; returns them. Raises UserError with a summary above the allowed share."""
+        """Takes down a step's failures; returns them."""
         rows = [row for micro in microbatches for row in micro.rows if row.record is not None]
         failures = [row for row in rows if row.error is not None]
         self.seen += len(rows)
@@ -220,9 +206,14 @@ class Journal:
         if fresh:
             self.failed |= {(r.micro, r.place): r.error or "" for r in fresh}
             self._write(step, fresh)
-        if self.seen >= self.enough and sum(self.causes.values()) > self.max_share * self.seen:
-            raise UserError(self.summary() + f"; data.max_failed allows {self.max_share:.1%}")
         return failures
+
+    @property
+    def excess(self) -> str | None:
+        """Why the run must end, where more rows failed than are allowed."""
+        if self.seen >= self.enough and sum(self.causes.values()) > self.max_share * self.seen:
+            return self.summary() + f"; data.max_failed allows {self.max_share:.1%}"
+        return None
 
     def _write(self, step: int, failures: Sequence[Row]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -17,6 +17,8 @@ from jvr1.errors import UserError
 
 DATA_TYPES = ("image", "video", "text")
 PROBLEM_TYPES = ("multiple choice", "numerical", "OCR", "free-form", "regression")
+TASK_FIELDS = ("original_question_type", "question_type", "sub_task", "task_type", "task")
+"""Fields in which evaluation files name the kind of question; the first that is there counts."""
 SHOWN_PROBLEMS = 5
 _CHUNK = 1 << 22
 _LONGEST_RECORD = 1 << 26
@@ -25,7 +27,8 @@ _LONGEST_RECORD = 1 << 26
 @dataclass(frozen=True, slots=True)
 class Record:
     """One question. path: of its medium, relative to the media root; a tuple of paths for several images; None for
-    data_type "text" (an extension of ours). process: the chain of thought, in the cold-start file only."""
+    data_type "text" (an extension of ours). process: the chain of thought, in the cold-start file only. task: the kind
+    of question within its source, where the file says (`TASK_FIELDS`)."""
 
     problem_id: int | str
     problem: str
@@ -36,6 +39,7 @@ class Record:
     process: str | None
     path: str | tuple[str, ...] | None
     data_source: str
+    task: str = ""
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -43,29 +47,45 @@ class Record:
         return () if self.path is None else (self.path,) if isinstance(self.path, str) else self.path
 
 
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A record that cannot be used: its place in the file, its id where it has one, and what is wrong with it."""
+
+    index: int
+    problem_id: int | str | None
+    message: str
+
+
 def load_records(file: str | Path) -> list[Record]:
     """All records of a JSON array or of a JSONL file, local or gs://.
 
     Raises UserError that names the file and, one line each, the index and field of the first few faulty records.
     """
-    records: list[Record] = []
-    problems: list[str] = []
-    faulty = 0
-    for index, raw in enumerate(_raw_records(file)):
-        try:
-            records.append(parse_record(raw))
-        except UserError as error:
-            faulty += 1
-            if faulty <= SHOWN_PROBLEMS:
-                name = f" (problem_id {raw['problem_id']})" if isinstance(raw, dict) and "problem_id" in raw else ""
-                problems.append(f"{file}: record {index}{name}: {error}")
-    if faulty > SHOWN_PROBLEMS:
-        problems.append(f"{file}: {faulty - SHOWN_PROBLEMS} more faulty records")
+    records, faults = read_records(file)
+    problems = []
+    for fault in faults[:SHOWN_PROBLEMS]:
+        name = "" if fault.problem_id is None else f" (problem_id {fault.problem_id})"
+        problems.append(f"{file}: record {fault.index}{name}: {fault.message}")
+    if len(faults) > SHOWN_PROBLEMS:
+        problems.append(f"{file}: {len(faults) - SHOWN_PROBLEMS} more faulty records")
     if problems:
         raise UserError("\n".join(problems))
-    if not records:
+    return list(records.values())
+
+
+def read_records(file: str | Path) -> tuple[dict[int, Record], list[Fault]]:
+    """The good records by their place in the file, and the faulty ones. Raises UserError: no file, JSON or record."""
+    records: dict[int, Record] = {}
+    faults: list[Fault] = []
+    for index, raw in enumerate(_raw_records(file)):
+        try:
+            records[index] = parse_record(raw)
+        except UserError as error:
+            named = raw.get("problem_id") if isinstance(raw, dict) else None
+            faults.append(Fault(index, named if isinstance(named, int | str) else None, str(error)))
+    if not records and not faults:
         raise UserError(f"{file} holds no records")
-    return records
+    return records, faults
 
 
 def parse_record(raw: Any) -> Record:
@@ -86,6 +106,7 @@ def parse_record(raw: Any) -> Record:
         process=_optional_text(raw, "process"),
         path=_media_path(raw.get("path"), data_type),
         data_source=sys.intern(_optional_text(raw, "data_source") or ""),
+        task=sys.intern(_task(raw)),
     )
 
 
@@ -159,6 +180,11 @@ def _optional_text(raw: dict[str, Any], field: str) -> str | None:
     if value is not None and not isinstance(value, str):
         raise UserError(f"field {field!r} must be a string or null, got {_kind(value)}")
     return value or None
+
+
+def _task(raw: dict[str, Any]) -> str:
+    """Only a text counts: these names mean other things in other files."""
+    return next((raw[field] for field in TASK_FIELDS if isinstance(raw.get(field), str) and raw[field]), "")
 
 
 def _kind(value: Any) -> str:

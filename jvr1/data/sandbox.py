@@ -135,7 +135,8 @@ class Sandbox:
 
 def serve(descriptor: int, timeout: float | int) -> None:
     """The helper's loop: the function, then calls, until the other end is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt at the terminal is the parent's to handle
+    for number in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group, it is the parent's to handle
+        signal.signal(number, signal.SIG_IGN)
     connection = Connection(descriptor)
     try:
         function = connection.recv()

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+import json
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Int32
 from transformers import PreTrainedTokenizerBase
 
-from jvr1.data.batch import Arrays, Bucket, Microbatch
+from jvr1.data.batch import Arrays, Bucket, Microbatch, Row, shuffled_order
+from jvr1.data.records import Record
+from jvr1.errors import UserError
+from jvr1.eval.score import Question, grouped, reply
+from jvr1.eval.suites import task_of
 from jvr1.rl.rewards import Score, score
 from jvr1.rl.tgrpo import Rollout
 from jvr1.rl.user_reward import UserReward
 
 VARIANTS = ("ordered", "shuffled")
+"""What training compares, in rollouts and in validation."""
+ORDERS = (*VARIANTS, "reversed", "single")
+"""Orders of a video's frames that an evaluation may compare."""
 
 
 class Sampled(NamedTuple):
@@ -95,45 +103,104 @@ class Judge:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """One question answered once. `error`: why its media could not be read; nothing else is set then."""
+class Asking:
+    """How questions are put: a video's frames in which ORDERS ('ordered' among them), how many samples of
+    each, drawn how (temperature 0: the best token). Errors: UserError for what is not possible."""
 
-    problem_id: int | str
-    task: str
-    problem_type: str
-    variant: str
-    completion: str = ""
-    answer: str | None = None
-    accuracy: float = 0.0
-    format: float = 0.0
-    length: int = 0
-    ended: bool = False
-    error: str | None = None
+    variants: tuple[str, ...] = ("ordered",)
+    samples: int = 1
+    temperature: float = 0.0
+    top_p: float = 1.0
+
+    def __post_init__(self):
+        unknown = [v for v in self.variants if v not in ORDERS]
+        if unknown:
+            raise UserError(f"there is no variant {unknown[0]!r}; use {', '.join(ORDERS)}")
+        if "ordered" not in self.variants or len(set(self.variants)) < len(self.variants):
+            raise UserError(f"variants {','.join(self.variants)} must hold 'ordered', and each name once")
+        if self.samples < 1 or not self.temperature >= 0 or not 0 < self.top_p <= 1:
+            raise UserError("evaluation needs samples >= 1, temperature >= 0 and 0 < top_p <= 1")
+        if self.samples > 1 and self.temperature == 0:
+            raise UserError(f"{self.samples} samples at temperature 0 would all be the same; set a temperature above 0")
 
 
-Decode = Callable[[Arrays, Bucket, Sequence[int]], Sampled]
+VALIDATION = Asking(VARIANTS)
+
+
+Decode = Callable[[Arrays, Bucket, np.ndarray | None, tuple[int, ...]], Sampled]
+"""The device's part, (arrays, bucket, pairs, rows): rows[s] completions for each stream s of a microbatch, whose frames
+pairs[:, s] [B,F,2] names (None: no media)."""
 
 
 def answer_questions(
-    microbatches: Iterable[Microbatch], decode: Decode, judge: Judge, tokenizer: PreTrainedTokenizerBase
-) -> Iterator[Answer]:
-    """Answers every row once on ordered frames, and a video's once more on shuffled ones."""
+    microbatches: Iterable[Microbatch], decode: Decode, tokenizer: PreTrainedTokenizerBase, asking: Asking
+) -> Iterator[list[Question]]:
+    """Answers every row: a video's `samples` times in each variant, any other's on what it is. A list a microbatch."""
     for micro in microbatches:
-        rows = (1, 1) if micro.bucket.kind == "video" else (1,)
-        sampled = decode(micro.arrays, micro.bucket, rows)
+        variants = asking.variants if micro.bucket.kind == "video" else ("ordered",)
+        identities = [0 if row.record is None else identity(row.record) for row in micro.rows]
+        pairs = None
+        if micro.arrays.visual is not None:
+            visual = micro.arrays.visual
+            pairs = np.stack(
+                [frame_streams(*v, variants) for v in zip(visual.pair, visual.hw, identities, strict=True)]
+            )
+        arrays = micro.arrays._replace(number=np.asarray(identities, np.int32))
+        sampled = decode(arrays, micro.bucket, pairs, (asking.samples,) * len(variants))
         texts = texts_of(tokenizer, sampled)
-        judged = judge(micro, texts, sampled, rows)
-        for b, row in enumerate(micro.rows):
-            if row.record is None:
-                continue
-            name = (row.record.problem_id, row.record.data_source, row.record.problem_type)
-            if row.error is not None:
-                yield Answer(*name, "ordered", error=row.error)
-                continue
-            for r in range(sum(rows)):
-                one = judged.rows[b][r]
-                length, ended = int(sampled.length[b, r]), bool(sampled.ended[b, r])
-                yield Answer(*name, VARIANTS[r], texts[b][r], one.answer, one.accuracy, one.format, length, ended)
+        yield [
+            _question(row, texts[b], sampled.length[b], sampled.ended[b], variants, asking.samples)
+            for b, row in enumerate(micro.rows)
+            if row.record is not None
+        ]
+
+
+def _question(
+    row: Row, texts: Sequence[str], length: np.ndarray, ended: np.ndarray, variants: Sequence[str], samples: int
+) -> Question:
+    assert row.record is not None
+    if row.error is not None:
+        return Question(row.record, row.error, number=row.number)
+    gold, kind = row.record.solution, row.record.problem_type
+    replies = [
+        reply(variants[r // samples], r % samples, text, int(length[r]), bool(ended[r]), gold, kind)
+        for r, text in enumerate(texts)
+    ]
+    return Question(row.record, None, tuple(replies), row.number)
+
+
+IDENTITIES = 2**19
+"""Questions' numbers, of which random keys are made: below 2^31 when multiplied by `train.decode.MAX_ROWS`."""
+
+
+def identity(record: Record) -> int:
+    """A number of a question that no batch, bucket or device changes: its shuffle and its samples come from it."""
+    text = json.dumps([record.problem_id, record.path, record.problem])
+    return zlib.crc32(text.encode()) % IDENTITIES
+
+
+def frame_streams(
+    pair: Int32[np.ndarray, "F 2"], hw: Int32[np.ndarray, "F W L 2"], seed: int, variants: Sequence[str]
+) -> Int32[np.ndarray, "S F 2"]:
+    """`pair` with a clip's frames in another order, for each variant; padded steps stay as they are.
+
+    ordered; shuffled: one permutation, by the seed; reversed; single: the middle frame everywhere.
+    """
+    real = (hw[..., 0] >= 0).any(axis=(1, 2))
+    n = int(pair[real].max(initial=-1)) + 1
+    orders = {
+        "ordered": np.arange(n),
+        "shuffled": shuffled_order(n, np.random.default_rng(seed)),
+        "reversed": np.arange(n)[::-1],
+        "single": np.full(n, n // 2),
+    }
+    out = np.repeat(pair[None], len(variants), axis=0)
+    for s, variant in enumerate(variants):
+        out[s, real] = orders[variant][pair[real]]
+    return out.astype(np.int32)
+
+
+# --- validation in training -------------------------------------------------------------------------------------------
 
 
 class Summary(NamedTuple):
@@ -148,28 +215,27 @@ class Summary(NamedTuple):
     failed: int
 
 
-def summarise(answers: Iterable[Answer]) -> dict[str, Summary]:
-    """By task, in alphabetical order."""
-    groups: dict[str, list[Answer]] = defaultdict(list)
-    for answer in answers:
-        groups[answer.task].append(answer)
-    return {task: _summary(groups[task]) for task in sorted(groups)}
+def summarise(questions: Iterable[Question], mode: str) -> dict[str, Summary]:
+    """By task, in alphabetical order; accuracy in a mode of `eval.score`."""
+    groups = grouped(list(questions), lambda q: task_of(q.record))
+    return {task: _summary(group, mode) for task, group in groups.items()}
 
 
-def _summary(answers: Sequence[Answer]) -> Summary:
-    ordered = [a for a in answers if a.variant == "ordered" and a.error is None]
-    shuffled = [a.accuracy for a in answers if a.variant == "shuffled"]
+def _summary(questions: Sequence[Question], mode: str) -> Summary:
+    found = [r for q in questions for r in q.replies]
+    ordered = [r for r in found if r.variant == "ordered"]
+    shuffled = [r.accuracy[mode] for r in found if r.variant == "shuffled"]
 
     def mean(values: Sequence[float | int]) -> float:
         return float(np.mean(values)) if len(values) else 0.0
 
     return Summary(
-        len(ordered),
-        mean([a.accuracy for a in ordered]),
+        sum(q.error is None for q in questions),
+        mean([r.accuracy[mode] for r in ordered]),
         mean(shuffled) if shuffled else None,
-        mean([a.format for a in ordered]),
-        mean([a.length for a in ordered]),
-        sum(a.error is not None for a in answers),
+        mean([r.format for r in ordered]),
+        mean([r.length for r in ordered]),
+        sum(q.error is not None for q in questions),
     )
 
 
@@ -181,7 +247,3 @@ def as_metrics(summaries: dict[str, Summary]) -> dict[str, float]:
         for name, value in summary._asdict().items()
         if value is not None
     }
-
-
-def as_json(answer: Answer) -> dict:
-    return asdict(answer)

@@ -132,6 +132,14 @@ def constrain(x: Array, *spec: Any) -> Array:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
 
 
+def constrain_rows(table: Float[Array, "V D"]) -> Float[Array, "V D"]:
+    """Splits a table's rows over `tensor` of the mesh in force where it divides, and nothing else of it."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return table
+    return constrain(table, "tensor" if table.shape[0] % mesh.shape.get("tensor", 1) == 0 else None, None)
+
+
 def constrain_batch(x: Array) -> Array:
     """Splits the leading axis over the batch axes of the mesh in force where it divides."""
     mesh = jax.sharding.get_abstract_mesh()

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jvr1.model.attention import attend, attend_shared
 from jvr1.model.config import TextConfig
-from jvr1.model.layers import GatedMLP, Linear, RMSNorm, constrain_batch, scan_layers, stack
+from jvr1.model.layers import GatedMLP, Linear, RMSNorm, constrain_batch, constrain_rows, scan_layers, stack
 from jvr1.model.rope import rotate
 
 
@@ -74,7 +74,8 @@ class TextDecoder(nnx.Module):
         self.head = None if tied else Linear((config.hidden,), (config.vocab,), **head)
 
     def embed(self, ids: Int[Array, "*X"]) -> Float[Array, "*X D"]:
-        return self.embedding[...][ids].astype(self.dtype)
+        # whole rows: from a table split over its width too, XLA would make the batch whole on every device
+        return constrain_rows(self.embedding[...].astype(self.dtype))[ids]
 
     def logits(self, hidden: Float[Array, "*X D"]) -> Float[Array, "*X V"]:
         """Logits in fp32, whatever the compute dtype. Ask for few: 152k words a token."""

@@ -122,6 +122,11 @@ def mean_relative_accuracy(answer: float, gold: float) -> float:
     return float(np.mean(error < np.float32(1) - thresholds, dtype=np.float32))
 
 
+def robust_mra(completion: str, gold: str) -> float:
+    """Mean relative accuracy of the numbers as robust mode reads them; 0 where either side names none."""
+    return _number_score(final_answer(completion), final_answer(gold) or gold.strip(), mean_relative_accuracy)
+
+
 def _equal_decimals(answer: str, gold: str) -> float:
     """Equal to two decimals, and both or neither with a point or a comma."""
     if any(mark in gold for mark in ".,") != any(mark in answer for mark in ".,"):

@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
+from transformers import PreTrainedTokenizerBase
 
 from jvr1.data.batch import Arrays, Bucket
 from jvr1.data.pipeline import Pipeline
-from jvr1.eval.run import Answer, Judge, Sampled, answer_questions
+from jvr1.distributed import Share, from_owner, gather
+from jvr1.eval.journal import from_line, to_line
+from jvr1.eval.run import VALIDATION, Decode, Judge, Judged, Sampled, answer_questions
+from jvr1.eval.score import Question
 from jvr1.generate import Completions, Sampling, generate
 from jvr1.model.config import ModelConfig
 from jvr1.model.qwen2_5_vl import merge
+from jvr1.rl.tgrpo import Rollout
 from jvr1.rl.user_reward import UserReward
-from jvr1.sharding import put_batch, take_local
-from jvr1.train.optimizer import combine
+from jvr1.sharding import (
+    batch_sharding,
+    check_mesh,
+    decode_mesh,
+    param_shardings,
+    put_batch,
+    replicated,
+    take_local,
+)
 
 MAX_ROWS = 4096
 """Completions a prompt may have: rows are numbered alike in all buckets, so that no two of a step share a key."""
@@ -28,15 +41,18 @@ MAX_ROWS = 4096
 
 @dataclass(frozen=True)
 class Decoder:
-    """Completions of a model on a mesh.
+    """Completions of a model whose batches lie on `mesh`, its weights laid out for generation.
 
-    rollout(trainable, frozen, arrays, key, rows, sampling): rows[0] completions a prompt on the ordered frames,
-    rows[1] on the shuffled ones; compiled once for each bucket, rows and sampling.
+    weights(params): a copy in the compute dtype, split over `tensor` of the generation mesh and replicated otherwise;
+    what lies so already is not copied. rollout(weights, arrays, key, rows, sampling, pairs): rows[0] completions a
+    prompt on the ordered frames, rows[1] on the shuffled ones, or on those that `pairs` [B,S,F,2] names; compiled once
+    for each bucket, rows and sampling.
     """
 
     mesh: Mesh
     model: ModelConfig
     end_ids: tuple[int, ...]
+    weights: Callable[[dict], dict]
     rollout: Callable[..., Completions]
 
     def sampling(self, bucket: Bucket, *, temperature: float = 0.0, top_p: float = 1.0, top_k: int = 0) -> Sampling:
@@ -51,29 +67,68 @@ class Decoder:
             pad_id=self.end_ids[-1],
         )
 
-    def greedy(
-        self, trainable: dict, frozen: dict, key: jax.Array
-    ) -> Callable[[Arrays, Bucket, Sequence[int]], Sampled]:
-        """decode(arrays, bucket, rows) with the best token each time, for `eval.run.answer_questions`."""
+    def answering(self, weights: dict, key: jax.Array, *, temperature: float = 0.0, top_p: float = 1.0) -> Decode:
+        """What `eval.run.answer_questions` calls: by default the best token each time."""
 
-        def decode(arrays: Arrays, bucket: Bucket, rows: Sequence[int]) -> Sampled:
-            put = put_batch(arrays, self.mesh)
-            return to_host(self.rollout(trainable, frozen, put, key, tuple(rows), self.sampling(bucket)))
+        def decode(arrays: Arrays, bucket: Bucket, pairs: np.ndarray | None, rows: tuple[int, ...]) -> Sampled:
+            sampling = self.sampling(bucket, temperature=temperature, top_p=top_p)
+            put, pairs = put_batch((arrays, pairs), self.mesh)
+            return to_host(self.rollout(weights, put, key, rows, sampling, pairs))
 
         return decode
 
 
-def make_decoder(graphdef: nnx.GraphDef, mesh: Mesh, model: ModelConfig, end_ids: tuple[int, ...]) -> Decoder:
-    @partial(jax.jit, static_argnames=("rows", "sampling"))
-    def rollout(trainable, frozen, arrays: Arrays, key, rows: tuple[int, ...], sampling: Sampling) -> Completions:
-        module = merge(graphdef, combine(trainable, frozen))
-        pairs = None
-        if arrays.visual is not None:
+def make_decoder(
+    graphdef: nnx.GraphDef,
+    mesh: Mesh,
+    model: ModelConfig,
+    end_ids: tuple[int, ...],
+    *,
+    tensor: int = 0,
+    dtype: str | None = None,
+) -> Decoder:
+    """tensor: ways the weights are split when generating (0: as on `mesh`). dtype: of the weights then (None: theirs).
+
+    Raises UserError for a size that is not possible.
+    """
+    generation = decode_mesh(mesh, tensor)
+    check_mesh(generation, model)
+    batch, everywhere = batch_sharding(mesh), replicated(mesh)
+
+    @partial(jax.jit, static_argnames=("rows", "sampling"), out_shardings=Completions(*(batch,) * 4, everywhere))
+    def rollout(
+        weights: dict, arrays: Arrays, bits, rows: tuple[int, ...], sampling: Sampling, pairs=None
+    ) -> Completions:
+        module, key = merge(graphdef, weights), jax.random.wrap_key_data(bits)
+        if arrays.visual is not None and pairs is None:
             pairs = jnp.stack([arrays.visual.pair, arrays.shuffled][: len(rows)], axis=1)
         numbers = arrays.number[:, None] * MAX_ROWS + jnp.arange(sum(rows))[None]
         return generate(module, arrays.prompt, arrays.visual, pairs, arrays.valid, key, numbers, rows, sampling)
 
-    return Decoder(mesh, model, end_ids, rollout)
+    def roll(weights: dict, arrays: Arrays, key, rows: tuple[int, ...], sampling: Sampling, pairs=None) -> Completions:
+        # a program takes its inputs from one mesh: the key goes through the host
+        arrays, pairs = jax.device_put((arrays, pairs), batch_sharding(generation))
+        with jax.set_mesh(generation):
+            return rollout(weights, arrays, np.asarray(jax.random.key_data(key)), rows, sampling, pairs)
+
+    return Decoder(mesh, model, end_ids, partial(lay_out, mesh=generation, dtype=dtype), roll)
+
+
+def lay_out(params: dict, mesh: Mesh, dtype: str | None = None) -> dict:
+    """Parameters as they lie on another mesh of the same devices, in another dtype."""
+    shardings = param_shardings(params, mesh)
+
+    def move(x: jax.Array, sharding: NamedSharding) -> jax.Array:
+        if x.dtype == (dtype or x.dtype) and x.sharding == sharding:
+            return x
+        return _mover(sharding, str(dtype or x.dtype))(x)
+
+    return jax.tree.map(move, params, shardings)
+
+
+@cache
+def _mover(sharding: NamedSharding, dtype: str) -> Callable[[jax.Array], jax.Array]:
+    return jax.jit(lambda x: x.astype(dtype), out_shardings=sharding)
 
 
 def to_host(completions: Completions) -> Sampled:
@@ -88,6 +143,21 @@ def make_judge(config: ConfigDict) -> Judge:
     return Judge(reward.mode, config.rl.format_weight, user, reward.user_weight)
 
 
-def answer_all(pipeline: Pipeline, count: int, decode: Callable, judge: Judge, tokenizer) -> list[Answer]:
-    """Greedy answers to questions, videos on ordered and on shuffled frames."""
-    return list(answer_questions(pipeline.microbatches(0, count, {}), decode, judge, tokenizer))
+def shared_scores(judged: Judged, share: Share) -> Judged:
+    """Scores that are the same on all processes that hold these rows: a user's reward may time out on one of them."""
+    if not share.shared:
+        return judged
+    arrays = {name: x.tolist() for name, x in judged.rollout._asdict().items()}
+    arrays = from_owner(arrays, share)
+    same = {name: np.asarray(arrays[name], x.dtype) for name, x in judged.rollout._asdict().items()}
+    return replace(judged, rollout=Rollout(**same))
+
+
+def answer_all(
+    pipeline: Pipeline, count: int, decode: Decode, tokenizer: PreTrainedTokenizerBase, share: Share
+) -> list[Question]:
+    """Greedy answers to questions, videos on ordered and on shuffled frames: on every process those of all."""
+    batches = answer_questions(pipeline.microbatches(0, count, {}), decode, tokenizer, VALIDATION)
+    own = [to_line(question) for batch in batches for question in batch]
+    every = gather(own if share.owner else [])
+    return [from_line(line, pipeline.store) for lines in every for line in lines]

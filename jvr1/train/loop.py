@@ -7,7 +7,7 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from typing import Any
 
 import jax
@@ -17,11 +17,14 @@ from tqdm import tqdm
 
 from jvr1.data.batch import Microbatch
 from jvr1.data.pipeline import Journal, ahead
+from jvr1.distributed import gather
 from jvr1.errors import UserError
-from jvr1.eval.run import Judge, as_metrics, summarise
+from jvr1.eval.run import as_metrics, summarise
+from jvr1.eval.score import mode_of
 from jvr1.train.checkpoint import Checkpoints
 from jvr1.train.decode import answer_all
-from jvr1.train.metrics import MetricsWriter, PhaseClock, Sums, Tally, device_peak_flops
+from jvr1.train.guard import Watchdog, stop_code
+from jvr1.train.metrics import MetricsWriter, PhaseClock, Profiler, Sums, Tally, device_peak_flops
 from jvr1.train.optimizer import combine, make_schedule
 from jvr1.train.setup import Run, keep_run
 from jvr1.train.state import TrainState, abstract_state, apply_gradients, check_bad_steps, init_state
@@ -35,8 +38,9 @@ class Loop:
     A step calls `phase`, `add` and `update`; `show` names what the progress bar prints.
     """
 
-    def __init__(self, run: Run, show: Mapping[str, str]):
+    def __init__(self, run: Run, show: Mapping[str, str], profile: range = range(0)):
         self.run_, self.show = run, dict(show)
+        self.watchdog, self.profiler = Watchdog(run.settings.train.step_limit), Profiler(run.workdir, profile)
         train = run.settings.train
         self.checkpoints = Checkpoints(run.workdir, train.keep, train.stop_metric or None)
         shapes = abstract_state(run.tx, run.trainable, run.mesh)
@@ -61,7 +65,7 @@ class Loop:
         if run.changed and self.step:
             _say(f"settings changed since the run began: {'; '.join(run.changed)}")
             self.writer.text(self.step + 1, "settings/changed", "\n".join(run.changed))
-        self.clock, self.tally, self.flops = PhaseClock(), Tally(), 0.0
+        self.clock, self.tally = PhaseClock(), Tally()
         self._schedule = make_schedule(run.optimizer)
         self._stop = False
 
@@ -109,21 +113,33 @@ class Loop:
 
     # --- the loop
 
-    def run(self, step_of: Step) -> None:
-        """Steps until the last, a signal, or the validation value that ends the run early."""
+    def run(self, step_of: Step) -> int:
+        """Steps until the last, a signal to any process, or the validation value that ends the run early.
+
+        Returns the exit code.
+        """
         settings, pipeline = self.run_.settings.train, self.run_.pipeline
         rows = ahead(pipeline.steps(self.step, settings.steps, dict(self.journal.failed)), 1)
         bar = progress_bar(settings.steps, self.step)
-        # the mesh in force: the model splits its activations over it
-        with jax.set_mesh(self.run_.mesh), _signals(self._on_signal), closing(self.writer), closing(bar), closing(rows):
+        with ExitStack() as stack:
+            # the mesh in force: the model splits its activations over it
+            stack.enter_context(jax.set_mesh(self.run_.mesh))
+            stack.enter_context(_signals(self._on_signal))
+            stack.enter_context(self.watchdog.watching())
+            for thing in (self.writer, bar, rows, self.profiler):
+                stack.enter_context(closing(thing))
             if self.step == 0 and settings.validate_every:
                 self._validate()
             self.clock.take()
-            while not (self._finished or self._stop):
+            while not self._finished:
+                self.watchdog.beat(f"step {self.step + 1}")
                 with self.clock.phase("data"):
-                    microbatches = next(rows)
-                failures = self.journal.note(self.step, microbatches)
-                self._count_rows(microbatches, failures)
+                    # a signal to the whole group has ended the workers that read
+                    read = [] if self._stop else next(rows)
+                microbatches, stop = self._agree(read)
+                if stop:
+                    break
+                self.profiler.at(self.step + 1)
                 step_of(self.step, microbatches)
                 with self.phase("update"):  # JAX returns before the device is done
                     jax.block_until_ready(self.state)
@@ -132,12 +148,32 @@ class Loop:
                 due = settings.validate_every and self.step % settings.validate_every == 0
                 metrics = self._validate() if due else {}
                 self._finished = self.step == settings.steps or self._reached(metrics)
-                if self._stop or self._finished or due or self.step % settings.save_every == 0:
+                if self._finished or due or self.step % settings.save_every == 0:
                     self.save(metrics)
                 self.clock.take()  # a step's seconds are its own, without validation and saving
+            if not self._finished and self.step:
+                self.save()
+            self.watchdog.beat("writing the last checkpoint")
             self.checkpoints.close()
-        if self._stop and not self._finished:
-            _say(f"stopped at step {self.step} of {settings.steps}" + (", saved" if self.step else "; nothing to save"))
+        if self._finished:
+            return 0
+        _say(f"stopped at step {self.step} of {settings.steps}" + (", saved" if self.step else "; nothing to save"))
+        return stop_code()
+
+    def _agree(self, microbatches: Sequence[Microbatch]) -> tuple[Sequence[Microbatch], bool]:
+        """What all processes do now: the microbatches without the rows that any of them could not read, and whether
+        one was told to stop. Raises UserError on all when one of them has too many failures."""
+        failures = self.journal.note(self.step, microbatches)
+        self._count_rows(microbatches, failures)
+        failed = [(row.micro, row.place) for row in failures]
+        every = gather([self._stop, self.journal.excess, failed])
+        problem = next((excess for _, excess, _ in every if excess), None)
+        if problem:
+            raise UserError(problem)
+        if self.run_.share.shared:
+            there = {tuple(row) for _, _, rows in every for row in rows}
+            microbatches = [micro.without(there) for micro in microbatches]
+        return microbatches, any(stop for stop, _, _ in every)
 
     def _reached(self, metrics: Mapping[str, float]) -> bool:
         """Whether validation gave the value at which the run is to end."""
@@ -165,9 +201,10 @@ class Loop:
         run = self.run_
         if run.questions is None:
             return {}
-        decode = run.decoder.greedy(self.state.params, run.frozen, run.key)
-        answers = answer_all(*run.questions, decode, Judge(run.settings.reward.mode), run.tokenizer)
-        metrics = as_metrics(summarise(answers))
+        self.watchdog.beat("validation")
+        decode = run.decoder.answering(run.decoder.weights(combine(self.state.params, run.frozen)), run.key)
+        questions = answer_all(*run.questions, decode, run.tokenizer, run.share)
+        metrics = as_metrics(summarise(questions, mode_of(run.settings.reward.mode)))
         wanted = run.settings.train.stop_metric
         if wanted and wanted not in metrics:
             raise UserError(f"train.stop_metric={wanted!r} is not measured; validation gives {', '.join(metrics)}")
@@ -187,30 +224,30 @@ class Loop:
         self.add({f"data/failed/{cause}": (count, rows) for cause, count in causes.items()})
 
     def _log(self, bar: tqdm) -> None:
-        values, seconds = self.tally.means(), self.clock.take()
-        total = seconds.pop("total")
+        seconds, tally = self.clock.take(), self.tally.of_all(self.run_.share)
+        values, total = tally.means(), seconds.pop("total")
         values |= {f"seconds/{name}": value for name, value in seconds.items()} | {"seconds/step": total}
         values |= {
             "update/learning_rate": float(self._schedule(int(self.state.step) - 1)),
             "update/skipped": int(self.state.skipped),
         }
-        tokens = self.tally.sums.get("completion/tokens")
-        if tokens is not None:
-            values["tokens_per_second"] = float(tokens[0]) / total
+        if "completion/tokens" in tally.sums:
+            values["tokens_per_second"] = float(tally.sums["completion/tokens"][0]) / total
             values.pop("completion/tokens", None)
         if "advantage_square" in values:
             variance = values.pop("advantage_square") - values["advantage"] ** 2
             values["advantage_std"] = math.sqrt(max(variance, 0.0))
-        values["flops_per_second"] = self.flops / total
+        values.pop("flops", None)
+        values["flops_per_second"] = float(tally.sums["flops"][0]) / total
         peak = device_peak_flops(jax.devices()[0])
         if peak is not None:
-            values["flops_share_of_peak"] = self.flops / total / (peak * jax.device_count())
+            values["flops_share_of_peak"] = values["flops_per_second"] / (peak * jax.device_count())
         self.writer.scalars(self.step, values)
         bar.set_postfix(
             {label: f"{values[name]:.3g}" for name, label in self.show.items() if name in values}, refresh=False
         )
         bar.update()
-        self.tally, self.flops = Tally(), 0.0
+        self.tally = Tally()
         check_bad_steps(self.step, int(self.state.bad_steps), self.run_.optimizer.max_bad_steps)
 
 

@@ -22,6 +22,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.text.summary import text_pb
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
+from jvr1.distributed import Share, gather
 from jvr1.errors import UserError
 
 
@@ -201,11 +202,42 @@ class Tally(NamedTuple):
             largest[name] = jnp.maximum(largest[name], value) if name in largest else value
         return Tally(total, largest)
 
+    def of_all(self, share: Share) -> Tally:
+        """The same numbers on every process: what is an array counts for all already, what is a number is this
+        process's own and is added up, by the owners of the rows."""
+        own = {k: [float(n), float(d)] for k, (n, d) in self.sums.items() if not isinstance(n, jax.Array)}
+        largest = {k: float(v) for k, v in self.maxima.items() if not isinstance(v, jax.Array)}
+        total = Tally({k: v for k, v in self.sums.items() if k not in own}, dict(self.maxima))
+        for sums, maxima in gather([own, largest] if share.owner else [{}, {}]):
+            total = total.add(sums, maxima)
+        return total
+
     def means(self) -> dict[str, float]:
         """Numerator / denominator of each sum, and the maxima. A sum with denominator 0 has no mean: left out."""
         sums, maxima = jax.device_get((self.sums, self.maxima))
         means = {name: float(n) / float(d) for name, (n, d) in sums.items() if d != 0}
         return means | {name: float(value) for name, value in maxima.items()}
+
+
+class Profiler:
+    """Traces a range of steps into WORKDIR/profile/process-K, for TensorBoard's profile plugin or Perfetto."""
+
+    def __init__(self, workdir: epath.PathLike, steps: range):
+        self._folder, self._steps, self._on = epath.Path(workdir) / "profile", steps, False
+
+    def at(self, step: int) -> None:
+        """Call it before each step: the trace begins before the first of the range and ends after the last."""
+        if step in self._steps and not self._on:
+            jax.profiler.start_trace(str(self._folder / f"process-{jax.process_index()}"))
+            self._on = True
+        elif step not in self._steps:
+            self.close()
+
+    def close(self) -> None:
+        """Ends the trace, if one is being made."""
+        if self._on:
+            jax.profiler.stop_trace()
+        self._on = False
 
 
 class PhaseClock:

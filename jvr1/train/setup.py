@@ -7,6 +7,7 @@ import json
 import os
 import tempfile
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,22 +26,22 @@ from jvr1 import config as settings
 from jvr1.data.batch import Bucket
 from jvr1.data.cache import MediaCache, MediaReader, is_remote
 from jvr1.data.encode import Encoder
-from jvr1.data.index import IndexEntry, build_index, file_stamp, load_index, save_index, settings_hash, summary
-from jvr1.data.pipeline import Pipeline, Slice
+from jvr1.data.index import IndexEntry, Measure, build_index, file_stamp, load_index, save_index, settings_hash, summary
+from jvr1.data.pipeline import Pipeline
 from jvr1.data.prompts import end_ids
 from jvr1.data.records import Record, load_records
 from jvr1.data.sandbox import Sandbox
 from jvr1.data.schedule import Pool, Schedule, Sequential
 from jvr1.data.store import RecordStore
+from jvr1.distributed import Share, share_of
 from jvr1.errors import UserError
 from jvr1.model.config import ModelConfig, to_hf
 from jvr1.model.hf import CONFIG
-from jvr1.model.lora import ADAPTERS, LoRAConfig, without_adapters
-from jvr1.sharding import make_mesh, param_shardings
+from jvr1.model.lora import ADAPTERS, LoRAConfig
+from jvr1.sharding import decode_mesh, make_mesh, param_shardings
 from jvr1.train.decode import Decoder, make_decoder
 from jvr1.train.models import CHECKPOINTS, MODEL, make_tokenizer, open_base, write_lora
 from jvr1.train.optimizer import OptimizerConfig, make_optimizer, partition
-from jvr1.train.trees import cast
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class Run:
     key: jax.Array
     decoder: Decoder
     pipeline: Pipeline
+    share: Share
     rows: str
     questions: tuple[Pipeline, int] | None
     changed: tuple[str, ...]
@@ -78,8 +80,9 @@ def open_run(config: ConfigDict, workdir: str, *, targets: bool) -> Run:
     changed = check_unchanged(config, folder)
     check_schedule(config, 1 if targets else config.rl.updates)
     use_compilation_cache()
-    mesh = make_mesh(dict(config.mesh))
+    mesh = make_mesh(settings.mesh_shape(config))
     check_batch(config, mesh)
+    share = share_of(mesh)
     lora = settings.lora(config)
     model = open_base(
         config.model.source,
@@ -97,8 +100,8 @@ def open_run(config: ConfigDict, workdir: str, *, targets: bool) -> Run:
     questions = None
     if config.train.validate_every:
         asking = make_encoder(config, model.config, tokenizer, targets=False)
-        questions = open_questions(config, config.data.valid, asking, folder, "valid")
-    pipeline, rows = open_training_rows(config, encoder, folder)
+        questions = open_questions(config, config.data.valid, asking, folder, "valid", share)
+    pipeline, rows = open_training_rows(config, encoder, folder, share)
     return Run(
         settings=config,
         workdir=folder,
@@ -115,20 +118,20 @@ def open_run(config: ConfigDict, workdir: str, *, targets: bool) -> Run:
         optimizer=optimizer,
         tx=make_optimizer(optimizer, trainable),
         key=jax.random.key(config.seed),
-        decoder=make_decoder(model.graphdef, mesh, model.config, end_ids(tokenizer)),
+        decoder=make_decoder(
+            model.graphdef,
+            mesh,
+            model.config,
+            end_ids(tokenizer),
+            tensor=config.mesh.decode_tensor,
+            dtype=config.model.dtype,
+        ),
         pipeline=pipeline,
+        share=share,
         rows=rows,
         questions=questions,
         changed=changed,
     )
-
-
-def open_reference(run: Run) -> tuple[nnx.GraphDef, dict]:
-    """Graph and parameters of the model KL is measured from. With adapters it is the base: the run's own arrays, no
-    copy. Otherwise a copy of what the run starts from, in model.dtype."""
-    if run.lora is not None:
-        return without_adapters(run.graphdef, run.params)
-    return run.graphdef, cast(run.params, run.settings.model.dtype)
 
 
 def use_compilation_cache() -> None:
@@ -192,12 +195,15 @@ def check_schedule(config: ConfigDict, updates: int) -> None:
 
 
 def check_batch(config: ConfigDict, mesh: Mesh) -> None:
-    """Raises UserError when a microbatch cannot be split over the mesh."""
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
-    if config.batch.micro % ways:
-        raise UserError(
-            f"batch.micro={config.batch.micro} rows cannot be split {ways} ways (mesh data x fsdp); use a multiple"
-        )
+    """Raises UserError when a microbatch cannot be split over the mesh, or over its devices as they generate."""
+    for name, ways in (
+        ("data x fsdp", mesh.shape["data"] * mesh.shape["fsdp"]),
+        ("devices / decode_tensor", decode_mesh(mesh, config.mesh.decode_tensor).shape["data"]),
+    ):
+        if config.batch.micro % ways:
+            raise UserError(
+                f"batch.micro={config.batch.micro} rows cannot be split {ways} ways (mesh {name}); use a multiple"
+            )
 
 
 def make_encoder(
@@ -221,7 +227,7 @@ def make_encoder(
     )
 
 
-def open_training_rows(config: ConfigDict, encoder: Encoder, workdir: epath.Path) -> tuple[Pipeline, str]:
+def open_training_rows(config: ConfigDict, encoder: Encoder, workdir: epath.Path, share: Share) -> tuple[Pipeline, str]:
     """The mixture of data.train: indexed, drawn by data.weights and data.modality; and a hash of its rows."""
     digest = hashlib.sha256()
     names = {b.name: b for b in encoder.buckets}
@@ -243,13 +249,13 @@ def open_training_rows(config: ConfigDict, encoder: Encoder, workdir: epath.Path
         seed=config.seed,
         per_step=config.batch.per_step,
         workers=config.data.workers,
-        share=Slice(jax.process_index(), jax.process_count()),
+        share=share,
     )
     return pipeline, digest.hexdigest()
 
 
 def open_questions(
-    config: ConfigDict, files: tuple[str, ...], encoder: Encoder, workdir: epath.Path, name: str
+    config: ConfigDict, files: tuple[str, ...], encoder: Encoder, workdir: epath.Path, name: str, share: Share
 ) -> tuple[Pipeline, int]:
     """Held-out questions, each once, and the number of microbatches they make."""
     names = {b.name: b for b in encoder.buckets}
@@ -269,7 +275,7 @@ def open_questions(
         seed=config.seed,
         per_step=1,
         workers=config.data.workers,
-        share=Slice(jax.process_index(), jax.process_count()),
+        share=share,
     )
     return pipeline, len(plan.plans)
 
@@ -277,27 +283,40 @@ def open_questions(
 def open_index(
     file: str, config: ConfigDict, encoder: Encoder, workdir: epath.Path
 ) -> tuple[list[Record], list[IndexEntry]]:
-    """The records of a file (relative to data.root) and their index: made before with the same settings, or now.
+    """The records of a file (relative to data.root) and their index: made before with the same settings, or now."""
+    records = load_records(str(epath.Path(config.data.root) / file))
+    return records, index_of(file, records, config, encoder, encoder.measure, encoder.fingerprint(), workdir)
+
+
+def index_of(
+    file: str,
+    records: Sequence[Record],
+    config: ConfigDict,
+    encoder: Encoder,
+    measure: Measure,
+    fingerprint: Mapping[str, Any],
+    workdir: epath.Path,
+) -> list[IndexEntry]:
+    """The index of a file's records by `measure`, all that depends on being in `fingerprint`.
 
     An index's name carries the hash of its settings, so one made with others is never taken.
     """
     file = str(epath.Path(config.data.root) / file)
-    records = load_records(file)
-    made_with = {"records": file_stamp(file), **encoder.fingerprint()}
+    made_with = {"records": file_stamp(file), **fingerprint}
     folder = epath.Path(config.data.index) if config.data.index else workdir / "index"
     path = folder / f"{epath.Path(file).stem}-{settings_hash(made_with)}.jsonl"
     if not path.exists() and jax.process_index() == 0:
         partial = local_cache(workdir) / f"{path.name}.partial"
         partial.parent.mkdir(parents=True, exist_ok=True)
         workers = config.data.index_workers
-        entries = build_index(records, encoder.media, made_with, encoder.measure, workers, partial, config.data.timeout)
+        entries = build_index(records, encoder.media, made_with, measure, workers, partial, config.data.timeout)
         save_index(str(path), entries, made_with)
         partial.unlink()
         lengths = {b.name: b.prompt for b in encoder.buckets}
         print(f"{file}: {summary(entries, lengths)}")
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"index {path}")
-    return records, load_index(str(path), made_with)
+    return load_index(str(path), made_with)
 
 
 def by_bucket(entries: list[IndexEntry], names: dict[str, Bucket]) -> dict[Bucket, np.ndarray]:

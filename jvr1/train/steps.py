@@ -13,22 +13,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool
 
 from jvr1.data.batch import Arrays
 from jvr1.model.qwen2_5_vl import merge
 from jvr1.rl import tgrpo
 from jvr1.sharding import batch_sharding
-from jvr1.train.losses import supervised_loss, token_scores
+from jvr1.train.losses import TokenScores, supervised_loss, token_scores
 from jvr1.train.optimizer import combine
 from jvr1.train.trees import add_trees
 
 
-def make_advantages(algorithm: tgrpo.TGRPOConfig) -> Callable[..., Any]:
+def make_advantages(algorithm: tgrpo.TGRPOConfig, mesh: Mesh) -> Callable[..., Any]:
     """advantages(scores, length [B,G], ids [B,G,C]) -> tgrpo.Advantages, tokens in the loss [B,G,C], this
     microbatch's part of the step's denominator, statistics as sums."""
+    rows = batch_sharding(mesh)
 
-    @jax.jit
+    @partial(jax.jit, out_shardings=(rows, rows, None, None))
     def advantages(scores: tgrpo.Rollout, length: Array, ids: Array):
         result = tgrpo.advantages(scores, algorithm)
         written = jnp.arange(ids.shape[-1])[None, None] < length[..., None]
@@ -39,38 +41,48 @@ def make_advantages(algorithm: tgrpo.TGRPOConfig) -> Callable[..., Any]:
     return advantages
 
 
-def make_policy_gradients(
-    graphdef: nnx.GraphDef,
-    algorithm: tgrpo.TGRPOConfig,
-    shardings: Any,
-    *,
-    temperature: float,
-    chunk: int,
-    reference_graph: nnx.GraphDef | None = None,
-) -> Callable[..., Any]:
-    """gradients(trainable, frozen, reference, total, arrays, ids, sampled, old, first, advantage, mask, denominator)
-    -> total with this microbatch's gradient added, loss, statistics as sums, largest gap, log-probabilities [B,G,C].
+def make_reference_scores(
+    graphdef: nnx.GraphDef, mesh: Mesh, *, temperature: float, chunk: int
+) -> Callable[[dict, Arrays, Array], Array]:
+    """scores(params, arrays, ids [B,G,C]) -> log-probabilities [B,G,C] of the model KL is measured from.
 
-    shardings: of the trainable parameters, and so of `total`, which is donated. reference: the parameters KL is
-    measured from, or None; reference_graph: their graph where it is another. sampled: log-probabilities as the tokens
-    were drawn. old: those of the step's first pass, which is its own (`first`: `old` may hold anything, and the gap to
-    `sampled` is measured).
+    A program of its own: its parameters need not be on the device while gradients are, and a step with several updates
+    scores once.
     """
 
-    def score(graph: nnx.GraphDef, params: dict, arrays: Arrays, ids: Array):
-        model = merge(graph, params)
-        hidden = model.complete(arrays.prompt, arrays.visual, ids)
-        return token_scores(model.logits, hidden, ids, temperature=temperature, chunk=chunk)
+    @partial(jax.jit, out_shardings=batch_sharding(mesh))
+    def reference_scores(params: dict, arrays: Arrays, ids: Array) -> Array:
+        return completion_scores(graphdef, params, arrays, ids, temperature=temperature, chunk=chunk).logprobs
 
-    base = graphdef if reference_graph is None else reference_graph
+    return reference_scores
+
+
+def completion_scores(
+    graphdef: nnx.GraphDef, params: dict, arrays: Arrays, ids: Array, *, temperature: float, chunk: int
+) -> TokenScores:
+    """Scores of completions [B,G,C], the prompt and its video computed once."""
+    model = merge(graphdef, params)
+    hidden = model.complete(arrays.prompt, arrays.visual, ids)
+    return token_scores(model.logits, hidden, ids, temperature=temperature, chunk=chunk)
+
+
+def make_policy_gradients(
+    graphdef: nnx.GraphDef, algorithm: tgrpo.TGRPOConfig, shardings: Any, *, temperature: float, chunk: int
+) -> Callable[..., Any]:
+    """gradients(trainable, frozen, total, arrays, ids, anchor, sampled, old, first, advantage, mask, denominator)
+    -> total with this microbatch's gradient added, loss, statistics as sums, largest gap, log-probabilities [B,G,C].
+
+    shardings: of the trainable parameters, and so of `total`, which is donated. anchor: the reference's
+    log-probabilities, or None. sampled: those the tokens were drawn with. old: those of the step's first pass, which is
+    its own (`first`: `old` may hold anything, and the gap to `sampled` is measured).
+    """
     rows = batch_sharding(jax.tree.leaves(shardings)[0].mesh)
 
-    @partial(jax.jit, donate_argnums=3, out_shardings=(shardings, None, None, None, rows))
-    def gradients(trainable, frozen, reference, total, arrays, ids, sampled, old, first, advantage, mask, denominator):
-        anchor = None if reference is None else jax.lax.stop_gradient(score(base, reference, arrays, ids).logprobs)
-
+    @partial(jax.jit, donate_argnums=2, out_shardings=(shardings, None, None, None, rows))
+    def gradients(trainable, frozen, total, arrays, ids, anchor, sampled, old, first, advantage, mask, denominator):
         def loss(trainable: dict):
-            scores = score(graphdef, combine(trainable, frozen), arrays, ids)
+            params = combine(trainable, frozen)
+            scores = completion_scores(graphdef, params, arrays, ids, temperature=temperature, chunk=chunk)
             before = jnp.where(first, jax.lax.stop_gradient(scores.logprobs), old)
             value, statistics = tgrpo.policy_loss(
                 scores.logprobs, before, anchor, advantage, mask, denominator, algorithm

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from jvr1.data.batch import Bucket
-from jvr1.data.pipeline import Slice
 from jvr1.data.schedule import Pool, Schedule, Sequential
+from jvr1.distributed import Share
 from jvr1.errors import UserError
 
 
@@ -112,7 +112,7 @@ def test_the_bucket_sequence_is_equal_on_all_processes_for_10_000_steps():
     first, second = published(seed=5), pickle.loads(pickle.dumps(published(seed=5)))
     late = published(seed=5)
     total = 10_000 * PER_STEP
-    places = [Slice(p, 2).places(8) for p in range(2)]
+    places = [Share((p,), 2).places(8) for p in range(2)]
     sequence = []
     for number in range(total):
         plan, other = first.micro(number), second.micro(number)
@@ -157,9 +157,9 @@ def test_nothing_to_draw_is_said():
 
 
 def test_rows_that_do_not_divide_are_refused():
-    assert [list(Slice(p, 2).places(6)) for p in range(2)] == [[0, 1, 2], [3, 4, 5]]
-    with pytest.raises(UserError, match="6 rows a microbatch do not divide among 4 processes"):
-        Slice(0, 4).places(6)
+    assert [list(Share((p,), 2).places(6)) for p in range(2)] == [[0, 1, 2], [3, 4, 5]]
+    with pytest.raises(UserError, match="6 rows a microbatch cannot be split 4 ways"):
+        Share((0,), 4).places(6)
 
 
 def test_evaluation_takes_every_row_once_in_order():

@@ -7,10 +7,24 @@ import pytest
 from oracle import raw_config
 from transformers import PreTrainedTokenizerBase
 
-from jvr1.data.batch import Bucket, Microbatch, Row, empty_example, stack
+from jvr1.data.batch import Bucket, Clip, Microbatch, Row, build_example, empty_example, stack
 from jvr1.data.records import parse_record
+from jvr1.errors import UserError
 from jvr1.eval.report import as_table, percent
-from jvr1.eval.run import Judge, Sampled, Summary, answer_questions, as_json, as_metrics, summarise, texts_of
+from jvr1.eval.run import (
+    IDENTITIES,
+    VALIDATION,
+    Asking,
+    Judge,
+    Sampled,
+    Summary,
+    answer_questions,
+    as_metrics,
+    frame_streams,
+    identity,
+    summarise,
+    texts_of,
+)
 from jvr1.model.config import from_hf
 from jvr1.rl.user_reward import UserReward
 
@@ -43,7 +57,7 @@ def micro(bucket: Bucket, *rows: tuple) -> Microbatch:
     arrays = stack([empty_example(bucket, CONFIG)] * len(rows))
     valid = np.asarray([r is not None and error is None for r, error in rows])
     return Microbatch(
-        bucket, arrays._replace(valid=valid), tuple(Row(0, i, r, error) for i, (r, error) in enumerate(rows))
+        bucket, arrays._replace(valid=valid), tuple(Row(0, i, r, error, 10 + i) for i, (r, error) in enumerate(rows))
     )
 
 
@@ -63,16 +77,19 @@ ANSWERS = [sampled([[1, 2], [3, 2]]), sampled([[1, 1], [1, 1]]), sampled([[2], [
 
 
 @pytest.fixture
-def answers():
+def questions():
     asked = []
 
-    def decode(arrays, bucket, rows):
-        asked.append((bucket.kind, tuple(rows)))
+    def decode(arrays, bucket, pairs, rows):
+        streams = 2 if bucket.kind == "video" else 1
+        assert pairs.shape == (2, streams, bucket.steps, 2)
+        asked.append((bucket.kind, rows))
         return ANSWERS[len(asked) - 1]
 
-    found = list(answer_questions(MICROBATCHES, decode, Judge("robust"), Tokenizer()))
+    batches = list(answer_questions(MICROBATCHES, decode, Tokenizer(), VALIDATION))
     assert asked == [("video", (1, 1)), ("video", (1, 1)), ("image", (1,))]
-    return found
+    assert [len(batch) for batch in batches] == [2, 1, 1]
+    return [question for batch in batches for question in batch]
 
 
 def test_texts_leave_the_end_token_out():
@@ -82,22 +99,25 @@ def test_texts_leave_the_end_token_out():
     assert texts_of(Tokenizer(), cut)[0][0].endswith("<answer><end></answer>")
 
 
-def test_every_question_is_answered_once_and_a_video_s_twice(answers):
-    got = [(a.problem_id, a.variant, a.accuracy, a.format, a.answer, a.error) for a in answers]
-    assert got == [
-        (1, "ordered", 1.0, 1.0, "A", None),
-        (1, "shuffled", 0.0, 1.0, "B", None),
-        (2, "ordered", 0.0, 0.0, None, None),
-        (2, "shuffled", 1.0, 1.0, "B", None),
-        (3, "ordered", 0.0, 0.0, None, "decode"),
-        (4, "ordered", 1.0, 1.0, "B", None),
+def test_every_question_is_answered_once_and_a_video_s_twice(questions):
+    got = [
+        (q.record.problem_id, r.variant, r.accuracy["robust"], r.format, r.answer) for q in questions for r in q.replies
     ]
-    assert all(a.length == 2 and a.ended for a in answers if a.error is None)
-    assert as_json(answers[0])["task"] == "order"
+    assert got == [
+        (1, "ordered", 1.0, 1.0, "A"),
+        (1, "shuffled", 0.0, 1.0, "B"),
+        (2, "ordered", 0.0, 0.0, None),
+        (2, "shuffled", 1.0, 1.0, "B"),
+        (4, "ordered", 1.0, 1.0, "B"),
+    ]
+    assert [(q.record.problem_id, q.error, q.number) for q in questions] == [
+        (1, None, 10), (2, None, 11), (3, "decode", 10), (4, None, 10),
+    ]  # fmt: skip
+    assert all(r.length == 2 and r.ended for q in questions for r in q.replies)
 
 
-def test_summaries_by_task(answers):
-    summaries = summarise(answers)
+def test_summaries_by_task(questions):
+    summaries = summarise(questions, "robust")
     assert list(summaries) == ["colour", "order"]
     assert summaries["order"] == Summary(questions=2, ordered=0.5, shuffled=0.5, format=0.5, length=2.0, failed=1)
     assert summaries["colour"] == Summary(1, 1.0, None, 1.0, 2.0, 0)
@@ -114,8 +134,77 @@ def test_summaries_by_task(answers):
 
 
 def test_a_task_whose_media_all_failed_has_no_accuracy_to_divide():
-    only = summarise(list(answer_questions([MICROBATCHES[1]], lambda *_: ANSWERS[1], Judge("robust"), Tokenizer())))
-    assert only["order"] == Summary(0, 0.0, None, 0.0, 0.0, 1)
+    (failed,) = answer_questions([MICROBATCHES[1]], lambda *_: ANSWERS[1], Tokenizer(), VALIDATION)
+    assert summarise(failed, "robust")["order"] == Summary(0, 0.0, None, 0.0, 0.0, 1)
+
+
+def test_samples_and_variants_have_their_places():
+    """Streams in the order asked for, a stream's samples side by side."""
+    asked = []
+
+    def decode(arrays, bucket, pairs, rows):
+        asked.append((rows, arrays.number.tolist()))
+        return sampled([[1, 2, 3, 1, 1, 2]] * 2)
+
+    (batch,) = answer_questions(
+        [MICROBATCHES[0]], decode, Tokenizer(), Asking(("ordered", "single", "reversed"), 2, 1.0)
+    )
+    assert [(r.variant, r.sample, r.answer) for r in batch[0].replies] == [
+        ("ordered", 0, "A"), ("ordered", 1, "B"), ("single", 0, None), ("single", 1, "A"), ("reversed", 0, "A"),
+        ("reversed", 1, "B"),
+    ]  # fmt: skip
+    assert asked == [((2, 2, 2), [identity(q.record) for q in batch])]
+    assert len({0, *asked[0][1]}) == 3
+    assert all(0 <= n < IDENTITIES for n in asked[0][1])
+
+
+@pytest.mark.parametrize("frames", [1, 2, 5, 8])
+def test_variants_are_orders_of_the_frames_sent(frames):
+    """What the model is shown, frame by frame; padded steps stay as they are."""
+    clip = Clip(np.random.default_rng(0).integers(0, 256, (frames, 56, 56, 3), np.uint8), 1.0)
+    steps = (frames + 1) // 2
+    ids = np.asarray([CONFIG.vision_start_token, *[CONFIG.video_token] * 4 * steps, 5], np.int32)
+    bucket = Bucket("video", 6, 1, 66, 4)
+    example = build_example(ids, [clip], np.zeros(0, np.int32), bucket, CONFIG, np.random.default_rng(1))
+    variants = ("ordered", "shuffled", "reversed", "single")
+    made = frame_streams(example.visual.pair, example.visual.hw, 7, variants)
+    assert made.shape == (4, 6, 2)
+    assert made.dtype == np.int32
+    shown = dict(zip(variants, made[:, :steps].reshape(4, -1).tolist(), strict=True))
+    n = frames
+    padded = list(range(n)) + [n - 1] * (n % 2)  # an odd last frame is paired with itself
+    order = dict(enumerate(dict.fromkeys(shown["shuffled"])))
+    assert shown["ordered"] == padded
+    assert shown["reversed"] == [n - 1 - i for i in padded]
+    assert shown["single"] == [n // 2] * len(padded)
+    assert sorted(order.values()) == list(range(n))
+    assert shown["shuffled"] == [order[i] for i in padded]
+    assert n == 1 or shown["shuffled"] != padded
+    np.testing.assert_array_equal(made[:, steps:], np.broadcast_to(example.visual.pair[steps:], (4, 6 - steps, 2)))
+    np.testing.assert_array_equal(made, frame_streams(example.visual.pair, example.visual.hw, 7, variants))
+
+
+def test_an_identity_is_the_question_s():
+    first, same, other = (record(n, "video", "A", s) for n, s in ((1, "x"), (1, "y"), (2, "x")))
+    assert identity(first) == identity(same) != identity(other)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((("ordered", "backwards"),), "there is no variant 'backwards'; use ordered, shuffled, reversed, single"),
+        ((("shuffled",),), "must hold 'ordered'"),
+        ((("ordered", "ordered"),), "each name once"),
+        ((("ordered",), 4, 0.0), "4 samples at temperature 0 would all be the same"),
+        ((("ordered",), 0), "samples >= 1"),
+        ((("ordered",), 1, -1.0), "temperature >= 0"),
+        ((("ordered",), 1, 1.0, 0.0), "top_p"),
+    ],
+)
+def test_what_cannot_be_asked(arguments, message):
+    with pytest.raises(UserError) as error:
+        Asking(*arguments)
+    assert message in str(error.value)
 
 
 def test_a_judge_adds_accuracy_format_and_a_user_s_own():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jax
 
-from jvr1 import train_rl, train_sft
+from jvr1 import config, train_rl, train_sft
 from jvr1.train.metrics import MetricsWriter
 
 log, stage = Path(sys.argv[1]), sys.argv[2]
@@ -31,6 +31,6 @@ def write(self, step, values):
 
 
 MetricsWriter.scalars = write
-code = {"sft": train_sft, "rl": train_rl}[stage].main()
+code = {"sft": train_sft, "rl": train_rl}[stage].main(config.parse(sys.argv))
 log.write_text(json.dumps(seen))
 sys.exit(code)

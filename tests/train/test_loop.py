@@ -9,7 +9,8 @@ BUCKETS = 2
 
 
 @pytest.mark.parametrize(
-    ("stage", "large"), [("sft", ["gradients", "count"]), ("rl", ["gradients", "advantages", "rollout"])]
+    ("stage", "large"),
+    [("sft", ["gradients", "count"]), ("rl", ["gradients", "advantages", "reference_scores", "rollout"])],
 )
 def test_each_bucket_compiles_once_and_nothing_compiles_again(demo, stage, large):
     compiled = dict(demo.finished(stage).compiled)

@@ -13,7 +13,8 @@ import orbax.checkpoint as ocp
 import pytest
 from oracle import random_model
 from runs import Demo, scalars, without_times
-from train.test_microbatches import CONFIG, make_rows, make_scores
+from step_cases import make_rows, make_scores
+from train.test_microbatches import CONFIG
 
 from jvr1.data.batch import stack
 from jvr1.errors import UserError
@@ -24,8 +25,9 @@ from jvr1.sharding import make_mesh, param_shardings, path_name
 from jvr1.train.losses import token_scores
 from jvr1.train.models import LORA, open_base, open_model, save_model
 from jvr1.train.optimizer import OptimizerConfig, make_optimizer, partition
+from jvr1.train.reference import open_reference
 from jvr1.train.state import apply_gradients, init_state
-from jvr1.train.steps import make_advantages, make_policy_gradients
+from jvr1.train.steps import make_advantages, make_policy_gradients, make_reference_scores
 from jvr1.train.trees import zeros_like
 
 ADAPTED = LoRAConfig(4, 8.0, ("text/layers/.*", "visual/blocks/qkv"))
@@ -50,13 +52,13 @@ def stepped():
     params = jax.device_put(params, param_shardings(params, one_device()))
     trainable, frozen = partition(params, (r"visual/.*",), ADAPTERS)
     before = jax.tree.map(np.array, (trainable, frozen))
-    algorithm, (scores, ids), arrays = tgrpo.TGRPOConfig(), make_scores(), stack(make_rows())
-    base_graph, base = without_adapters(graphdef, params)
+    algorithm, (scores, ids), arrays = tgrpo.TGRPOConfig(), make_scores(), stack(make_rows(CONFIG))
+    reference = open_reference(graphdef, params, "float32", adapters=True)
+    score = make_reference_scores(reference.graphdef, one_device(), temperature=0.9, chunk=4)
     gradients = make_policy_gradients(
-        graphdef, algorithm, param_shardings(trainable, one_device()), temperature=0.9, chunk=4,
-        reference_graph=base_graph,
-    )  # fmt: skip
-    result, mask, denominator, _ = make_advantages(algorithm)(scores, scores.length, ids)
+        graphdef, algorithm, param_shardings(trainable, one_device()), temperature=0.9, chunk=4
+    )
+    result, mask, denominator, _ = make_advantages(algorithm, one_device())(scores, scores.length, ids)
     tx = make_optimizer(OptimizerConfig(learning_rate=0.01, weight_decay=0.1), trainable)
     state = jax.jit(lambda p: init_state(tx, p))(trainable)
     apply = jax.jit(lambda state, total: apply_gradients(tx, state, total)[0])
@@ -64,14 +66,18 @@ def stepped():
     for _ in range(2):
         zero = jnp.zeros(ids.shape, jnp.float32)
         total, _, statistics, _, logprobs = gradients(
-            state.params, frozen, base, zeros_like(trainable), arrays, ids, zero, zero, np.bool_(True),
-            result.advantage, mask, denominator,
+            state.params, frozen, zeros_like(trainable), arrays, ids, score(reference.params, arrays, ids), zero, zero,
+            np.bool_(True), result.advantage, mask, denominator,
         )  # fmt: skip
         first = first or (jax.device_get(statistics), np.asarray(logprobs), jax.device_get(total))
         state = apply(state, total)
-    model, (arrays, ids) = merge(base_graph, base), jax.tree.map(jnp.asarray, (arrays, ids))
-    hidden = jax.jit(lambda m: m.complete(arrays.prompt, arrays.visual, ids))(model)
-    anchors = token_scores(model.logits, hidden, ids, temperature=0.9, chunk=4).logprobs
+    base_graph, base = without_adapters(graphdef, params)
+    anchors = jax.jit(
+        lambda base, arrays, ids: token_scores(
+            merge(base_graph, base).logits,
+            merge(base_graph, base).complete(arrays.prompt, arrays.visual, ids), ids, temperature=0.9, chunk=4,
+        ).logprobs
+    )(base, arrays, ids)  # fmt: skip
     jax.config.update("jax_disable_most_optimizations", False)
     return before, (state.params, frozen), state, first, (np.asarray(anchors), np.asarray(mask), algorithm)
 
@@ -140,9 +146,9 @@ def opened(source, lora, seed=0):
 
 
 def scored(model) -> np.ndarray:
-    arrays, ids = jax.tree.map(jnp.asarray, (stack(make_rows()), make_scores()[1]))
-    score = jax.jit(lambda p: merge(model.graphdef, p).complete(arrays.prompt, arrays.visual, ids))
-    return np.asarray(score(model.params))
+    arrays, ids = stack(make_rows(CONFIG)), make_scores()[1]
+    score = jax.jit(lambda p, a, ids: merge(model.graphdef, p).complete(a.prompt, a.visual, ids))
+    return np.asarray(score(model.params, arrays, ids))
 
 
 def test_a_run_from_a_model_with_adapters_starts_from_their_sum(stored):
@@ -228,7 +234,13 @@ def test_its_checkpoint_holds_the_base_as_it_was_and_moments_of_adapters_only(de
 
 
 def test_its_workdir_evaluates_as_its_validation_did(demo, run, tmp_path):
-    arguments = ["--suite=valid.json", f"--data={demo.root}", f"--out={tmp_path / 'out'}", f"--model={run / 'stopped'}"]
+    arguments = [
+        "--suite=valid.json",
+        "--variants=ordered,shuffled",
+        f"--data={demo.root}",
+        f"--out={tmp_path / 'out'}",
+        f"--model={run / 'stopped'}",
+    ]
     finish(demo.start(["-mjvr1.evaluate"], arguments))
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     logged = scalars(run / "whole")

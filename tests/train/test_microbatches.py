@@ -6,23 +6,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracle import END, START, VIDEO, random_model, raw_config
+from oracle import random_model, raw_config
+from step_cases import BUCKET, GROUP, INVALID, ROWS, make_rows, make_scores, part
 
-from jvr1.data.batch import Bucket, Clip, build_example, empty_example, stack
+from jvr1.data.batch import empty_example, stack
 from jvr1.model.config import from_hf
 from jvr1.model.qwen2_5_vl import merge
 from jvr1.rl import tgrpo
 from jvr1.sharding import make_mesh, param_shardings, put_batch
 from jvr1.train.optimizer import OptimizerConfig, make_optimizer
 from jvr1.train.state import apply_gradients, init_state
-from jvr1.train.steps import make_advantages, make_answer_count, make_answer_gradients, make_policy_gradients
+from jvr1.train.steps import (
+    make_advantages,
+    make_answer_count,
+    make_answer_gradients,
+    make_policy_gradients,
+    make_reference_scores,
+)
 from jvr1.train.trees import zeros_like
 from tools.bench_step import naive_logprobs
 
 CONFIG = from_hf(raw_config(vision_depth=1, vision_fullatt_block_indexes=[0], num_hidden_layers=2))
-BUCKET = Bucket("video", 2, 1, 24, 6)
-ROWS, GROUP, SHUFFLED = 8, 4, 2
-INVALID = (2, 5)
 CUTS = [(8, 1), (2, 4), (1, 8)]  # rows a microbatch, microbatches
 
 
@@ -42,44 +46,6 @@ def model():
     return graphdef, jax.device_put(params, shardings), shardings
 
 
-def example(rng: np.random.Generator, number: int):
-    """A clip of four frames among text of some length, and an answer of some length."""
-    clip = Clip(rng.integers(0, 256, (4, 56, 56, 3), np.uint8), 1.0)
-    text = rng.integers(3, 90, rng.integers(4, 14))
-    ids = np.concatenate([text[:2], [START, *[VIDEO] * 8, END], text[2:]]).astype(np.int32)
-    answer = rng.integers(3, 90, rng.integers(1, BUCKET.completion + 1)).astype(np.int32)
-    return build_example(ids, [clip], answer, BUCKET, CONFIG, rng)._replace(number=np.int32(number))
-
-
-def make_rows(seed: int = 0):
-    rng = np.random.default_rng(seed)
-    rows = [example(rng, i) for i in range(ROWS)]
-    return [empty_example(BUCKET, CONFIG) if i in INVALID else row for i, row in enumerate(rows)]
-
-
-def make_scores(seed: int = 0):
-    """Rewards of groups and completions of unequal lengths; rows that are not valid hold garbage."""
-    rng = np.random.default_rng(seed)
-    accuracy = rng.integers(0, 2, (ROWS, GROUP)).astype(np.float32)
-    valid = np.asarray([i not in INVALID for i in range(ROWS)])
-    length = rng.integers(1, BUCKET.completion + 1, (ROWS, GROUP)).astype(np.int32) * valid[:, None]
-    scores = tgrpo.Rollout(
-        accuracy=accuracy,
-        reward=accuracy + rng.random((ROWS, GROUP), np.float32),
-        length=length.astype(np.int32),
-        shuffled_accuracy=rng.integers(0, 2, (ROWS, SHUFFLED)).astype(np.float32),
-        shuffled_valid=np.broadcast_to(valid[:, None], (ROWS, SHUFFLED)).copy(),
-        valid=valid,
-        is_video=np.ones(ROWS, bool),
-        distinct_frames=np.full(ROWS, 4, np.int32),
-    )
-    return scores, rng.integers(3, 90, (ROWS, GROUP, BUCKET.completion)).astype(np.int32)
-
-
-def part(tree, start: int, size: int):
-    return jax.tree.map(lambda x: x[start : start + size], tree)
-
-
 def once(make):
     """Makes a thing once for each of its hashable arguments after the model: what it compiles, tests share."""
     made = {}
@@ -89,8 +55,10 @@ def once(make):
 @once
 def policy_functions(model, algorithm):
     graphdef, _, shardings = model
+    mesh = jax.tree.leaves(shardings)[0].mesh
     gradients = make_policy_gradients(graphdef, algorithm, shardings, temperature=0.9, chunk=4)
-    return make_advantages(algorithm), gradients
+    scores = make_reference_scores(graphdef, mesh, temperature=0.9, chunk=4)
+    return make_advantages(algorithm, mesh), scores, gradients
 
 
 @once
@@ -106,7 +74,7 @@ def policy_step(model, algorithm, cut, rows, scores, ids, reference=None):
     _, params, shardings = model
     size, count = cut
     mesh = jax.tree.leaves(shardings)[0].mesh
-    compare, gradients = policy_functions(model, algorithm)
+    compare, score, gradients = policy_functions(model, algorithm)
     put = [put_batch((stack(rows[i : i + size]), part(scores, i, size), ids[i : i + size]), mesh)
            for i in range(0, size * count, size)]  # fmt: skip
     worth = [compare(s, s.length, tokens) for _, s, tokens in put]
@@ -115,8 +83,9 @@ def policy_step(model, algorithm, cut, rows, scores, ids, reference=None):
     for (arrays, _, tokens), (result, mask, _, _) in zip(put, worth, strict=True):
         unknown = jnp.full(tokens.shape, jnp.nan, jnp.float32)  # what the first pass must not look at
         sampled = jnp.zeros(tokens.shape, jnp.float32)
+        anchor = None if reference is None else score(reference, arrays, tokens)
         total, value, _, _, own = gradients(
-            params, {}, reference, total, arrays, tokens, sampled, unknown, np.bool_(True), result.advantage, mask,
+            params, {}, total, arrays, tokens, anchor, sampled, unknown, np.bool_(True), result.advantage, mask,
             denominator,
         )  # fmt: skip
         loss, logprobs = loss + float(value), [*logprobs, np.asarray(own)]
@@ -134,7 +103,7 @@ def assert_close(got, want, rtol=2e-5):
 def test_cuts_of_an_rl_step_give_one_gradient(model, aggregation):
     algorithm = tgrpo.TGRPOConfig(aggregation=aggregation)
     scores, ids = make_scores()
-    results = [policy_step(model, algorithm, cut, make_rows(), scores, ids, reference=model[1]) for cut in CUTS]
+    results = [policy_step(model, algorithm, cut, make_rows(CONFIG), scores, ids, reference=model[1]) for cut in CUTS]
     whole, loss, denominator, _ = results[0]
     assert max(np.abs(x).max() for x in jax.tree.leaves(whole)) > 1e-3
     for gradient, other, count, _ in results[1:]:
@@ -146,10 +115,10 @@ def test_cuts_of_an_rl_step_give_one_gradient(model, aggregation):
 def test_rows_that_are_not_valid_change_nothing(model):
     """Their pixels, tokens and scores may be anything finite."""
     algorithm, (scores, ids) = tgrpo.TGRPOConfig(), make_scores()
-    whole, loss, _, _ = policy_step(model, algorithm, (8, 1), make_rows(), scores, ids, model[1])
+    whole, loss, _, _ = policy_step(model, algorithm, (8, 1), make_rows(CONFIG), scores, ids, model[1])
     valid = [i for i in range(ROWS) if i not in INVALID]
     alone = jax.tree.map(lambda x: x[np.asarray(valid)], (scores, ids))
-    rows = make_rows()
+    rows = make_rows(CONFIG)
     gradient, other, _, _ = policy_step(model, algorithm, (6, 1), [rows[i] for i in valid], *alone, model[1])
     assert other == pytest.approx(loss, rel=1e-6)
     assert_close(gradient, whole)
@@ -158,11 +127,12 @@ def test_rows_that_are_not_valid_change_nothing(model):
 def test_an_update_over_a_shared_prefix_is_the_naive_one(model):
     """The prompt with its video repeated for each completion, and the whole of the logits."""
     graphdef, params, _ = model
-    algorithm, (scores, ids), rows = tgrpo.TGRPOConfig(), make_scores(), make_rows()
+    algorithm, (scores, ids), rows = tgrpo.TGRPOConfig(), make_scores(), make_rows(CONFIG)
     anchors = jax.tree.map(lambda x: x * 1.02, params)
     got, loss, denominator, logprobs = policy_step(model, algorithm, (8, 1), rows, scores, ids, anchors)
     arrays = stack(rows)
-    result, mask, _, _ = make_advantages(algorithm)(scores, scores.length, ids)
+    mesh = jax.tree.leaves(model[2])[0].mesh
+    result, mask, _, _ = make_advantages(algorithm, mesh)(scores, scores.length, ids)
 
     @jax.jit
     def naive(params):
@@ -194,7 +164,7 @@ def answer_step(model, cut, rows, on_prompt):
 
 @pytest.mark.parametrize(("on_prompt", "cuts"), [(False, CUTS), (True, CUTS[:2])])
 def test_cuts_of_an_sft_step_give_one_gradient(model, on_prompt, cuts):
-    rows = make_rows()
+    rows = make_rows(CONFIG)
     whole, loss, denominator = answer_step(model, (8, 1), rows, on_prompt)
     valid = [row for i, row in enumerate(rows) if i not in INVALID]
     tokens = sum(int(row.target_mask.sum()) + on_prompt * (int(row.prompt.mask.sum()) - 1) for row in valid)

@@ -15,7 +15,7 @@ from jvr1.train.setup import open_run
 
 def opening(demo, workdir, **changes) -> str:
     """What `open_run` objects to. Eight devices: microbatches of eight rows."""
-    config, folder = settings.parse(["sft", *demo.arguments("sft", workdir, **({"batch__micro": 8} | changes))])
+    config, folder, *_ = settings.parse(["sft", *demo.arguments("sft", workdir, **({"batch__micro": 8} | changes))])
     with pytest.raises(UserError) as error:
         open_run(config, folder, targets=True)
     return str(error.value)

@@ -13,11 +13,13 @@ import pytest
 from etils import epath
 from oracle import END, IMAGE, START, random_model
 from runs import OF_STAGE, SETTINGS, STEPS, scalars
-from train.test_microbatches import BUCKET, CONFIG, make_rows
+from step_cases import BUCKET, make_rows
+from train.test_microbatches import CONFIG
 
 from jvr1 import config as settings
 from jvr1.data.batch import Bucket, Clip, Microbatch, Row, build_example, stack
 from jvr1.data.records import parse_record
+from jvr1.distributed import ALONE
 from jvr1.eval.run import Judge, Sampled
 from jvr1.rl import tgrpo
 from jvr1.sharding import make_mesh
@@ -174,13 +176,13 @@ def decoder():
 def first_tokens(decoder, arrays, rows):
     """Greedy tokens and log-probabilities of each stream."""
     decode, params = decoder
-    done = decode.rollout(params, {}, arrays, jax.random.key(0), rows, decode.sampling(BUCKET))
+    done = decode.rollout(decode.weights(params), arrays, jax.random.key(0), rows, decode.sampling(BUCKET))
     return to_host(jax.tree.map(jnp.asarray, done))
 
 
 def test_the_shuffled_stream_is_encoded_from_the_shuffled_frames(decoder):
     """Equal to a clip whose frames stand in that order; and not to the ordered clip's encoding."""
-    arrays = stack([row for row in make_rows() if row.valid])
+    arrays = stack([row for row in make_rows(CONFIG) if row.valid])
     both = first_tokens(decoder, arrays, (1, 1))
     turned = arrays.visual._replace(pair=arrays.shuffled)
     alone = first_tokens(decoder, arrays._replace(visual=turned), (1,))
@@ -192,7 +194,7 @@ def test_the_shuffled_stream_is_encoded_from_the_shuffled_frames(decoder):
 
 
 def test_the_twin_is_the_clip_with_its_frames_permuted():
-    rows = [row for row in make_rows() if row.valid]
+    rows = [row for row in make_rows(CONFIG) if row.valid]
     for row in rows:
         order = row.shuffled.reshape(-1)
         assert sorted(order) == list(range(4))
@@ -203,11 +205,11 @@ def test_every_video_and_every_step_has_its_own_permutation(demo):
     """As the training pipeline gives them, over several epochs of the same clips."""
 
     changes = {"data__buckets": (("video", 4, 1, 66, 6),), "seed": 5}
-    config, _ = settings.parse(["rl", *demo.arguments("rl", demo.root / "none", **changes)])
+    config, *_ = settings.parse(["rl", *demo.arguments("rl", demo.root / "none", **changes)])
     model = open_model(demo.model, make_mesh({"data": 1}, jax.devices()[:1]))
     encoder = make_encoder(config, model.config, read_tokenizer(demo.model), targets=False)
 
-    pipeline, _ = open_training_rows(config, encoder, epath.Path(demo.root / "permutations"))
+    pipeline, _ = open_training_rows(config, encoder, epath.Path(demo.root / "permutations"), ALONE)
     seen, of_clip = [], defaultdict(list)
     for micro in pipeline.microbatches(0, 30, {}):
         for place, row in enumerate(micro.rows):
@@ -240,7 +242,7 @@ def test_an_image_never_enters_temporal_statistics():
     judged = Judge("robust")(micro, texts, sampled, (2,))
     assert not judged.rollout.is_video.any()
     scores = jax.tree.map(jnp.asarray, judged.rollout)
-    result, _, _, statistics = make_advantages(tgrpo.TGRPOConfig())(
+    result, _, _, statistics = make_advantages(tgrpo.TGRPOConfig(), make_mesh({"data": 1}, jax.devices()[:1]))(
         scores, scores.length, jnp.zeros((1, 2, 6), jnp.int32)
     )
     assert float(result.signal[0]) == 0

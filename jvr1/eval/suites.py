@@ -1,0 +1,98 @@
+"""What is evaluated: the six benchmarks of Video-R1 in its published files, or any question files of that form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from etils import epath
+
+from jvr1.data.index import file_stamp
+from jvr1.data.records import Fault, Record, read_records
+from jvr1.errors import UserError
+
+CITATION = "Video-R1-7B, arXiv 2503.21776, Table 1"
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A published evaluation file. paper: accuracy in % that CITATION gives, by most frames a video; paper_type: the
+    problem type those rest on (None: all). mean_over_tasks: the benchmark's own score is the mean over its tasks."""
+
+    title: str
+    file: str
+    paper: Mapping[int, float]
+    paper_type: str | None = None
+    mean_over_tasks: bool = False
+
+
+BENCHMARKS = {
+    "vsibench": Benchmark("VSI-Bench", "eval_vsibench.json", {16: 34.6, 32: 35.8, 64: 37.1}, mean_over_tasks=True),
+    "videommmu": Benchmark("VideoMMMU", "eval_videommmu.json", {16: 49.8, 32: 52.3, 64: 52.4}),
+    "mmvu": Benchmark("MMVU (mc)", "eval_mmvu.json", {16: 64.2, 32: 63.8, 64: 63.8}, paper_type="multiple choice"),
+    "mvbench": Benchmark("MVBench", "eval_mvbench.json", {16: 62.7, 32: 63.9, 64: 64.8}),
+    "tempcompass": Benchmark("TempCompass", "eval_tempcompass.json", {16: 72.6, 32: 73.2, 64: 73.2}),
+    "videomme": Benchmark("VideoMME (wo sub)", "eval_videomme.json", {16: 57.4, 32: 59.3, 64: 61.4}),
+}
+
+FOLDERS = ("", "Evaluation")
+"""Where under --data the published files may lie."""
+
+
+@dataclass(frozen=True)
+class Suite:
+    """One question file. records: by their place in it; faults: what is no question. file: relative to the root."""
+
+    name: str
+    title: str
+    file: str
+    records: Mapping[int, Record]
+    faults: Sequence[Fault]
+    stamp: Mapping[str, object] = field(default_factory=dict)
+    benchmark: Benchmark | None = None
+
+    @property
+    def size(self) -> int:
+        return len(self.records) + len(self.faults)
+
+
+def open_suites(names: Sequence[str], root: str) -> list[Suite]:
+    """The suites named (of BENCHMARKS, or files relative to `root`). Raises UserError; a faulty record is no error."""
+    if not epath.Path(root).is_dir():
+        raise UserError(f"--data {root} is no folder; name the root of the question files and their media")
+    suites = [_open(name, root) for name in names]
+    for i, suite in enumerate(suites):
+        if any(suite.name == other.name for other in suites[:i]):
+            raise UserError(f"two suites have the name {suite.name!r}; evaluate them into different folders")
+    if not any(suite.records for suite in suites):
+        first = suites[0].faults[0]
+        raise UserError(f"{suites[0].file} holds no question that can be asked; record {first.index}: {first.message}")
+    return suites
+
+
+def _open(name: str, root: str) -> Suite:
+    benchmark = BENCHMARKS.get(name)
+    if benchmark is None and not name.endswith((".json", ".jsonl")):
+        known = ", ".join(BENCHMARKS)
+        raise UserError(f"there is no suite {name!r}; use {known}, or question files ending in .json or .jsonl")
+    file = name if benchmark is None else _published(benchmark, root)
+    records, faults = read_records(str(epath.Path(root) / file))
+    stem = epath.Path(name).stem if benchmark is None else name
+    title = stem if benchmark is None else benchmark.title
+    return Suite(stem, title, file, records, faults, file_stamp(str(epath.Path(root) / file)), benchmark)
+
+
+def _published(benchmark: Benchmark, root: str) -> str:
+    for folder in FOLDERS:
+        file = f"{folder}/{benchmark.file}" if folder else benchmark.file
+        if (epath.Path(root) / file).exists():
+            return file
+    raise UserError(
+        f"{epath.Path(root) / benchmark.file} does not exist, nor {FOLDERS[1]}/{benchmark.file} there; "
+        "it comes with Video-R1's evaluation data"
+    )
+
+
+def task_of(record: Record) -> str:
+    """The kind of question within its benchmark: what the file names, else its data_source, else 'all'."""
+    return record.task or record.data_source or "all"

@@ -1,0 +1,145 @@
+"""What a long run must not do: hang, end without a word, or exit with a code that says nothing."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+
+import jax
+
+from jvr1.config import Command
+from jvr1.distributed import connect
+from jvr1.errors import UserError, run_main
+
+RESTART = 75
+"""Exit code (EX_TEMPFAIL of sysexits.h): start the command again, on all hosts. launch/retry.sh does."""
+STOPPED = "JVR1_EXIT_ON_PREEMPTION"
+"""Environment variable with the exit code of a run that was told to stop and saved; 0 without it."""
+
+_LOST = ("gloo", "heartbeat", "connection closed by peer", "connection reset by peer", "coordination service",
+         "unavailable:", "deadline_exceeded", "socket closed", "nccl")  # fmt: skip
+
+
+def run_training(main: Callable[[Command], int], parse: Callable[[], Command]) -> None:
+    """Reads the command line, joins the processes, runs a training `main` and exits, also where another process fails.
+
+    Codes: 0 done, 2 a mistake or out of memory, RESTART a lost peer or a step over its limit. Several processes end at
+    once, without waiting for each other: one of them may be gone.
+    """
+
+    def guarded() -> int:
+        command = parse()
+        connect(command.peers)
+        try:
+            return main(command)
+        except Exception as error:
+            if (said := explain(error)) is None:
+                raise
+            raise said from error
+
+    try:
+        run_main(guarded)
+    except SystemExit as end:
+        if jax.process_count() > 1 and end.code:
+            leave(int(end.code))
+        raise
+    except LostPeerError as error:
+        print(f"error: {error}", file=sys.stderr)
+        leave(RESTART)
+    except Exception:
+        if jax.process_count() == 1:
+            raise
+        traceback.print_exc()
+        leave(1)
+
+
+class LostPeerError(RuntimeError):
+    """Another process of the run is gone."""
+
+
+def explain(error: BaseException) -> Exception | None:
+    """What a user can do about an error of the runtime; None: nothing is known of it."""
+    texts = [str(e) for e in _chain(error)]
+    lost = next((t for t in texts if any(word in t.lower() for word in _LOST)), None)
+    if lost is not None and jax.process_count() > 1:
+        return LostPeerError(
+            f"process {jax.process_index()} of {jax.process_count()} lost a peer ({_first_line(lost)}); see its log. "
+            "What was saved is whole: start all processes again, as launch/retry.sh does"
+        )
+    full = next((t for t in texts if "RESOURCE_EXHAUSTED" in t), None)
+    if full is not None:
+        return UserError(
+            f"out of memory on the device ({_first_line(full)}); tools/plan.py shows what takes it and what to change: "
+            "batch.micro, model.remat, mesh.fsdp, model.reference"
+        )
+    return None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _first_line(text: str) -> str:
+    return next((line for line in text.strip().splitlines() if line), "")[:300]
+
+
+def leave(code: int) -> NoReturn:
+    """Exits without what Python does at exit: JAX would wait there for peers that may be gone."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def stop_code() -> int:
+    """Exit code of a run that was told to stop and saved."""
+    return int(os.environ.get(STOPPED, "0"))
+
+
+class Watchdog:
+    """Ends the process with RESTART, all stacks on stderr, when nobody calls `beat` for `limit` seconds; 0: never.
+
+    A collective that waits for a process that will not come cannot be interrupted in any other way.
+    """
+
+    def __init__(self, limit: float):
+        self.limit = limit
+        self._last = time.monotonic()
+        self._doing = "start"
+
+    def beat(self, doing: str) -> None:
+        """`doing`: what comes now, for the message."""
+        self._last, self._doing = time.monotonic(), doing
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        if not self.limit:
+            yield
+            return
+        done = threading.Event()
+        self.beat(self._doing)
+        threading.Thread(target=self._watch, args=(done,), daemon=True).start()
+        try:
+            yield
+        finally:
+            done.set()
+
+    def _watch(self, done: threading.Event) -> None:
+        while not done.wait(min(self.limit / 4, 5.0)):
+            silent = time.monotonic() - self._last
+            if silent > self.limit:
+                faulthandler.dump_traceback(all_threads=True)
+                print(
+                    f"error: process {jax.process_index()}: {self._doing} has taken {silent:.0f} s, over "
+                    f"train.step_limit={self.limit:g}; the stacks are above. What was saved is whole: start again",
+                    file=sys.stderr,
+                )
+                leave(RESTART)

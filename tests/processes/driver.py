@@ -1,0 +1,120 @@
+"""One process of a run: the gradient of one optimizer step on several meshes, against one device's.
+
+python driver.py OUT COORDINATOR PROCESSES PROCESS MESH...     a MESH is data x fsdp x tensor, such as 2x2x2
+Process 0 writes OUT: {mesh: largest relative difference of a parameter's gradient, loss, places of every process}.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+from step_cases import BUCKET, ROWS, make_rows, make_scores
+
+from jvr1.data.batch import stack
+from jvr1.distributed import Peers, connect, gather, share_of
+from jvr1.model import qwen2_5_vl
+from jvr1.model.config import from_hf
+from jvr1.rl import tgrpo
+from jvr1.sharding import AXES, make_mesh, param_shardings, path_name, put_batch, replicated
+from jvr1.train.decode import make_decoder, to_host
+from jvr1.train.steps import make_advantages, make_policy_gradients, make_reference_scores
+from jvr1.train.trees import cast, zeros_like
+
+TEXT = dict(
+    model_type="qwen2_5_vl", hidden_size=64, num_hidden_layers=2, num_attention_heads=8, num_key_value_heads=2,
+    intermediate_size=64, vocab_size=96, rms_norm_eps=1e-6, rope_theta=1e4, tie_word_embeddings=False,
+    rope_scaling={"type": "mrope", "mrope_section": [1, 1, 2]}, image_token_id=90, video_token_id=91,
+    vision_start_token_id=92, vision_end_token_id=93, initializer_range=0.2,
+)  # fmt: skip
+VISION = dict(
+    depth=2, hidden_size=32, intermediate_size=40, num_heads=4, out_hidden_size=64, patch_size=14,
+    spatial_merge_size=2, window_size=112, fullatt_block_indexes=[1], tokens_per_second=2, in_chans=3,
+)  # fmt: skip
+CONFIG = from_hf(TEXT | {"vision_config": VISION})
+ALGORITHM = tgrpo.TGRPOConfig()
+SAMPLED = ("2x2x2", "1x1x8")
+"""Meshes whose completions are compared too: each costs a compilation."""
+
+
+def random_params(shapes):
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda x: rng.normal(0, 0.15, x.shape).astype(np.float32), shapes)
+
+
+def step(mesh, sample):
+    """Gradient and loss of the step of `train_rl` on replayed completions; with `sample` also completions drawn from a
+    fixed key."""
+    graphdef, shapes = qwen2_5_vl.abstract(CONFIG)
+    host = random_params(shapes)
+    shardings = param_shardings(host, mesh)
+    params = jax.device_put(host, shardings)
+    places = share_of(mesh).places(ROWS)
+    rows, (scores, ids) = make_rows(CONFIG), make_scores()
+    scores, ids = jax.tree.map(lambda x: x[np.asarray(places)], (scores, ids))
+    with jax.set_mesh(mesh):
+        arrays, scores, ids = put_batch((stack([rows[i] for i in places]), scores, ids), mesh)
+        result, mask, denominator, _ = make_advantages(ALGORITHM, mesh)(scores, scores.length, ids)
+        reference = cast(jax.tree.map(lambda x: x * 1.02, params), "float32")
+        anchor = make_reference_scores(graphdef, mesh, temperature=0.9, chunk=4)(reference, arrays, ids)
+        gradients = make_policy_gradients(graphdef, ALGORITHM, shardings, temperature=0.9, chunk=4)
+        total, loss, _, _, _ = gradients(
+            params, {}, zeros_like(params), arrays, ids, anchor, anchor, anchor, np.bool_(True), result.advantage,
+            mask, np.float32(float(denominator)),
+        )  # fmt: skip
+        whole = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(total)
+        if not sample:
+            return jax.tree.map(np.asarray, whole), float(loss), None
+        decoder = make_decoder(graphdef, mesh, CONFIG, (2,))
+        sampling = decoder.sampling(BUCKET, temperature=1.0)
+        done = to_host(decoder.rollout(decoder.weights(params), arrays, jax.random.key(7), (2, 1), sampling))
+    tokens = {
+        place: row
+        for places, rows in gather([places, done.ids.tolist()])
+        for place, row in zip(places, rows, strict=True)
+    }
+    return jax.tree.map(np.asarray, whole), float(loss), [tokens[i] for i in sorted(tokens)]
+
+
+def difference(got, want):
+    """Largest |a - b| / |b| of a parameter's gradient."""
+    leaves = zip(jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(want), strict=True)
+    return max((float(np.linalg.norm(a - b) / np.linalg.norm(b)), path_name(path)) for (path, a), b in leaves)
+
+
+def main():
+    out, coordinator, processes, process, *meshes = sys.argv[1:]
+    if int(processes) > 1:
+        connect(Peers(coordinator, int(processes), int(process)))
+    jax.config.update("jax_default_matmul_precision", "highest")
+    want, loss, tokens = step(make_mesh({"data": 1}, jax.local_devices()[:1]), True) if processes == "1" else load(out)
+    if processes == "1":
+        save(out, want, loss, tokens)
+    report = {}
+    for name in meshes:
+        mesh = make_mesh(dict(zip(AXES, map(int, name.split("x")), strict=True)))
+        got, value, sampled = step(mesh, name in SAMPLED)
+        report[name] = {
+            "gradient": difference(got, want), "loss": abs(value - loss), "same_tokens": sampled in (None, tokens),
+            "places": gather([int(p) for p in share_of(mesh).places(ROWS)]),
+        }  # fmt: skip
+    if jax.process_index() == 0:
+        Path(f"{out}.{processes}.json").write_text(json.dumps(report))
+
+
+def save(out, tree, loss, tokens):
+    leaves = {path_name(path): x for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+    np.savez(f"{out}.npz", **leaves)
+    Path(f"{out}.json").write_text(json.dumps([loss, tokens]))
+
+
+def load(out):
+    """What one device gave."""
+    _, shapes = qwen2_5_vl.abstract(CONFIG)
+    kept = np.load(f"{out}.npz")
+    tree = jax.tree_util.tree_map_with_path(lambda path, _: kept[path_name(path)], shapes)
+    return tree, *json.loads(Path(f"{out}.json").read_text())
+
+
+main()

@@ -1,0 +1,60 @@
+"""One step on every mesh, in 1, 2 and 4 processes: one device's gradients, the same rows, the same random draws."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from runs import free_port
+
+MESHES = ["8x1x1", "1x8x1", "2x2x2", "1x4x2", "1x1x8"]
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory):
+    """Number of processes -> what the driver found; eight devices in all."""
+    out = tmp_path_factory.mktemp("gradients") / "one"
+    found = {}
+    for processes in (1, 2, 4):
+        environment = os.environ | {
+            "JAX_NUM_CPU_DEVICES": str(8 // processes),
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiling is most of the time here
+            "PYTHONPATH": os.pathsep.join((str(HERE.parents[1]), str(HERE.parent))),
+        }
+        coordinator = f"localhost:{free_port()}"
+        logs = [Path(f"{out}.{processes}.{i}.log") for i in range(processes)]
+        started = [
+            subprocess.Popen(
+                [sys.executable, HERE / "driver.py", out, coordinator, str(processes), str(i), *MESHES],
+                env=environment, stderr=log.open("w"),
+            )
+            for i, log in enumerate(logs)
+        ]  # fmt: skip
+        assert [process.wait() for process in started] == [0] * processes, [log.read_text() for log in logs]
+        found[processes] = json.loads(Path(f"{out}.{processes}.json").read_text())
+    return found
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_a_step_is_one_device_s(reports, processes, mesh):
+    report = reports[processes][mesh]
+    assert report["gradient"][0] < 1e-5, report["gradient"]
+    assert report["loss"] < 1e-6
+    assert report["same_tokens"]
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("processes", [2, 4])
+def test_every_row_is_fed_by_the_processes_that_hold_it(reports, processes, mesh):
+    tensor = int(mesh.split("x")[2])
+    places = reports[processes][mesh]["places"]
+    across = max(1, tensor // (8 // processes))  # processes that the tensor axis crosses
+    for row in range(8):
+        assert sum(row in own for own in places) == across
+    assert all(own == sorted(own) and len(own) == 8 * across // processes for own in places)
