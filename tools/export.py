@@ -37,14 +37,15 @@ def main() -> None:
     parser.add_argument("--min-pixels", type=int, help="least pixels of an image in training, for the processor's file")
     parser.add_argument("--max-pixels", type=int, help="most pixels of an image in training, for the processor's file")
     args = parser.parse_args()
+    # before anything asks for devices, as finding a checkpoint does
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", HOST_DEVICES)
     source = epath.Path(args.source)
     pixels = read_pixels(args.min_pixels, args.max_pixels) or trained_pixels(source)
     folder = locate(args.source).folder
     lora = read_lora(folder)
     if args.peft and lora is None:
         raise UserError(f"{args.source} has no adapters, so --peft has nothing to write; leave it out")
-    jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_num_cpu_devices", HOST_DEVICES)
     start = time.perf_counter()
     hf.claim_folder(epath.Path(args.out))
     mesh = make_mesh({"fsdp": HOST_DEVICES})
