@@ -28,7 +28,7 @@ from jvr1.data.schedule import Sequential
 from jvr1.data.store import RecordStore
 from jvr1.distributed import gather, share_of
 from jvr1.errors import UserError, run_main
-from jvr1.eval.journal import ANSWERS, Journal, claim, from_line, pending, to_line, write_whole
+from jvr1.eval.journal import ANSWERS, Journal, claim, from_line, to_line, write_whole
 from jvr1.eval.page import frames_seen, html
 from jvr1.eval.plan import Plan, make_plan
 from jvr1.eval.report import answer_lines, as_table, build, markdown, rests_on
@@ -71,8 +71,8 @@ def main() -> int:
     # --- answers: those of before, then the rest
     journal = Journal(out, jax.process_index())
     found = {n: from_line(line, plan.records) for n, line in everyone(journal.read()).items() if n < len(plan.records)}
-    todo = Sequential(plan.rows, config.batch.micro)
-    todo.plans = pending(todo.plans, found)
+    left = {bucket: [n for n in numbers if n not in found] for bucket, numbers in plan.rows.items()}
+    todo = Sequential(left, config.batch.micro)
     if todo.plans:
         own = answer(config, mesh, tokenizer, asking, todo, plan, journal, found)
         lines = everyone({number: to_line(question) for number, question in own.items()})
@@ -107,7 +107,8 @@ def answer(
     journal: Journal,
     found: dict[int, Question],
 ) -> dict[int, Question]:
-    """Answers the microbatches of `todo`; each is in the journal before the next begins."""
+    """Answers the rows of `todo`, `batch.micro` at a time; each is in the journal before its place is given to
+    another."""
     dtype = jnp.dtype(config.model.dtype)
     model = open_model(config.model.source, mesh, dtype=dtype, param_dtype=dtype)
     decoder = make_decoder(model.graphdef, mesh, model.config, end_ids(tokenizer))

@@ -194,10 +194,10 @@ def place(held: Held, lanes: Lanes, new_held: Held, new_lanes: Lanes, into: Int[
     """
 
     def put(old: Array, new: Array, axis: int) -> Array:
-        parts = [x.reshape(*x.shape[:axis], into.shape[0], -1, *x.shape[axis + 1 :]) for x in (old, new)]
+        x, y = (x.reshape(*x.shape[:axis], into.shape[0], -1, *x.shape[axis + 1 :]) for x in (old, new))
         at = (slice(None),) * axis
         write = jax.vmap(lambda x, y, i: x.at[(*at, i)].set(y, mode="drop"), (axis, axis, 0), axis)
-        return write(*parts, into).reshape(old.shape)
+        return write(x, y, into).reshape(old.shape)
 
     kv = KV(*(put(x, y, 1) for x, y in zip(held.kv, new_held.kv, strict=True)))
     rest: Any

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import groupby
@@ -89,6 +89,18 @@ class Decoder:
             sampling = self.sampling(bucket, temperature=temperature, top_p=top_p, top_k=top_k)
             at_a_time = tuple(-(-n * min(lanes or rows[0], rows[0]) // rows[0]) for n in rows)
             yield from answer_queue(self.programs, weights, same, key, sampling, rows, at_a_time, slots)
+
+    def answers(self, weights: dict, tasks: Sequence[Task], key: jax.Array, **how) -> list[Sampled]:
+        """What `queue` gives, as one array a task: those of one bucket are one queue, wherever they stand."""
+        order = list(dict.fromkeys(task.micro.bucket for task in tasks))
+        found: dict[int, dict[int, Sampled]] = {id(task): {} for task in tasks}
+        for done in self.queue(weights, sorted(tasks, key=lambda task: order.index(task.micro.bucket)), key, **how):
+            for task, row, sampled in done:
+                found[id(task)][row] = sampled
+        return [
+            Sampled(*(np.stack(x) for x in zip(*(rows[b] for b in sorted(rows)), strict=True)))
+            for rows in found.values()
+        ]
 
     def stream(
         self, weights: dict, arrays: Arrays, key: jax.Array, sampling: Sampling, every: int = 8
@@ -189,4 +201,5 @@ def answer_all(
     batches = answer_questions(pipeline.microbatches(0, count, {}), decode, tokenizer, VALIDATION)
     own = [to_line(question) for batch in batches for question in batch]
     every = gather(own if share.owner else [])
-    return [from_line(line, pipeline.store) for lines in every for line in lines]
+    found = [from_line(line, pipeline.store) for lines in every for line in lines]
+    return sorted(found, key=lambda question: question.number)
