@@ -3,7 +3,8 @@
 Both decode the same rows with the same programs. Single: one completion a question, as in evaluation; a place is given
 to the next question when its row ends. Group: 8 completions of a video and 4 on shuffled frames, as in training; the
 queue decodes 2 + 1 of a prompt at a time and four times as many prompts, so that both have as many rows under way.
-The lengths of rows are given: lognormal, cut off at 768, of mean 385, which is what Video-R1's training logs show.
+The lengths of rows are given: lognormal, cut off at 768, of mean 385, as in the
+reference's runs.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ SHAPES = {
 
 
 def draw_lengths(count: int, longest: int, seed: int = 0) -> np.ndarray:
-    """`count` lengths of the distribution above, scaled to `longest`: its quantiles at equal distances, in random order."""
+    """`count` lengths of the distribution above, scaled to `longest`: its quantiles, in random order."""
     normal = statistics.NormalDist()
     z = np.asarray([normal.inv_cdf((i + 0.5) / count) for i in range(count)])
     low, high = 1.0, float(LONGEST)

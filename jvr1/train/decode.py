@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import groupby
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -93,14 +94,12 @@ class Decoder:
     def answers(self, weights: dict, tasks: Sequence[Task], key: jax.Array, **how) -> list[Sampled]:
         """What `queue` gives, as one array a task: those of one bucket are one queue, wherever they stand."""
         order = list(dict.fromkeys(task.micro.bucket for task in tasks))
-        found: dict[int, dict[int, Sampled]] = {id(task): {} for task in tasks}
+        which = {id(task): number for number, task in enumerate(tasks)}
+        found: list[list[Any]] = [[None] * len(task.micro.rows) for task in tasks]
         for done in self.queue(weights, sorted(tasks, key=lambda task: order.index(task.micro.bucket)), key, **how):
             for task, row, sampled in done:
-                found[id(task)][row] = sampled
-        return [
-            Sampled(*(np.stack(x) for x in zip(*(rows[b] for b in sorted(rows)), strict=True)))
-            for rows in found.values()
-        ]
+                found[which[id(task)]][row] = sampled
+        return [Sampled(*(np.stack(x) for x in zip(*rows, strict=True))) for rows in found]
 
     def stream(
         self, weights: dict, arrays: Arrays, key: jax.Array, sampling: Sampling, every: int = 8
