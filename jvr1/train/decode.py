@@ -95,7 +95,7 @@ class Decoder:
         """What `queue` gives, as one array a task: those of one bucket are one queue, wherever they stand."""
         order = list(dict.fromkeys(task.micro.bucket for task in tasks))
         which = {id(task): number for number, task in enumerate(tasks)}
-        found: list[list[Any]] = [[None] * len(task.micro.rows) for task in tasks]
+        found: list[list[Any]] = [[None] * len(task.arrays.valid) for task in tasks]
         for done in self.queue(weights, sorted(tasks, key=lambda task: order.index(task.micro.bucket)), key, **how):
             for task, row, sampled in done:
                 found[which[id(task)]][row] = sampled
@@ -113,7 +113,7 @@ class Decoder:
         slots, more, going = self.programs.begin(weights, bits, (arrays, pairs, None), **how), 0, True
         while going:
             slots, idle = self.programs.advance(weights, bits, slots, slots.lanes.row.shape[0], more, **how)
-            yield Sampled(*(take_local(x).copy() for x in self.programs.results(slots)))
+            yield self.programs.results(slots)
             more, going = every, not np.asarray(idle).all()
 
 
