@@ -44,7 +44,8 @@ class Decoder:
 
     weights(params): a copy in the compute dtype, split over `tensor` of the generation mesh and replicated otherwise;
     what lies so already is not copied. rollout(weights, arrays, key, rows, sampling): rows[0] completions a prompt on
-    the ordered frames, rows[1] on the shuffled ones; compiled once for each bucket, rows and sampling.
+    the ordered frames, rows[1] on the shuffled ones; compiled once for each bucket, rows and sampling. lower(...): the
+    same program from shapes, not run.
     """
 
     mesh: Mesh
@@ -52,6 +53,7 @@ class Decoder:
     end_ids: tuple[int, ...]
     weights: Callable[[dict], dict]
     rollout: Callable[..., Completions]
+    lower: Callable[..., jax.stages.Lowered]
 
     def sampling(self, bucket: Bucket, *, temperature: float = 0.0, top_p: float = 1.0, top_k: int = 0) -> Sampling:
         """How a bucket is sampled: as many tokens as it holds, no visual placeholder ever."""
@@ -106,7 +108,11 @@ def make_decoder(
         with jax.set_mesh(generation):
             return rollout(*arguments)
 
-    return Decoder(mesh, model, end_ids, partial(lay_out, mesh=generation, dtype=dtype), roll)
+    def lower(*arguments) -> jax.stages.Lowered:
+        with jax.set_mesh(generation):
+            return rollout.lower(*arguments)
+
+    return Decoder(mesh, model, end_ids, partial(lay_out, mesh=generation, dtype=dtype), roll, lower)
 
 
 def lay_out(params: dict, mesh: Mesh, dtype: str | None = None) -> dict:
@@ -117,13 +123,14 @@ def lay_out(params: dict, mesh: Mesh, dtype: str | None = None) -> dict:
         return x.dtype == (dtype or x.dtype) and x.sharding.is_equivalent_to(sharding, x.ndim)
 
     def move(x: jax.Array, sharding: NamedSharding) -> jax.Array:
-        return x if there(x, sharding) else _mover(sharding, str(dtype or x.dtype))(x)
+        return x if there(x, sharding) else mover(sharding, str(dtype or x.dtype))(x)
 
     return jax.tree.map(move, params, shardings)
 
 
 @cache
-def _mover(sharding: NamedSharding, dtype: str) -> Callable[[jax.Array], jax.Array]:
+def mover(sharding: NamedSharding, dtype: str) -> Callable[[jax.Array], jax.Array]:
+    """The jitted program that lays out a parameter."""
     return jax.jit(lambda x: x.astype(dtype), out_shardings=sharding)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -89,6 +91,17 @@ def apply_gradients(
         skipped=state.skipped + bad,
     )
     return new, UpdateStats(norm, applied)
+
+
+def make_update(tx: optax.GradientTransformationExtraArgs, shardings: TrainState) -> Callable[..., Any]:
+    """update(state, grads, has_rows) -> `apply_gradients`, jitted; the state is donated and stays where `shardings`
+    say."""
+
+    @partial(jax.jit, donate_argnums=0, out_shardings=(shardings, None))
+    def update(state: TrainState, grads: Params, has_rows: ArrayLike) -> tuple[TrainState, UpdateStats]:
+        return apply_gradients(tx, state, grads, has_rows)
+
+    return update
 
 
 def check_bad_steps(step: int, bad_steps: int, limit: int) -> None:
