@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from jvr1.errors import UserError, run_main
 from jvr1.sharding import make_mesh
 from jvr1.train.hlo import totals
 from jvr1.train.planning import largest_bucket, named_model
-from jvr1.train.programs import PHASES, Measured, compile_phase, step_shapes
+from jvr1.train.programs import PHASES, Measured, Shapes, compile_phase, step_shapes
 
 GIB = 2**30
 
@@ -52,17 +52,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
     model = named_model(args.model or config.model.source)
     mesh = make_mesh(settings.mesh_shape(config), topology_devices(args.topology))
     step = step_shapes(config, model, mesh)
-    print(f"{args.config} for {args.topology}, mesh {dict(mesh.shape)}, bucket {bucket.name}, {config.batch.micro} rows")
+    print(
+        f"{args.config} for {args.topology}, mesh {dict(mesh.shape)}, bucket {bucket.name}, {config.batch.micro} rows"
+    )
     measured = []
-    for phase in phases:
-        keep = None
-        if args.text:
-            args.text.mkdir(parents=True, exist_ok=True)
-            keep = (args.text / f"{phase}.txt").open("w").write
-        measured.append(compile_phase(step, phase, bucket, keep))
-        print(report(measured[-1], bucket), flush=True)
+    for one in compile_all(step, bucket, phases, args.text):
+        measured.append(one)
+        print(report(one, bucket), flush=True)
         if args.json:
-            args.json.write_text(json.dumps([asdict(one) for one in measured], indent=1) + "\n")
+            args.json.write_text(json.dumps([asdict(m) | {"peak": m.peak} for m in measured], indent=1) + "\n")
+
+
+def compile_all(
+    step: Shapes, bucket: Bucket, phases: Sequence[str] = PHASES, texts: Path | None = None
+) -> Iterator[Measured]:
+    """Each phase as its compilation ends; `texts`: a folder for the compiled programs."""
+    for phase in phases:
+        if texts is None:
+            yield compile_phase(step, phase, bucket)
+            continue
+        texts.mkdir(parents=True, exist_ok=True)
+        with (texts / f"{phase}.txt").open("w") as file:
+            yield compile_phase(step, phase, bucket, file.write)
 
 
 def read_phases(text: str) -> list[str]:

@@ -9,18 +9,24 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
 
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
-_CALLED = re.compile(r"\b(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
+_CALLED = re.compile(r"\b(?:calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)")
 _CALLED_MANY = re.compile(r"\b(?:branch_computations|called_computations|calls)=\{([^}]*)\}")
 _ARRAY = re.compile(r"\b([a-z]+\d+\w*|pred)\[([\d,]*)\]")
 _COLLECTIVE = re.compile(rf" (?:ragged-)?({'|'.join(KINDS)})(-start)?\(")
+_WHILE = re.compile(r" while\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
+# a counter: s32[] constant(28), s32[] get-tuple-element(p), index=0, s32[] add(a, b), pred[] compare(a, b), direction=LT
+_CONSTANT = re.compile(r"^[su]32\[\]\S* constant\((\d+)\)")
+_ELEMENT = re.compile(r"^[su]32\[\]\S* get-tuple-element\(.*\), index=(\d+)")
+_ADD = re.compile(r"^[su]32\[\]\S* add\(%?([\w.\-]+), %?([\w.\-]+)\)")
+_LESS = re.compile(r"^pred\[\]\S* compare\(%?([\w.\-]+), %?([\w.\-]+)\), direction=LT")
 
 
 @dataclass(frozen=True)
@@ -54,8 +60,9 @@ def _itemsize(dtype: str) -> int:
 
 @dataclass(frozen=True)
 class Loop:
-    """A while loop of a computation. trips: None where not known."""
+    """A while loop. trips: None where the program decides when to end. name: what traced it."""
 
+    condition: str
     body: str
     trips: int | None
     name: str
@@ -63,11 +70,16 @@ class Loop:
 
 @dataclass
 class Computation:
-    """What a computation holds, and the computations it calls other than through a loop."""
+    """What a computation holds, what it calls other than through a loop, and what counts the trips of a loop it is
+    body or condition of: constants, elements of its argument, sums, and the comparison it ends with."""
 
-    collectives: list[tuple[str, tuple[str, ...], tuple[tuple[int, ...], ...], str]]
-    loops: list[Loop]
-    called: list[str]
+    collectives: list[Collective] = field(default_factory=list)
+    loops: list[Loop] = field(default_factory=list)
+    called: list[str] = field(default_factory=list)
+    constants: dict[str, int] = field(default_factory=dict)
+    elements: dict[str, int] = field(default_factory=dict)
+    sums: list[tuple[str, str]] = field(default_factory=list)
+    less: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -82,8 +94,8 @@ class Program:
         return list(self._walk(self.entry, ()))
 
     def collectives_within(self, loop: Loop) -> list[Collective]:
-        """Those of a loop's body and of what it calls."""
-        return list(self._walk(loop.body, (loop.trips,)))
+        """Those of a loop, in its body and condition and in what they call."""
+        return [one for part in (loop.body, loop.condition) for one in self._walk(part, (loop.trips,))]
 
     def loops(self, ending: str) -> list[Loop]:
         """The loops traced under a name that ends so, such as 'decode/while'."""
@@ -92,51 +104,82 @@ class Program:
 
     def _walk(self, name: str, loops: tuple[int | None, ...]) -> Iterator[Collective]:
         computation = self.computations[name]
-        for kind, dtypes, shapes, traced in computation.collectives:
-            yield Collective(kind, dtypes, shapes, loops, traced)
+        for one in computation.collectives:
+            yield replace(one, loops=loops)
         for called in computation.called:
             yield from self._walk(called, loops)
         for loop in computation.loops:
-            yield from self._walk(loop.body, (*loops, loop.trips))
+            for part in (loop.body, loop.condition):
+                yield from self._walk(part, (*loops, loop.trips))
 
 
 def read(text: str) -> Program:
     """The program of `as_text()`."""
     computations: dict[str, Computation] = {}
-    entry, here = "", None
+    entry, here = "", Computation()
     for line in text.splitlines():
         if head := _HEAD.match(line):
-            here = computations[head[2]] = Computation([], [], [])
+            here = computations[head[2]] = Computation()
             entry = head[2] if head[1] else entry
-        elif here is not None and (found := _INSTRUCTION.match(line)):
-            _add(here, found[2])
-    for computation in computations.values():
-        computation.called = [name for name in computation.called if name in computations]
+        elif found := _INSTRUCTION.match(line):
+            _note_counter(here, found[1], found[2], last=line.lstrip().startswith("ROOT "))
+            _note_calls(here, found[2])
+    for one in computations.values():
+        one.called = [name for name in one.called if name in computations]
+        one.loops = [replace(loop, trips=loop.trips or _trips(computations, loop)) for loop in one.loops]
     return Program(computations, entry)
 
 
-def _add(computation: Computation, instruction: str) -> None:
+def _note_counter(here: Computation, name: str, instruction: str, *, last: bool) -> None:
+    if constant := _CONSTANT.match(instruction):
+        here.constants[name] = int(constant[1])
+    elif element := _ELEMENT.match(instruction):
+        here.elements[name] = int(element[1])
+    elif add := _ADD.match(instruction):
+        here.sums.append((add[1], add[2]))
+    elif last and (less := _LESS.match(instruction)):
+        here.less = (less[1], less[2])
+
+
+def _trips(computations: dict[str, Computation], loop: Loop) -> int | None:
+    """N / stride of a loop that runs while element i of its state, from 0, is less than N, and nothing else."""
+    condition, body = computations[loop.condition], computations[loop.body]
+    if condition.less is None:
+        return None
+    what, than = condition.less
+    counter, bound = condition.elements.get(what), condition.constants.get(than)
+    if counter is None or bound is None:
+        return None
+    steps = [
+        body.constants[by]
+        for pair in body.sums
+        for what, by in (pair, pair[::-1])
+        if body.elements.get(what) == counter and by in body.constants
+    ]
+    return math.ceil(bound / max(steps, default=1))  # a body made of two trips has +1 and +2
+
+
+def _note_calls(here: Computation, instruction: str) -> None:
     traced = _OP_NAME.search(instruction)
     name = traced[1] if traced else ""
     if found := _COLLECTIVE.search(instruction.partition(", metadata=")[0]):
         arrays = _result(instruction[: found.start()], started=bool(found[2]) and found[1] != "all-reduce")
         dtypes, shapes = zip(*arrays, strict=True) if arrays else ((), ())
-        computation.collectives.append((found[1], tuple(dtypes), tuple(shapes), name))
-    if re.search(r" while\(", instruction):
-        trips, body = _TRIPS.search(instruction), re.search(r"body=%?([\w.\-]+)", instruction)
-        assert body is not None, instruction
-        computation.loops.append(Loop(body[1], int(trips[1]) if trips else None, name))
+        here.collectives.append(Collective(found[1], tuple(dtypes), tuple(shapes), (), name))
+    if loop := _WHILE.search(instruction):
+        trips = _TRIPS.search(instruction)
+        here.loops.append(Loop(loop[1], loop[2], int(trips[1]) if trips else None, name))
         return
-    computation.called += [c for c in _CALLED.findall(instruction) if c]
+    here.called += _CALLED.findall(instruction)
     for group in _CALLED_MANY.findall(instruction):
-        computation.called += [c.strip().lstrip("%") for c in group.split(",") if c.strip()]
+        here.called += [one.strip().lstrip("%") for one in group.split(",") if one.strip()]
 
 
 def _result(type_: str, *, started: bool) -> list[tuple[str, tuple[int, ...]]]:
     """(dtype, shape) of the arrays of a result type; of (operands, results, ...) as a started collective has it, the
     results."""
     parts = _split(type_.strip()) if started else [type_]
-    wanted = parts[1] if started and len(parts) > 1 else type_
+    wanted = parts[1] if len(parts) > 1 else type_
     return [(dtype, tuple(int(n) for n in sizes.split(",") if n)) for dtype, sizes in _ARRAY.findall(wanted)]
 
 

@@ -9,20 +9,22 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 from ml_collections import ConfigDict
 
 from jvr1 import config as settings
 from jvr1.data.batch import Arrays, Bucket, empty_example
+from jvr1.errors import UserError
 from jvr1.model import qwen2_5_vl
 from jvr1.model.config import ModelConfig
-from jvr1.sharding import batch_sharding, check_mesh, decode_mesh, param_shardings
+from jvr1.sharding import AXES, batch_sharding, check_mesh, decode_mesh, param_shardings
 from jvr1.train.decode import make_decoder, mover
 from jvr1.train.hlo import Collective, read
 from jvr1.train.optimizer import make_optimizer, partition
@@ -37,11 +39,12 @@ END_IDS = (1, 0)
 @dataclass(frozen=True)
 class Shapes:
     """A step on a mesh, as shapes with shardings. reference: None where beta is 0. generation: the weights as they lie
-    then. total: the sum of gradients."""
+    on `generation_mesh`. total: the sum of gradients."""
 
     config: ConfigDict
     model: ModelConfig
-    mesh: Mesh
+    mesh: Mesh | AbstractMesh
+    generation_mesh: Mesh | AbstractMesh
     graphdef: nnx.GraphDef
     params: dict
     frozen: dict
@@ -52,17 +55,15 @@ class Shapes:
     total: dict
 
 
-def step_shapes(config: ConfigDict, model: ModelConfig, mesh: Mesh) -> Shapes:
-    """What lives on `mesh` when a run of this config trains this model. Raises UserError for a mesh that cannot be."""
+def step_shapes(config: ConfigDict, model: ModelConfig, mesh: Mesh | AbstractMesh) -> Shapes:
+    """What lives on `mesh` when a run of this config trains this model; to count, a mesh without devices will do.
+
+    Raises UserError for a mesh that cannot be.
+    """
     check_mesh(mesh, model)
-    generation = decode_mesh(mesh, config.mesh.decode_tensor)
+    generation = generation_mesh(mesh, config.mesh.decode_tensor)
     check_mesh(generation, model)
-    graphdef, shapes = qwen2_5_vl.abstract(
-        model,
-        dtype=jnp.dtype(config.model.dtype),
-        param_dtype=jnp.dtype(config.model.param_dtype),
-        remat=config.model.remat,
-    )
+    graphdef, shapes = _abstract(model, config.model.dtype, config.model.param_dtype, config.model.remat)
     params = _placed(shapes, param_shardings(shapes, mesh))
     optimizer = settings.optimizer(config)
     trainable, frozen = partition(params, optimizer.freeze)
@@ -72,6 +73,7 @@ def step_shapes(config: ConfigDict, model: ModelConfig, mesh: Mesh) -> Shapes:
         config=config,
         model=model,
         mesh=mesh,
+        generation_mesh=generation,
         graphdef=graphdef,
         params=params,
         frozen=frozen,
@@ -81,6 +83,21 @@ def step_shapes(config: ConfigDict, model: ModelConfig, mesh: Mesh) -> Shapes:
         generation=_placed(cast, param_shardings(cast, generation)),
         total=jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=x.sharding), trainable),
     )
+
+
+@cache
+def _abstract(model: ModelConfig, dtype: str, param_dtype: str, remat: str) -> tuple[nnx.GraphDef, dict]:
+    return qwen2_5_vl.abstract(model, dtype=jnp.dtype(dtype), param_dtype=jnp.dtype(param_dtype), remat=remat)
+
+
+def generation_mesh(mesh: Mesh | AbstractMesh, tensor: int) -> Mesh | AbstractMesh:
+    """`sharding.decode_mesh`, of a mesh without devices, too. Raises UserError for a size that does not divide."""
+    if isinstance(mesh, Mesh):
+        return decode_mesh(mesh, tensor)
+    tensor = tensor or mesh.shape["tensor"]
+    if mesh.size % tensor:
+        raise UserError(f"mesh.decode_tensor={tensor} cannot split {mesh.size} devices; use a divisor")
+    return AbstractMesh((mesh.size // tensor, 1, tensor), AXES)
 
 
 def _as(tree: Any, dtype: str) -> Any:
