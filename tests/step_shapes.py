@@ -16,6 +16,16 @@ SMALL = ModelConfig(
     vision_start_token=522,
     vision_end_token=523,
 )
+MID = ModelConfig(
+    TextConfig(512, 8, 8, 2, 1408, 16_384, mrope_section=(8, 12, 12)),
+    VisionConfig(depth=8, hidden=320, heads=8, intermediate=864, out_hidden=512, full_blocks=(3, 7)),
+    tied=False,
+    image_token=16_380,
+    video_token=16_381,
+    vision_start_token=16_382,
+    vision_end_token=16_383,
+)
+MID_BUCKET = ("video", 8, 8, 1224, 384)
 
 
 def small_config(**changes) -> ConfigDict:

@@ -184,9 +184,9 @@ def table(config: settings.ConfigDict) -> Iterator[str]:
                 continue
             bytes_, phase, _ = plan.peak()
             batch, tensor = plan.step.config.batch, plan.step.generation_mesh.shape["tensor"]
-            yield (
-                f"| {size} | {name} | {plan.chips} | {tensor} | {bytes_ / GIB:.1f} of {chip.memory / GIB:.1f} | {phase} | {plan.seconds:.0f} | {batch.micro * batch.per_step} |"
-            )
+            memory = f"{bytes_ / GIB:.1f} of {chip.memory / GIB:.1f} | {phase}"
+            time = f"{plan.seconds:.0f} | {batch.micro * batch.per_step}"
+            yield f"| {size} | {name} | {plan.chips} | {tensor} | {memory} | {time} |"
 
 
 if __name__ == "__main__":

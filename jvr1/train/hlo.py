@@ -22,7 +22,7 @@ _COLLECTIVE = re.compile(rf" (?:ragged-)?({'|'.join(KINDS)})(-start)?\(")
 _WHILE = re.compile(r" while\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
-# a counter: s32[] constant(28), s32[] get-tuple-element(p), index=0, s32[] add(a, b), pred[] compare(a, b), direction=LT
+# counters: s32[] constant(28), s32[] get-tuple-element(p), index=0, s32[] add(a, b), pred[] compare(a, b), direction=LT
 _CONSTANT = re.compile(r"^[su]32\[\]\S* constant\((\d+)\)")
 _ELEMENT = re.compile(r"^[su]32\[\]\S* get-tuple-element\(.*\), index=(\d+)")
 _ADD = re.compile(r"^[su]32\[\]\S* add\(%?([\w.\-]+), %?([\w.\-]+)\)")

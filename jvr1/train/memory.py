@@ -170,26 +170,26 @@ def hidden_bytes(step: Shapes, bucket: Bucket) -> int:
 
 
 def kept_bytes(step: Shapes, bucket: Bucket) -> int:
-    """What the forward pass keeps for the backward pass in all layers, by model.remat.
+    """What the forward pass keeps for the backward pass, by model.remat; jax.vjp's residuals but for the weights.
 
-    full: each layer's input. dots: the outputs of its weight products, too. none: also scores, twice, in fp32.
+    full: each layer's input. dots: and the outputs of its weight products that the backward pass reads. none: and what
+    lies between them: norms, gates, attention scores in fp32 and as weights in the compute dtype.
     """
     model, here, size, remat = step.model, local(step), itemsize(step), step.config.model.remat
     text, vision, group = model.text, model.vision, step.config.rl.group
     tokens = here.rows * (bucket.prompt + group * bucket.completion)
     slots = here.rows * bucket.steps * bucket.windows * vision.slots
-    text_layer, vision_layer = tokens * text.hidden * size, slots * vision.hidden * size
-    if remat != "full":
-        width = (text.heads + 2 * text.kv_heads) * text.head_size + 2 * text.intermediate
-        text_layer += tokens * (2 * text.hidden + width // here.tensor) * size
-        vision_layer += (
-            slots * (2 * vision.hidden + (3 * vision.hidden + 2 * vision.intermediate) // here.tensor) * size
-        )
+    hidden, gates = {"full": (1, 0), "dots": (2, 2), "none": (10, 6)}[remat]  # in units of D and of the MLP's width
+    heads = (text.heads + 2 * text.kv_heads) * text.head_size if gates else 0
+    text_layer = tokens * (hidden * text.hidden + (heads + gates * text.intermediate) // here.tensor) * size
+    heads = 3 * vision.hidden if gates else 0
+    vision_layer = slots * (hidden * vision.hidden + (heads + gates * vision.intermediate) // here.tensor) * size
     if remat == "none":
         scores = completion_scores(model, bucket, here, group) + prompt_scores(model, bucket, here)
-        text_layer += 2 * scores + 3 * tokens * text.intermediate // here.tensor * size
-        vision_layer += 2 * vision_scores(model, bucket, here)
-    return text.layers * text_layer + vision.depth * vision_layer
+        text_layer += int(1.5 * scores)
+        vision_layer += int(2.75 * vision_scores(model, bucket, here))  # both kinds of attention are traced
+    ends = 2 * tokens * text.hidden * size + 3 * slots * vision.hidden * size  # final norms, merger
+    return text.layers * text_layer + vision.depth * vision_layer + ends
 
 
 def head_bytes(step: Shapes) -> int:

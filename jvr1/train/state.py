@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
@@ -44,7 +44,7 @@ def init_state(tx: optax.GradientTransformation, params: Params) -> TrainState:
     return TrainState(step, params, tx.init(params), bad_steps, skipped)
 
 
-def abstract_state(tx: optax.GradientTransformation, params: Params, mesh: Mesh) -> TrainState:
+def abstract_state(tx: optax.GradientTransformation, params: Params, mesh: Mesh | AbstractMesh) -> TrainState:
     """Shapes and shardings of `init_state`: moments lie as their parameters do, counters everywhere.
 
     `params` are arrays or ShapeDtypeStructs with a `.sharding`. To restore into, and for `out_shardings`.
