@@ -25,6 +25,7 @@ _OP_NAME = re.compile(r'op_name="([^"]*)"')
 # counters: s32[] constant(28), s32[] get-tuple-element(p), index=0, s32[] add(a, b), pred[] compare(a, b), direction=LT
 _CONSTANT = re.compile(r"^[su]32\[\]\S* constant\((\d+)\)")
 _ELEMENT = re.compile(r"^[su]32\[\]\S* get-tuple-element\(.*\), index=(\d+)")
+_COPY = re.compile(r"^[su]32\[\]\S* copy\(%?([\w.\-]+)\)")
 _ADD = re.compile(r"^[su]32\[\]\S* add\(%?([\w.\-]+), %?([\w.\-]+)\)")
 _LESS = re.compile(r"^pred\[\]\S* compare\(%?([\w.\-]+), %?([\w.\-]+)\), direction=LT")
 
@@ -135,6 +136,8 @@ def _note_counter(here: Computation, name: str, instruction: str, *, last: bool)
         here.constants[name] = int(constant[1])
     elif element := _ELEMENT.match(instruction):
         here.elements[name] = int(element[1])
+    elif (copy := _COPY.match(instruction)) and copy[1] in here.elements:
+        here.elements[name] = here.elements[copy[1]]
     elif add := _ADD.match(instruction):
         here.sums.append((add[1], add[2]))
     elif last and (less := _LESS.match(instruction)):

@@ -21,8 +21,12 @@ from jvr1.sharding import is_stacked, path_name
 from jvr1.train.programs import Shapes, batch_shapes, chip_bytes, row_counts
 
 FLOAT = 4
-SCORES = {"forward": 2.0, "backward": 3.0}
-"""Copies of a layer's fp32 attention scores alive at once."""
+SCORES = {"forward": 1.75, "backward": 5.5}
+"""Copies of a text layer's fp32 attention scores alive at once."""
+VISION_SCORES = {"forward": 1.5, "backward": 4.0}
+"""The same of a layer of the tower."""
+MLP = {"forward": 3.0, "backward": 6.0}
+"""Copies of what a gated MLP holds between its products, in the compute dtype."""
 LOGITS = {"forward": 3.0, "backward": 4.0}
 """Copies of a chunk's fp32 logits alive at once."""
 GATHERED = {"forward": 2.0, "backward": 4.0}
@@ -68,7 +72,7 @@ def phase_memory(step: Shapes, bucket: Bucket) -> dict[str, dict[str, int]]:
         "generation": kept | rollouts | weights | generation_memory(step, bucket),
         "reference": kept | rollouts | {"reference": reference} | scoring_memory(step, bucket),
         "gradients": kept | rollouts | total | gradient_memory(step, bucket),
-        "update": kept | rollouts | total | {"moving": largest(step.total)},
+        "update": kept | rollouts | total,
     }
     return {name: parts for name, parts in phases.items() if name != "reference" or reference}
 
@@ -80,7 +84,7 @@ def generation_memory(step: Shapes, bucket: Bucket) -> dict[str, int]:
     streams, drawn = len(counts), sum(counts)
     encoded = Bucket(bucket.kind, bucket.steps * streams, bucket.windows, bucket.prompt, bucket.completion)
     prefill = max(
-        SCORES["forward"] * vision_scores(model, encoded, here),
+        VISION_SCORES["forward"] * vision_scores(model, encoded, here),
         SCORES["forward"] * streams * prompt_scores(model, bucket, here),
     )
     sampled = LOGITS["forward"] * here.rows * drawn * model.text.vocab * FLOAT
@@ -115,13 +119,13 @@ def working(step: Shapes, bucket: Bucket, direction: str) -> int:
     """The largest of a layer's attention, the tower's, the MLP's and a chunk of logits, with the head they take."""
     model, here = step.model, local(step)
     group = step.config.rl.group
-    attention = completion_scores(model, bucket, here, group) + prompt_scores(model, bucket, here)
+    attention = max(completion_scores(model, bucket, here, group), prompt_scores(model, bucket, here))
     mlp = here.rows * (bucket.prompt + group * bucket.completion) * model.text.intermediate / here.tensor
     return int(
         max(
             SCORES[direction] * attention,
-            SCORES[direction] * vision_scores(model, bucket, here),
-            SCORES[direction] * mlp * itemsize(step),
+            VISION_SCORES[direction] * vision_scores(model, bucket, here),
+            MLP[direction] * mlp * itemsize(step),
             LOGITS[direction] * chunk_logits(step, here) + head_bytes(step),
         )
     )

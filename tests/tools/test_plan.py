@@ -107,7 +107,10 @@ def test_shorter_completions_take_less_time():
         (["--mesh", "fsdp=6", "--chip", "v5p"], "batch.micro=8 rows cannot be split 6 ways"),
         (["--mesh", "fsdp=8,decode_tensor=3", "--chip", "v5p"], "decode_tensor=3 cannot split 8 devices"),
         (["--mesh", "fsdp=8", "--chip", "h200", "--compile"], "no compiler here for h200; GPUs are counted"),
-        (["--mesh", "fsdp=1", "--chip", "v5p", "--compile"], "1 chips make no slice to compile for; slices of v5p have 4"),
+        (
+            ["--mesh", "fsdp=1", "--chip", "v5p", "--compile"],
+            "1 chips make no slice to compile for; slices of v5p have 4",
+        ),
         (["--mesh", "fsdp=8", "--chip", "v5p", "--model", "14b"], "model '14b' is no folder and names no size"),
         (["--mesh", "fsdp=8"], "--mesh data=N,fsdp=N and --chip NAME are needed, or --table"),
         (["--mesh", "fsdp=8", "--chip", "v5p", "--config.batch.mikro=8"], "there is no setting 'mikro'"),
