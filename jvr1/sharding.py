@@ -134,19 +134,19 @@ def partition_spec(
     return P(*axes)
 
 
-def param_shardings(params: Any, mesh: Mesh, table: Sequence[tuple[str, P]] = TRAIN_TABLE) -> Any:
+def param_shardings(params: Any, mesh: Mesh | AbstractMesh, table: Sequence[tuple[str, P]] = TRAIN_TABLE) -> Any:
     """NamedShardings of a tree of parameters (arrays or shapes)."""
     return jax.tree_util.tree_map_with_path(
         lambda path, x: NamedSharding(mesh, partition_spec(path_name(path), x.shape, mesh, table)), params
     )
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
+def batch_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """Leading axis over data and fsdp."""
     return NamedSharding(mesh, P(BATCH))
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
