@@ -150,7 +150,7 @@ def make_plan(config: ConfigDict, model: ModelConfig, chip: Chip, tokens: int | 
 def step_work(step: Shapes, bucket: Bucket, tokens: int | None = None) -> dict[str, Work]:
     """Phase -> its work on one chip in an optimizer step of batch.per_step microbatches of the bucket."""
     config, chips, times = step.config, step.mesh.size, step.config.batch.per_step
-    written = min(tokens or bucket.completion, bucket.completion)
+    written = float(min(tokens or bucket.completion, bucket.completion))
     generation = [times * part for part in _generation(step, bucket, written)]
     forward, scores = _scoring(step, bucket, written)
     weights, layer_reads = chip_bytes(step.generation), _gathered(step)
@@ -175,7 +175,7 @@ def step_work(step: Shapes, bucket: Bucket, tokens: int | None = None) -> dict[s
     return {name: one for name, one in work.items() if name != "reference" or step.reference}
 
 
-def _generation(step: Shapes, bucket: Bucket, tokens: float) -> tuple[float, ...]:
+def _generation(step: Shapes, bucket: Bucket, tokens: float | int) -> tuple[float, ...]:
     """FLOPs, bytes and link bytes a chip of prefill, then of sampling `tokens` tokens, for one microbatch."""
     model, rows, chips = step.model, step.config.batch.micro, step.mesh.size
     here, size = memory.local_generation(step), memory.itemsize(step)
@@ -200,7 +200,7 @@ def _generation(step: Shapes, bucket: Bucket, tokens: float) -> tuple[float, ...
     )
 
 
-def _scoring(step: Shapes, bucket: Bucket, tokens: float) -> tuple[float, float]:
+def _scoring(step: Shapes, bucket: Bucket, tokens: float | int) -> tuple[float, float]:
     """Useful FLOPs of a forward pass over a microbatch on all chips, and bytes of a chip's attention scores."""
     model, group, here = step.model, step.config.rl.group, memory.local(step)
     once = flops.prompt_flops(model, bucket, 1) + flops.completion_flops(model, bucket, group, tokens)
