@@ -245,6 +245,7 @@ def prompt_of(question: dict, tokens: int) -> str:
     return f"<|im_start|>system\n<|im_end|>\n<|im_start|>user\n{visual}{text}<|im_end|>\n<|im_start|>assistant\n"
 
 
+@pytest.mark.nightly
 def test_the_exported_folder_answers_alike_in_transformers(demo, exported, undisturbed):
     """`generate`, greedy, on the folder as it was written. Positions follow the rule of 4.x."""
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(exported, dtype=torch.float32).eval()

@@ -37,27 +37,36 @@ def main() -> None:
     parser.add_argument("--min-pixels", type=int, help="least pixels of an image in training, for the processor's file")
     parser.add_argument("--max-pixels", type=int, help="most pixels of an image in training, for the processor's file")
     args = parser.parse_args()
-    source = epath.Path(args.source)
-    pixels = read_pixels(args.min_pixels, args.max_pixels) or trained_pixels(source)
-    if args.peft and read_lora(locate(args.source).folder) is None:
-        raise UserError(f"{args.source} has no adapters, so --peft has nothing to write; leave it out")
+    # before anything asks for devices, as finding a checkpoint does
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", HOST_DEVICES)
+    source = epath.Path(args.source)
+    pixels = read_pixels(args.min_pixels, args.max_pixels) or trained_pixels(source)
+    folder = locate(args.source).folder
+    lora = read_lora(folder)
+    if args.peft and lora is None:
+        raise UserError(f"{args.source} has no adapters, so --peft has nothing to write; leave it out")
     start = time.perf_counter()
     hf.claim_folder(epath.Path(args.out))
     mesh = make_mesh({"fsdp": HOST_DEVICES})
     dtype = args.dtype or ("float32" if args.peft else "bfloat16")
-    model = open_model(args.source, mesh, param_dtype="bfloat16" if args.peft else dtype)
-    if args.peft and model.lora is not None:
-        peft.save(model.params, model.config, model.lora, args.out, dtype=dtype, base=trained_from(source))
+    # a sum with adapters is rounded once, at its end
+    model = open_model(args.source, mesh, param_dtype=dtype if lora is None else kept_dtype(folder))
+    if args.peft and lora is not None:
+        peft.save(model.params, model.config, lora, args.out, dtype=dtype, base=trained_from(source))
     else:
         files = model.carried
-        hf.save(model.params, model.config, args.out, carried=files, dtype=dtype, pixels=pixels, lora=model.lora)
+        hf.save(model.params, model.config, args.out, carried=files, dtype=dtype, pixels=pixels, lora=lora)
     written = [path.stat().length for path in epath.Path(args.out).glob("*.safetensors")]
     print(
         f"{args.source} -> {args.out}: {count(model.params, adapters=args.peft):,} parameters, "
         f"{sum(written) / 1e9:.2f} GB in {dtype}, {len(written)} shards, {time.perf_counter() - start:.1f} s"
     )
+
+
+def kept_dtype(folder: epath.Path) -> str:
+    """The dtype in which our own folder keeps its parameters."""
+    return json.loads((folder / hf.CONFIG).read_text())["torch_dtype"]
 
 
 def count(params: dict, *, adapters: bool) -> int:

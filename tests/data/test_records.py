@@ -128,7 +128,7 @@ def test_a_faulty_record_is_named_with_its_field(tmp_path, change, words):
     with pytest.raises(UserError) as raised:
         load_records(file)
     message = str(raised.value)
-    assert message.startswith(f"{file}: record 1 (problem_id ")
+    assert message.startswith(f"{file}: record 1")
     assert words in message
     assert "\n" not in message
 

@@ -70,7 +70,9 @@ def kinds(fake) -> list[str]:
 
 
 def start(*words) -> subprocess.Popen:
-    return subprocess.Popen([str(w) for w in words], cwd=ROOT, stdout=-1, stderr=-1, text=True, start_new_session=True)
+    # where the tests run in the background SIGINT is ignored, and bash cannot trap what was ignored when it began
+    command = ["env", "--default-signal=INT", *(str(w) for w in words)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=-1, stderr=-1, text=True, start_new_session=True)
 
 
 def await_(condition) -> None:

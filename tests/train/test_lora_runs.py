@@ -73,11 +73,11 @@ def stepped():
         state = apply(state, total)
     base_graph, base = without_adapters(graphdef, params)
     anchors = jax.jit(
-        lambda base: token_scores(
+        lambda base, arrays, ids: token_scores(
             merge(base_graph, base).logits,
             merge(base_graph, base).complete(arrays.prompt, arrays.visual, ids), ids, temperature=0.9, chunk=4,
         ).logprobs
-    )(base)  # fmt: skip
+    )(base, arrays, ids)  # fmt: skip
     jax.config.update("jax_disable_most_optimizations", False)
     return before, (state.params, frozen), state, first, (np.asarray(anchors), np.asarray(mask), algorithm)
 
@@ -146,9 +146,9 @@ def opened(source, lora, seed=0):
 
 
 def scored(model) -> np.ndarray:
-    arrays, ids = stack(make_rows()), make_scores()[1]
-    score = jax.jit(lambda p: merge(model.graphdef, p).complete(arrays.prompt, arrays.visual, ids))
-    return np.asarray(score(model.params))
+    arrays, ids = stack(make_rows(CONFIG)), make_scores()[1]
+    score = jax.jit(lambda p, a, ids: merge(model.graphdef, p).complete(a.prompt, a.visual, ids))
+    return np.asarray(score(model.params, arrays, ids))
 
 
 def test_a_run_from_a_model_with_adapters_starts_from_their_sum(stored):
@@ -211,8 +211,8 @@ def test_a_stopped_run_goes_on_to_the_same_numbers(run):
 def test_the_run_departs_from_its_base_and_kl_says_so(run):
     logged = scalars(run / "whole")
     kl = [value for _, value in logged["loss/kl"]]
-    assert abs(kl[0]) < 1e-7  # before the first update it is the base
-    assert kl[-1] > 1e-6
+    assert abs(kl[0]) < 1e-6  # before the first update it is the base
+    assert kl[-1] > 1e-5
     assert max(value for _, value in logged["loss/logprob_gap_max"]) < 1e-3  # sampled as it is scored: with adapters
 
 
@@ -234,7 +234,13 @@ def test_its_checkpoint_holds_the_base_as_it_was_and_moments_of_adapters_only(de
 
 
 def test_its_workdir_evaluates_as_its_validation_did(demo, run, tmp_path):
-    arguments = ["--suite=valid.json", f"--data={demo.root}", f"--out={tmp_path / 'out'}", f"--model={run / 'stopped'}"]
+    arguments = [
+        "--suite=valid.json",
+        "--variants=ordered,shuffled",
+        f"--data={demo.root}",
+        f"--out={tmp_path / 'out'}",
+        f"--model={run / 'stopped'}",
+    ]
     finish(demo.start(["-mjvr1.evaluate"], arguments))
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     logged = scalars(run / "whole")
