@@ -175,7 +175,7 @@ def step_work(step: Shapes, bucket: Bucket, tokens: int | None = None) -> dict[s
     return {name: one for name, one in work.items() if name != "reference" or step.reference}
 
 
-def _generation(step: Shapes, bucket: Bucket, tokens: float | int) -> tuple[float, ...]:
+def _generation(step: Shapes, bucket: Bucket, tokens: float | int) -> tuple[float | int, ...]:
     """FLOPs, bytes and link bytes a chip of prefill, then of sampling `tokens` tokens, for one microbatch."""
     model, rows, chips = step.model, step.config.batch.micro, step.mesh.size
     here, size = memory.local_generation(step), memory.itemsize(step)
@@ -200,7 +200,7 @@ def _generation(step: Shapes, bucket: Bucket, tokens: float | int) -> tuple[floa
     )
 
 
-def _scoring(step: Shapes, bucket: Bucket, tokens: float | int) -> tuple[float, float]:
+def _scoring(step: Shapes, bucket: Bucket, tokens: float | int) -> tuple[float, int]:
     """Useful FLOPs of a forward pass over a microbatch on all chips, and bytes of a chip's attention scores."""
     model, group, here = step.model, step.config.rl.group, memory.local(step)
     once = flops.prompt_flops(model, bucket, 1) + flops.completion_flops(model, bucket, group, tokens)
@@ -249,7 +249,7 @@ def suggestions(plan: Plan, tokens: int | None = None) -> list[Suggestion]:
 
     def rank(one: Suggestion) -> tuple[bool, bool, float]:
         chip_seconds = one.plan.seconds * one.plan.chips / one.plan.step.config.batch.micro
-        return (not one.plan.fits, one.alters, chip_seconds if one.plan.fits else one.plan.peak()[0])
+        return (not one.plan.fits, one.alters, chip_seconds if one.plan.fits else float(one.plan.peak()[0]))
 
     return sorted(found, key=rank)
 
