@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
+import jax
 from ml_collections import ConfigDict
 
 from jvr1.config import default
 from jvr1.model.config import ModelConfig, TextConfig, VisionConfig
+from jvr1.sharding import is_stacked, path_name
+from jvr1.train.hlo import Collective
 
 SMALL = ModelConfig(
     TextConfig(128, 5, 8, 4, 176, 528, mrope_section=(2, 3, 3)),
@@ -16,16 +22,6 @@ SMALL = ModelConfig(
     vision_start_token=522,
     vision_end_token=523,
 )
-MID = ModelConfig(
-    TextConfig(512, 8, 8, 2, 1408, 16_384, mrope_section=(8, 12, 12)),
-    VisionConfig(depth=8, hidden=320, heads=8, intermediate=864, out_hidden=512, full_blocks=(3, 7)),
-    tied=False,
-    image_token=16_380,
-    video_token=16_381,
-    vision_start_token=16_382,
-    vision_end_token=16_383,
-)
-MID_BUCKET = ("video", 8, 8, 1224, 384)
 
 
 def small_config(**changes) -> ConfigDict:
@@ -41,3 +37,20 @@ def small_config(**changes) -> ConfigDict:
             section, _, key = name.partition(".")
             config[section][key] = value
     return config
+
+
+def parameters(params: dict) -> dict[int, str]:
+    """Number of values of each parameter and of one layer of it -> its path."""
+    sizes = {}
+    for path, x in jax.tree_util.tree_leaves_with_path(params):
+        name = path_name(path)
+        sizes[math.prod(x.shape)] = name
+        if is_stacked(name):
+            sizes[math.prod(x.shape[1:])] = f"a layer of {name}"
+    return sizes
+
+
+def moved(collectives: Sequence[Collective], params: dict) -> set[str]:
+    """Parameters that collectives carry, whole or a layer of them."""
+    sizes = parameters(params)
+    return {sizes[n] for one in collectives for shape in one.shapes if (n := math.prod(shape)) in sizes}

@@ -13,8 +13,8 @@ import argparse
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 # read by libtpu when it is loaded: there is no TPU to ask, so none to share
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
@@ -35,7 +35,9 @@ GIB = 2**30
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--config", required=True, metavar="FILE[:ARG]")
     parser.add_argument("--model", help="3b, 7b, 32b, 72b or a model's folder; default: what model.source names")
     parser.add_argument("--topology", default="v5p:2x2x2", help="such as v5e:4x4, v5p:2x2x2, v6e:4x8")
@@ -55,12 +57,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(
         f"{args.config} for {args.topology}, mesh {dict(mesh.shape)}, bucket {bucket.name}, {config.batch.micro} rows"
     )
-    measured = []
+    said: dict[str, Any] = {
+        "config": args.config, "settings": rest, "model": args.model or config.model.source,
+        "topology": args.topology, "mesh": dict(mesh.shape), "bucket": bucket.name, "phases": {},
+    }  # fmt: skip
     for one in compile_all(step, bucket, phases, args.text):
-        measured.append(one)
         print(report(one, bucket), flush=True)
+        said["phases"][one.phase] = figures(one, bucket)
         if args.json:
-            args.json.write_text(json.dumps([asdict(m) | {"peak": m.peak} for m in measured], indent=1) + "\n")
+            args.json.write_text(json.dumps(said, indent=1) + "\n")
 
 
 def compile_all(
@@ -93,11 +98,19 @@ def topology_devices(name: str) -> list[jax.Device]:
         raise UserError(f"topology {name} does not answer: {str(error).splitlines()[0][:200]}") from None
 
 
+def figures(one: Measured, bucket: Bucket) -> dict[str, Any]:
+    """What is kept of a phase: docs/compiled holds such files, tools/plan.py --against reads them."""
+    sizes = ("seconds", "processor", "peak", "arguments", "outputs", "temporary", "beside", "flops", "accessed")
+    return {name: round(getattr(one, name)) for name in sizes} | {
+        "collectives": totals(one.collectives, bucket.completion)
+    }
+
+
 def report(one: Measured, bucket: Bucket) -> str:
     """Memory per chip, the compiler's counts, and how many collectives of which size."""
     parts = {"arguments": one.arguments, "outputs": one.outputs, "temporary": one.temporary, "beside": one.beside}
     lines = [
-        f"{one.phase}: compiled in {one.seconds:.0f} s",
+        f"{one.phase}: compiled in {one.seconds:.0f} s, {one.processor:.0f} s of processor time",
         f"  memory a chip, GiB: peak {one.peak / GIB:.2f} ("
         + ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items())
         + ")",

@@ -3,6 +3,7 @@
 python tools/plan.py --config FILE[:ARG] --mesh data=1,fsdp=8[,tensor=N][,decode_tensor=N] --chip NAME
     [--model 3b|7b|32b|72b|DIR] [--tokens N] [--compile] [--config.section.name=value ...]
 python tools/plan.py --config FILE[:ARG] --table
+python tools/plan.py --against docs/compiled/*.json
 
 Counts, from shapes alone. With --compile (TPU chips; needs libtpu, takes minutes) the real TPU compiler compiles the
 real step besides, and its own memory and collectives are printed. Exit code 0: fits, 1: does not, 2: a mistake.
@@ -11,8 +12,11 @@ real step besides, and its own memory and collectives are printed. Exit code 0: 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -23,10 +27,12 @@ from jvr1.data.batch import Bucket
 from jvr1.errors import UserError, run_main
 from jvr1.model.config import published
 from jvr1.train.chips import CHIPS, GIB, chip_named
+from jvr1.train.memory import phase_memory
 from jvr1.train.planning import (
     SIZES,
     Plan,
     changed,
+    counted_shapes,
     largest_bucket,
     make_plan,
     named_model,
@@ -36,12 +42,18 @@ from jvr1.train.planning import (
 )
 
 TABLE_CHIPS = ("v5e", "v5p", "v6e", "h100-80", "h200")
+ROOT = Path(__file__).parents[1]
 GPUS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 SHOWN = 6
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     args, rest = read_arguments(arguments)
+    if args.against:
+        print("\n".join(against(args.against)))
+        return 0
+    if not args.config:
+        raise UserError("--config FILE is needed")
     config = settings.from_file(args.config, rest)
     settings.buckets(config)
     if args.table:
@@ -67,18 +79,15 @@ def read_arguments(arguments: Sequence[str] | None) -> tuple[argparse.Namespace,
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--config", required=True, metavar="FILE[:ARG]")
+    parser.add_argument("--config", metavar="FILE[:ARG]")
     parser.add_argument("--mesh", help="such as data=1,fsdp=8,tensor=1,decode_tensor=4")
     parser.add_argument("--chip", help=", ".join(CHIPS))
     parser.add_argument("--model", help="3b, 7b, 32b, 72b or a model's folder; default: what model.source names")
     parser.add_argument("--tokens", type=int, help="mean length of a completion; default: what the bucket holds")
     parser.add_argument("--compile", action="store_true", help="ask the real TPU compiler, too (minutes)")
     parser.add_argument("--table", action="store_true", help="the fewest chips for each published size, as markdown")
-    args, rest = parser.parse_known_args(arguments)
-    for one in rest:
-        if not one.startswith("--config."):
-            raise UserError(f"unexpected argument {one!r}; settings are given as --config.section.name=value")
-    return args, rest
+    parser.add_argument("--against", nargs="+", type=Path, metavar="FILE", help="count what compile_tpu.py compiled")
+    return parser.parse_known_args(arguments)
 
 
 def lines(plan: Plan, tokens: int | None) -> Iterator[str]:
@@ -101,7 +110,7 @@ def lines(plan: Plan, tokens: int | None) -> Iterator[str]:
     if left < 0:
         yield from suggestion_lines(plan, tokens)
     if not chip.topologies:
-        yield "counted, not compiled; JAX takes 75% of a GPU's memory unless XLA_CLIENT_MEM_FRACTION says .95"
+        yield "counted, not compiled; by itself JAX takes 75% of a GPU's memory, under launch/gpu_host.sh 92%"
 
 
 def memory_lines(plan: Plan, bucket: Bucket) -> Iterator[str]:
@@ -187,6 +196,29 @@ def table(config: settings.ConfigDict) -> Iterator[str]:
             memory = f"{bytes_ / GIB:.1f} of {chip.memory / GIB:.1f} | {phase}"
             time = f"{plan.seconds:.0f} | {batch.micro * batch.per_step}"
             yield f"| {size} | {name} | {plan.chips} | {tensor} | {memory} | {time} |"
+
+
+def against(files: Sequence[Path]) -> Iterator[str]:
+    """Markdown: the count beside the compiler's figure, of what compile_tpu.py --json wrote."""
+    yield "| model | slice | mesh | phase | counted GiB | compiled GiB | difference |"
+    yield "|---|---|---|---|---|---|---|"
+    for file in files:
+        said = json.loads(file.read_text())
+        mesh = " ".join(f"{axis}={size}" for axis, size in said["mesh"].items() if size > 1)
+        for phase, counted, compiled in beside(said):
+            yield (
+                f"| {said['model']} | {said['topology']} | {mesh} | {phase} | {counted / GIB:.2f} | "
+                f"{compiled / GIB:.2f} | {counted / compiled - 1:+.1%} |"
+            )
+
+
+def beside(said: dict[str, Any]) -> list[tuple[str, int, int]]:
+    """(phase, bytes a chip as counted now, as compiled then)."""
+    config = settings.from_file(str(ROOT / said["config"]), said["settings"])
+    config = changed(config, {f"mesh.{axis}": size for axis, size in said["mesh"].items()})
+    bucket = next(one for one in settings.buckets(config) if one.name == said["bucket"])
+    counted = phase_memory(counted_shapes(config, named_model(said["model"])), bucket)
+    return [(phase, sum(counted[phase].values()), one["peak"]) for phase, one in said["phases"].items()]
 
 
 if __name__ == "__main__":

@@ -61,20 +61,20 @@ def phase_memory(step: Shapes, bucket: Bucket) -> dict[str, dict[str, int]]:
     Phases are those of `programs.PHASES`; without a reference there is none to score.
     """
     host = step.config.model.reference == "host"
-    params, moments = chip_bytes(step.params), chip_bytes(step.state.optimizer)
-    reference = chip_bytes(step.reference) if step.reference else 0
+    params, moments, reference = map(chip_bytes, (step.params, step.state.optimizer, step.reference_copy()))
     kept = {"parameters": params, "moments": moments, "reference": 0 if host else reference}
     rollouts = {"rollouts": chip_bytes(batch_shapes(step, bucket)) * step.config.batch.per_step}
-    weights = {"generation weights": chip_bytes(step.generation)}
+    copies = [there for _, there in step.copied()]
+    weights = {"generation weights": chip_bytes(copies)}
     total = {"gradients": chip_bytes(step.total)}
     phases = {
-        "weights": kept | weights | {"moving": largest(step.generation)},
+        "weights": kept | weights | {"moving": max(map(chip_bytes, copies), default=0)},
         "generation": kept | rollouts | weights | generation_memory(step, bucket),
         "reference": kept | rollouts | {"reference": reference} | scoring_memory(step, bucket),
         "gradients": kept | rollouts | total | gradient_memory(step, bucket),
         "update": kept | rollouts | total,
     }
-    return {name: parts for name, parts in phases.items() if name != "reference" or reference}
+    return {name: parts for name, parts in phases.items() if name != "reference" or step.reference}
 
 
 def generation_memory(step: Shapes, bucket: Bucket) -> dict[str, int]:
@@ -124,7 +124,7 @@ def working(step: Shapes, bucket: Bucket, direction: str) -> int:
     return int(
         max(
             SCORES[direction] * attention,
-            VISION_SCORES[direction] * vision_scores(model, bucket, here),
+            VISION_SCORES[direction if trains_vision(step) else "forward"] * vision_scores(model, bucket, here),
             MLP[direction] * mlp * itemsize(step),
             LOGITS[direction] * chunk_logits(step, here) + head_bytes(step),
         )
@@ -192,8 +192,13 @@ def kept_bytes(step: Shapes, bucket: Bucket) -> int:
         scores = completion_scores(model, bucket, here, group) + prompt_scores(model, bucket, here)
         text_layer += int(1.5 * scores)
         vision_layer += int(2.75 * vision_scores(model, bucket, here))  # both kinds of attention are traced
-    ends = 2 * tokens * text.hidden * size + 3 * slots * vision.hidden * size  # final norms, merger
-    return text.layers * text_layer + vision.depth * vision_layer + ends
+    kept = text.layers * text_layer + 2 * tokens * text.hidden * size  # and the final norms
+    return kept + trains_vision(step) * (vision.depth * vision_layer + 3 * slots * vision.hidden * size)  # the merger
+
+
+def trains_vision(step: Shapes) -> bool:
+    """Whether there is a backward pass through the tower."""
+    return "visual" in step.state.params
 
 
 def head_bytes(step: Shapes) -> int:
@@ -208,11 +213,6 @@ def layer_bytes(step: Shapes) -> int:
     leaves = _leaves(step.params)
     values = sum(math.prod(x.shape[1:]) for name, x in leaves if name.startswith("text/") and is_stacked(name))
     return values // tensor * itemsize(step)
-
-
-def largest(tree: Any) -> int:
-    """Bytes on a chip of the tree's largest array."""
-    return max(chip_bytes(x) for x in jax.tree.leaves(tree))
 
 
 def _leaves(tree: Any) -> Iterable[tuple[str, Any]]:

@@ -153,20 +153,21 @@ def step_work(step: Shapes, bucket: Bucket, tokens: int | None = None) -> dict[s
     written = float(min(tokens or bucket.completion, bucket.completion))
     generation = [times * part for part in _generation(step, bucket, written)]
     forward, scores = _scoring(step, bucket, written)
-    weights, layer_reads = chip_bytes(step.generation), _gathered(step)
+    copied, layer_reads = step.copied(), _gathered(step)
+    weights = chip_bytes([there for _, there in copied])
     fsdp = step.mesh.shape["fsdp"]
     received = layer_reads * (fsdp - 1) / fsdp
-    recomputed = {"full": 4, "dots": 3, "none": 3}[config.model.remat]  # passes of a forward's cost
+    passes = {"full": 4, "dots": 3, "none": 3}[config.model.remat] - bool(config.lora.rank)  # of a forward's cost
     updates = config.rl.updates
     work = {
-        "weights": Work(0.0, chip_bytes(step.params) + weights, max(weights - weights / chips, 0.0)),
+        "weights": Work(0.0, chip_bytes(copied), max(weights - weights / chips, 0.0)),
         "prefill": Work(*generation[:3]),
         "decode": Work(*generation[3:]),
         "reference": Work(
             times * forward / chips, times * (layer_reads + TOUCHED["forward"] * scores), times * received
         ),
         "gradients": Work(
-            updates * times * recomputed * forward / chips,
+            updates * times * passes * forward / chips,
             updates * times * (3 * layer_reads + TOUCHED["backward"] * scores),
             updates * times * 3 * received,
         ),

@@ -24,10 +24,12 @@ from jvr1.data.batch import Arrays, Bucket, empty_example
 from jvr1.errors import UserError
 from jvr1.model import qwen2_5_vl
 from jvr1.model.config import ModelConfig
+from jvr1.model.lora import ADAPTERS, LoRAConfig, without_adapters
 from jvr1.sharding import AXES, batch_sharding, check_mesh, decode_mesh, param_shardings
 from jvr1.train.decode import make_decoder, mover
 from jvr1.train.hlo import Collective, read
 from jvr1.train.optimizer import make_optimizer, partition
+from jvr1.train.reference import Reference
 from jvr1.train.state import TrainState, abstract_state, make_update
 from jvr1.train.steps import make_policy_gradients, make_reference_scores
 
@@ -50,9 +52,22 @@ class Shapes:
     frozen: dict
     tx: Any
     state: TrainState
-    reference: dict | None
+    reference: Reference | None
     generation: dict
     total: dict
+
+    def copied(self) -> list[tuple[Any, Any]]:
+        """Parameters that generation has a copy of, and the copies; the others serve both as they lie."""
+        pairs = zip(jax.tree.leaves(self.params), jax.tree.leaves(self.generation), strict=True)
+        return [
+            (x, there)
+            for x, there in pairs
+            if x.dtype != there.dtype or not x.sharding.is_equivalent_to(there.sharding, x.ndim)
+        ]
+
+    def reference_copy(self) -> dict:
+        """The reference's parameters that are no parameters of the policy: all, or with adapters none."""
+        return {} if self.reference is None or self.config.lora.rank else self.reference.params
 
 
 def step_shapes(config: ConfigDict, model: ModelConfig, mesh: Mesh | AbstractMesh) -> Shapes:
@@ -63,12 +78,16 @@ def step_shapes(config: ConfigDict, model: ModelConfig, mesh: Mesh | AbstractMes
     check_mesh(mesh, model)
     generation = generation_mesh(mesh, config.mesh.decode_tensor)
     check_mesh(generation, model)
-    graphdef, shapes = _abstract(model, config.model.dtype, config.model.param_dtype, config.model.remat)
+    lora = settings.lora(config)
+    graphdef, shapes = _abstract(model, lora, config.model.dtype, settings.base_dtype(config), config.model.remat)
     params = _placed(shapes, param_shardings(shapes, mesh))
     optimizer = settings.optimizer(config)
-    trainable, frozen = partition(params, optimizer.freeze)
+    trainable, frozen = partition(params, optimizer.freeze, ".*" if lora is None else ADAPTERS)
     tx = make_optimizer(optimizer, trainable)
     cast = _as(shapes, config.model.dtype)
+    reference = Reference(graphdef, _placed(cast, param_shardings(cast, mesh)), config.model.reference == "host")
+    if lora is not None:
+        reference = Reference(*without_adapters(graphdef, params))
     return Shapes(
         config=config,
         model=model,
@@ -79,15 +98,19 @@ def step_shapes(config: ConfigDict, model: ModelConfig, mesh: Mesh | AbstractMes
         frozen=frozen,
         tx=tx,
         state=abstract_state(tx, trainable, mesh),
-        reference=_placed(cast, param_shardings(cast, mesh)) if config.rl.beta else None,
+        reference=reference if config.rl.beta else None,
         generation=_placed(cast, param_shardings(cast, generation)),
         total=jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=x.sharding), trainable),
     )
 
 
 @cache
-def _abstract(model: ModelConfig, dtype: str, param_dtype: str, remat: str) -> tuple[nnx.GraphDef, dict]:
-    return qwen2_5_vl.abstract(model, dtype=jnp.dtype(dtype), param_dtype=jnp.dtype(param_dtype), remat=remat)
+def _abstract(
+    model: ModelConfig, lora: LoRAConfig | None, dtype: str, param_dtype: str, remat: str
+) -> tuple[nnx.GraphDef, dict]:
+    return qwen2_5_vl.abstract(
+        model, lora=lora, dtype=jnp.dtype(dtype), param_dtype=jnp.dtype(param_dtype), remat=remat
+    )
 
 
 def generation_mesh(mesh: Mesh | AbstractMesh, tensor: int) -> Mesh | AbstractMesh:
@@ -147,9 +170,8 @@ def lower_phase(step: Shapes, phase: str, bucket: Bucket) -> Iterator[Program]:
 
 def _weights(step: Shapes, bucket: Bucket) -> Iterator[Program]:
     same: dict[Any, list] = {}
-    for x, there in zip(jax.tree.leaves(step.params), jax.tree.leaves(step.generation), strict=True):
-        if x.dtype != there.dtype or not x.sharding.is_equivalent_to(there.sharding, x.ndim):
-            same.setdefault((x.shape, x.sharding, there.sharding), []).append((x, there))
+    for x, there in step.copied():
+        same.setdefault((x.shape, x.sharding, there.sharding), []).append((x, there))
     for moved in same.values():
         x, there = moved[0]
         yield Program(mover(there.sharding, str(there.dtype)).lower(x), len(moved))
@@ -177,9 +199,9 @@ def _rows(step: Shapes, dtype: Any, *sizes: int) -> jax.ShapeDtypeStruct:
 def _reference(step: Shapes, bucket: Bucket) -> Iterator[Program]:
     if step.reference is None:
         return
-    scores = make_reference_scores(step.graphdef, step.mesh, **_scoring(step))
+    scores = make_reference_scores(step.reference.graphdef, step.mesh, **_scoring(step))
     ids = _rows(step, jnp.int32, step.config.rl.group, bucket.completion)
-    yield Program(scores.lower(step.reference, batch_shapes(step, bucket), ids))
+    yield Program(scores.lower(step.reference.params, batch_shapes(step, bucket), ids))
 
 
 def _gradients(step: Shapes, bucket: Bucket) -> Iterator[Program]:
@@ -222,14 +244,17 @@ def resident(step: Shapes, phase: str, bucket: Bucket) -> int:
     Rollouts of all of the step's microbatches wait on the device; those of the phase's own are its argument.
     """
     params, moments = chip_bytes(step.params), chip_bytes(step.state.optimizer)
-    reference = chip_bytes(step.reference) if step.reference and step.config.model.reference == "device" else 0
-    rollouts = chip_bytes(batch_shapes(step, bucket)) * (step.config.batch.per_step - 1)
+    copy, reference = chip_bytes([there for _, there in step.copied()]), chip_bytes(step.reference_copy())
+    shared = 0 if step.reference is None else chip_bytes(step.reference.params) - reference
+    reference = 0 if step.config.model.reference == "host" else reference
+    own = chip_bytes(batch_shapes(step, bucket))
+    rollouts = own * (step.config.batch.per_step - 1)
     return {
-        "weights": params + moments + reference + chip_bytes(step.generation),
-        "generation": params + moments + reference + rollouts,
-        "reference": params + moments + rollouts,
+        "weights": params + moments + reference + copy,
+        "generation": params + moments + reference + rollouts + copy - chip_bytes(step.generation),
+        "reference": params + moments + rollouts - shared,
         "gradients": moments + reference + rollouts,
-        "update": chip_bytes(step.frozen) + reference + rollouts,
+        "update": chip_bytes(step.frozen) + reference + rollouts + own,
     }[phase]
 
 
@@ -237,12 +262,14 @@ def resident(step: Shapes, phase: str, bucket: Bucket) -> int:
 class Measured:
     """What the compiler says of a phase, in bytes on one chip; of its largest program where it runs several.
 
-    beside: what lives there while it runs without being its argument. flops and accessed: as the compiler counts them,
-    each loop's body ONCE. collectives: of all its programs, each as often as it runs.
+    seconds, processor: how long compiling took, and its processor time. beside: what lives on the chip while the phase
+    runs without being its argument. flops and accessed: as the compiler counts them, each loop's body ONCE.
+    collectives: of all its programs, each as often as it runs.
     """
 
     phase: str
     seconds: float
+    processor: float
     arguments: int
     outputs: int
     temporary: int
@@ -259,11 +286,12 @@ class Measured:
 
 def compile_phase(step: Shapes, phase: str, bucket: Bucket, keep: Callable[[str], None] | None = None) -> Measured:
     """Compiles a phase; `keep` gets the text of each program. Raises the compiler's error when one does not fit."""
-    seconds, sizes, costs, collectives = 0.0, [], [], []
+    seconds, processor, sizes, costs, collectives = 0.0, 0.0, [], [], []
     for program in lower_phase(step, phase, bucket):
-        start = time.perf_counter()
+        start, used = time.perf_counter(), time.process_time()
         compiled = program.lowered.compile()
         seconds += time.perf_counter() - start
+        processor += time.process_time() - used
         memory, cost, text = compiled.memory_analysis(), compiled.cost_analysis() or {}, compiled.as_text()
         assert memory is not None  # the CPU and TPU compilers say
         assert text is not None
@@ -277,4 +305,6 @@ def compile_phase(step: Shapes, phase: str, bucket: Bucket, keep: Callable[[str]
     flops, accessed = (sum(cost) for cost in zip(*costs, strict=True)) if costs else (0.0, 0.0)
     beside = resident(step, phase, bucket)
     arguments, outputs, temporary = largest
-    return Measured(phase, seconds, arguments, outputs, temporary, beside, flops, accessed, tuple(collectives))
+    return Measured(
+        phase, seconds, processor, arguments, outputs, temporary, beside, flops, accessed, tuple(collectives)
+    )

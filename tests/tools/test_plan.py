@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
 import sys
@@ -114,7 +115,7 @@ def test_shorter_completions_take_less_time():
         (["--mesh", "fsdp=8", "--chip", "v5p", "--model", "14b"], "model '14b' is no folder and names no size"),
         (["--mesh", "fsdp=8"], "--mesh data=N,fsdp=N and --chip NAME are needed, or --table"),
         (["--mesh", "fsdp=8", "--chip", "v5p", "--config.batch.mikro=8"], "there is no setting 'mikro'"),
-        (["--mesh", "fsdp=8", "--chip", "v5p", "--remat", "full"], "unexpected argument '--remat'"),
+        (["--mesh", "fsdp=8", "--chip", "v5p", "--remat", "full"], "Unknown command line flag 'remat'"),
     ],
 )
 def test_mistakes_are_one_line(monkeypatch, capsys, arguments, message):
@@ -133,11 +134,21 @@ def test_the_model_is_the_one_the_config_names(tmp_path):
     assert named_model("Qwen/Qwen2.5-VL-72B-Instruct") == published("72b")
     with pytest.raises(UserError, match="names no size"):
         named_model("Qwen/Qwen2.5-14B")
-    import json
-
     (tmp_path / "config.json").write_text(json.dumps(to_hf(published("3b"), "bfloat16")))
     (tmp_path / "model.safetensors").touch()
     assert named_model(str(tmp_path)) == published("3b")
+
+
+def test_counts_beside_compiled_figures_as_a_table(tmp_path, capsys):
+    said = {
+        "config": "configs/tgrpo_7b.py", "settings": [], "model": "7b", "topology": "v5p:2x2x2",
+        "mesh": {"data": 1, "fsdp": 8, "tensor": 1}, "bucket": "video-F8-W14-P1536-C768",
+        "phases": {"update": {"peak": 20 * GIB}},
+    }  # fmt: skip
+    (tmp_path / "x.json").write_text(json.dumps(said))
+    assert TOOL["main"](["--against", f"{tmp_path}/x.json"]) == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert re.fullmatch(r"\| 7b \| v5p:2x2x2 \| fsdp=8 \| update \| 17\.\d\d \| 20\.00 \| -1[23]\.\d% \|", line), line
 
 
 def test_a_mesh_is_read():
