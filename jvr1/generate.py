@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt32
 
 from jvr1.errors import UserError
 from jvr1.model.attention import MASKED
-from jvr1.model.layers import constrain_batch
+from jvr1.model.layers import constrain_batch, constrain_vocab
 from jvr1.model.qwen2_5_vl import Prompt, Qwen25VL
 from jvr1.model.text import KV
 from jvr1.model.vision import Visual
@@ -99,7 +99,7 @@ def generate(
     layers, heads, size = prefix.k.shape[0], *prefix.k.shape[-2:]
 
     def draw(hidden: Array, loop: _Loop) -> _Loop:
-        logits = constrain_batch(model.logits(hidden))
+        logits = constrain_vocab(model.logits(constrain_batch(hidden)))
         uniform = jax.vmap(jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, loop.drawn))))(keys)
         token = jnp.where(loop.done, sampling.pad_id, choose(logits, uniform, sampling))
         logprob = jnp.where(loop.done, jnp.float32(0), token_logprob(logits, token, sampling.temperature))
@@ -134,8 +134,11 @@ def generate(
     )
     streams = np.repeat(np.arange(len(rows)), rows)
     loop = draw(last[:, streams], loop)
-    loop = jax.lax.while_loop(lambda s: (s.drawn < c) & ~jnp.all(s.done), step, loop)
-    return Completions(loop.ids, loop.length, loop.ended, loop.logprobs, loop.drawn)
+    with jax.named_scope("decode"):  # by this name the loop is found in the compiled program
+        loop = jax.lax.while_loop(lambda s: (s.drawn < c) & ~jnp.all(s.done), step, loop)
+    # split here as in the loop: where the result goes must not change how the loop is split
+    ids, length, ended, logprobs = (constrain_batch(x) for x in (loop.ids, loop.length, loop.ended, loop.logprobs))
+    return Completions(ids, length, ended, logprobs, loop.drawn)
 
 
 def token_logprob(logits: Float[Array, "*X V"], token: Int[Array, "*X"], temperature: float) -> Float[Array, "*X"]:
