@@ -20,6 +20,7 @@ from jvr1.data.media import PixelLimits, VideoSampling
 from jvr1.data.prompts import TEMPLATES, PromptStyle
 from jvr1.distributed import Peers, define_flags
 from jvr1.errors import UserError
+from jvr1.model.attention import CHOICES
 from jvr1.model.layers import REMAT_POLICIES
 from jvr1.model.lora import LANGUAGE, LoRAConfig
 from jvr1.rl.rewards import MODES
@@ -51,6 +52,7 @@ def default() -> ConfigDict:
             "dtype": "bfloat16",
             "param_dtype": "float32",
             "remat": "full",
+            "attention": "auto",
             "logit_chunk": 128,
             "reference": "device",
         }
@@ -195,8 +197,8 @@ def from_json(text: str, name: str) -> ConfigDict:
 
 
 FREE = (
-    "mesh.", "train.", "model.remat", "model.logit_chunk", "model.reference", "data.root", "data.valid", "data.index",
-    "data.media_cache", "data.workers", "data.timeout", "data.max_failed",
+    "mesh.", "train.", "model.remat", "model.attention", "model.logit_chunk", "model.reference", "data.root", "data.valid",
+    "data.index", "data.media_cache", "data.workers", "data.timeout", "data.max_failed",
 )  # fmt: skip
 """Settings (prefixes of names) that a run may be resumed with otherwise without a word."""
 TUNABLE = ("rl.", "reward.", "sampling.", "optimizer.", "sft.")
@@ -240,6 +242,7 @@ def check(config: ConfigDict) -> ConfigDict:
     """Returns the config; raises UserError with the reason when its settings cannot work together."""
     for name, value, choices in (
         ("model.remat", config.model.remat, REMAT_POLICIES),
+        ("model.attention", config.model.attention, CHOICES),
         ("model.dtype", config.model.dtype, ("bfloat16", "float32")),
         ("model.param_dtype", config.model.param_dtype, ("bfloat16", "float32")),
         ("model.reference", config.model.reference, ("device", "host")),

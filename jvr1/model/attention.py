@@ -1,15 +1,65 @@
-"""Attention: dense over one sequence, and over a shared prefix joined with each row's own suffix."""
+"""Attention: dense over one sequence, over a prompt and its completions, and over a shared prefix in decoding.
+
+A prompt and its completions go through one of the backends: XLA anywhere, the splash kernel on TPUs, cuDNN's flash
+kernel on GPUs. All compute the same: a softmax in fp32, normalised once over all keys of a query.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AxisType, PartitionSpec
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
+
+from jvr1.errors import UserError
+from jvr1.model import cudnn, splash
+from jvr1.model.layers import BATCH
+
+CHOICES = ("auto", "xla", "splash", "cudnn")
+"""What `model.attention` may be."""
+Backend = Literal["xla", "splash", "interpreted", "cudnn"]
+"""What computes; interpreted: the splash kernel by XLA, slow, for tests without a TPU."""
 
 MASKED = -1e30
 """Logit of a masked key. Finite, so that a row without any real key stays finite in value and gradient."""
+
+
+def choose(name: str, platform: str, dtype: DTypeLike, head_size: int) -> Backend:
+    """The backend of a model's text layers on the platform it is compiled for: tpu, gpu or cpu.
+
+    `platform` is the mesh's, not this machine's: programs for TPUs are compiled on CPU machines, too. auto: the
+    platform's kernel where it takes the dtype and the head size, else XLA. Raises UserError for a kernel of another
+    platform, or one that does not take them.
+    """
+    takes_cudnn = jnp.dtype(dtype).itemsize == 2 and head_size % 8 == 0 and head_size <= cudnn.LARGEST_HEAD
+    if name == "auto" and platform == "tpu" and head_size % splash.LANES == 0:
+        return "splash"
+    if name == "auto" and platform == "gpu" and takes_cudnn:
+        return "cudnn"
+    if name in ("auto", "xla"):
+        return "xla"
+    if name == "splash" and platform in ("tpu", "cpu"):
+        return "splash" if platform == "tpu" else "interpreted"
+    if name == "cudnn" and platform == "gpu" and takes_cudnn:
+        return "cudnn"
+    needs = {"splash": "a TPU", "cudnn": f"a GPU, bfloat16 and heads of 8, 16 .. {cudnn.LARGEST_HEAD} values"}
+    if name not in needs:
+        raise UserError(f"model.attention is {name!r}; use one of {', '.join(CHOICES)}")
+    given = f"here are {platform}, {jnp.dtype(dtype).name} and heads of {head_size}"
+    raise UserError(f"model.attention='{name}' needs {needs[name]}; {given}: use auto")
+
+
+class QKV(NamedTuple):
+    """Rotated queries and keys, and values, of some tokens."""
+
+    q: Float[Array, "*X N H"]
+    k: Float[Array, "*X K H"]
+    v: Float[Array, "*X K H"]
 
 
 def _scores(q: Float[Array, "b t N H"], k: Float[Array, "b s K H"]) -> Float[Array, "b t N s"]:
@@ -74,3 +124,79 @@ def attend_shared(
     ]
     from_own = _mix(weights[..., p:].reshape(b * r, c, heads, -1), own_v).reshape(b, r, c, heads, size)
     return jnp.concatenate(from_prefix, axis=1) + from_own
+
+
+def attend_prompt(prompt: QKV, mask: Bool[Array, "B P"], backend: Backend) -> Float[Array, "B P N H"]:
+    """Causal attention within prompts [B,P]; queries at padding are finite and mean nothing."""
+    length = mask.shape[1]
+    if backend == "xla" or (backend == "cudnn" and length % 2):
+        return attend(*prompt, causal_mask(mask))
+    if backend == "cudnn":
+        return _each_device(cudnn.attend_causal, prompt, mask)
+
+    def packed(q: Array, k: Array, v: Array, mask: Array) -> Array:
+        return splash.attend_packed(q, k, v, mask, length, 0, 0, interpret=backend == "interpreted")
+
+    return _each_device(packed, prompt, mask)
+
+
+def attend_group(
+    prompt: QKV, mask: Bool[Array, "B P"], own: QKV, backend: Backend
+) -> tuple[Float[Array, "B P N H"], Float[Array, "B G C N H"]]:
+    """Attention of prompts [B,P] and of their completions [B,G,C]: these over [prompt | themselves], causally."""
+    b, p = mask.shape
+    g, c = own.q.shape[1:3]
+    if backend == "xla" or (backend == "cudnn" and (p % 2 or c % 2)):
+        prefix = (prompt.k[:, None], prompt.v[:, None])
+        own_mask = jnp.broadcast_to(jnp.tril(jnp.ones((c, c), bool)), (b, g, c, c))
+        return attend_prompt(prompt, mask, "xla"), attend_shared(
+            own.q, prefix, mask[:, None], (own.k, own.v), own_mask, (g,)
+        )
+    if backend == "cudnn":
+
+        def prefixed(q: Array, k: Array, v: Array, own_k: Array, own_v: Array, mask: Array) -> Array:
+            return cudnn.attend_prefixed(q, (k, v), mask, (own_k, own_v))
+
+        completions = _each_device(prefixed, (own.q, prompt.k, prompt.v, own.k, own.v), mask)
+        return attend_prompt(prompt, mask, backend), completions
+
+    def packed(q: Array, k: Array, v: Array, mask: Array) -> Array:
+        return splash.attend_packed(q, k, v, mask, p, g, c, interpret=backend == "interpreted")
+
+    both = [
+        jnp.concatenate([x, y.reshape(b, g * c, *y.shape[3:])], axis=1) for x, y in zip(prompt, own, strict=True)
+    ]
+    out = _each_device(packed, both, jnp.pad(mask, ((0, 0), (0, g * c)), constant_values=True))
+    return out[:, :p], out[:, p:].reshape(own.q.shape)
+
+
+def _each_device(f: Callable[..., Array], heads: Sequence[Array], mask: Bool[Array, "B T"]) -> Float[Array, "B ... N H"]:
+    """f(*heads, mask) on each device's rows and heads, of arrays [B,...,heads,H] and a mask [B,T].
+
+    XLA cannot split a kernel and would gather its arguments. Rows are split over the batch axes of the mesh in force
+    where they divide, heads over `tensor`; key/value heads that `tensor` exceeds are repeated up to it, so that each
+    device has the one its queries read.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or any(t == AxisType.Manual for t in mesh.axis_types):
+        return f(*heads, mask)
+    rows = None if mask.shape[0] % math.prod(mesh.shape.get(axis, 1) for axis in BATCH) else BATCH
+    tensor = mesh.shape.get("tensor", 1)
+    heads = [x if x.shape[-2] % tensor == 0 else jnp.repeat(x, tensor // x.shape[-2], axis=-2) for x in heads]
+
+    def spec(x: Array) -> PartitionSpec:
+        return PartitionSpec(rows, *(None,) * (x.ndim - 3), "tensor", None)
+
+    split: Any = jax.shard_map(
+        f,
+        in_specs=(*map(spec, heads), PartitionSpec(rows, None)),
+        out_specs=spec(heads[0]),
+        check_vma=False,  # a kernel does not say over what its output varies
+    )
+    return split(*heads, mask)
+
+
+def causal_mask(mask: Bool[Array, "B T"]) -> Bool[Array, "B T T"]:
+    """True where a query may see a key: the key is real and not later."""
+    length = mask.shape[1]
+    return mask[:, None, :] & jnp.tril(jnp.ones((1, length, length), bool))

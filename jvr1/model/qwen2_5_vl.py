@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from jvr1.model import lora as adapters
+from jvr1.model.attention import Backend
 from jvr1.model.config import ModelConfig
 from jvr1.model.lora import LoRAConfig
 from jvr1.model.rope import text_angles
@@ -38,7 +39,8 @@ class Qwen25VL(nnx.Module):
     """The model (HF `Qwen2_5_VLForConditionalGeneration`).
 
     dtype: of activations and products. param_dtype: of the parameters as kept. remat: what the backward pass
-    keeps of a layer, a key of `layers.REMAT_POLICIES`.
+    keeps of a layer, a key of `layers.REMAT_POLICIES`. attention: what computes the text layers', see
+    `attention.choose`.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Qwen25VL(nnx.Module):
         dtype: DTypeLike = jnp.float32,
         param_dtype: DTypeLike = jnp.float32,
         remat: str = "none",
+        attention: Backend = "xla",
     ):
         kw: dict[str, Any] = {
             "remat": remat,
@@ -59,7 +62,7 @@ class Qwen25VL(nnx.Module):
         }
         self.config = config
         self.visual = VisionTower(config.vision, **kw)
-        self.text = TextDecoder(config.text, tied=config.tied, **kw)
+        self.text = TextDecoder(config.text, tied=config.tied, attention=attention, **kw)
 
     def __call__(self, prompt: Prompt, visual: Visual | None) -> Float[Array, "B P D"]:
         """Hidden states after the final norm. `visual` is None for prompts of text only."""

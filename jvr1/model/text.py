@@ -11,7 +11,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from jvr1.model.attention import attend, attend_shared
+from jvr1.model.attention import QKV, Backend, attend_group, attend_prompt, attend_shared
 from jvr1.model.config import TextConfig
 from jvr1.model.layers import (
     GatedMLP,
@@ -47,10 +47,10 @@ class TextLayer(nnx.Module):
         self.o = Linear((heads, head), (size,), bias=False, **kw)
         self.mlp = GatedMLP(size, config.intermediate, bias=False, **kw)
 
-    def qkv(self, x: Float[Array, "*X D"], angles: Float[Array, "*X h"]) -> tuple[Array, Array, Array]:
-        """Rotated queries [*X,N,H] and keys [*X,K,H], values [*X,K,H]."""
+    def qkv(self, x: Float[Array, "*X D"], angles: Float[Array, "*X h"]) -> QKV:
+        """Queries [*X,N,H], keys and values [*X,K,H]."""
         x = self.norm1(x)
-        return rotate(self.q(x), angles), rotate(self.k(x), angles), self.v(x)
+        return QKV(rotate(self.q(x), angles), rotate(self.k(x), angles), self.v(x))
 
     def finish(self, x: Float[Array, "*X D"], mixed: Float[Array, "*X N H"]) -> Float[Array, "*X D"]:
         """What follows attention: output projection, residual, MLP."""
@@ -67,12 +67,13 @@ class TextDecoder(nnx.Module):
         *,
         tied: bool,
         remat: str,
+        attention: Backend,
         std: float,
         dtype: DTypeLike,
         param_dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
-        self.config, self.remat, self.dtype = config, remat, dtype
+        self.config, self.remat, self.attention, self.dtype = config, remat, attention, dtype
         table = jax.random.normal(rngs.params(), (config.vocab, config.hidden), param_dtype)
         self.embedding = nnx.Param(table * jnp.asarray(std, param_dtype))
         self.layers = stack(
@@ -99,11 +100,11 @@ class TextDecoder(nnx.Module):
 
         Padding may stand on either side; hidden states at padding are finite and mean nothing.
         """
-        causal = causal_mask(mask)
 
         def body(layer: TextLayer, x: Array, _: None):
-            q, k, v = layer.qkv(x, angles)
-            return layer.finish(x, attend(q, k, v, causal)), (k, v) if keep else None
+            own = layer.qkv(x, angles)
+            mixed = attend_prompt(own, mask, self.attention)
+            return layer.finish(x, mixed), (own.k, own.v) if keep else None
 
         x, kv = scan_layers(self.layers, body, constrain_batch(x), remat=self.remat)
         return self.norm(x), kv
@@ -120,18 +121,12 @@ class TextDecoder(nnx.Module):
 
         Values and gradients are those of G separate sequences; the prompt is computed once.
         """
-        causal = causal_mask(mask)
-        rows, length = y.shape[1:3]
-        own = jnp.broadcast_to(jnp.tril(jnp.ones((length, length), bool)), (*y.shape[:2], length, length))
 
         def body(layer: TextLayer, carry: tuple[Array, Array], _: None):
             x, y = carry
-            q, k, v = layer.qkv(x, angles)
-            x = layer.finish(x, attend(q, k, v, causal))
-            q, own_k, own_v = layer.qkv(y, y_angles)
-            prefix = (k[:, None], v[:, None])
-            mixed = attend_shared(q, prefix, mask[:, None], (own_k, own_v), own, (rows,))
-            return (x, layer.finish(y, mixed)), None
+            prompt, own = layer.qkv(x, angles), layer.qkv(y, y_angles)
+            x_mixed, y_mixed = attend_group(prompt, mask, own, self.attention)
+            return (layer.finish(x, x_mixed), layer.finish(y, y_mixed)), None
 
         carry = (constrain_batch(x), constrain_batch(y))
         (x, y), _ = scan_layers(self.layers, body, carry, remat=self.remat)
@@ -170,9 +165,3 @@ class TextDecoder(nnx.Module):
         numbers = jnp.arange(self.config.layers)
         (y, cache), _ = scan_layers(self.layers, body, (y, cache), (prefix, numbers), remat="none")
         return self.norm(y), cache
-
-
-def causal_mask(mask: Bool[Array, "B T"]) -> Bool[Array, "B T T"]:
-    """True where a query may see a key: the key is real and not later."""
-    length = mask.shape[1]
-    return mask[:, None, :] & jnp.tril(jnp.ones((1, length, length), bool))

@@ -47,7 +47,11 @@ class VisionBlock(nnx.Module):
         self.mlp = GatedMLP(size, config.intermediate, bias=True, **kw)
 
     def __call__(self, x, angles, real, full):
-        """x [B,F,W,L,D]; real [B,F,W,L]; `full` (traced bool) widens attention from a window to its step."""
+        """x [B,F,W,L,D]; real [B,F,W,L]; `full` (traced bool) widens attention from a window to its step.
+
+        Both are left to XLA, in training and in sampling: full attention over a step of 512 slots is 1.34 GFLOP beside
+        the block's 20 of products, in 4 of 32 blocks, and its heads of 80 values would be filled up to 128 for a kernel.
+        """
         b, f, w, l, _ = x.shape
         qkv = self.qkv(self.norm1(x))
         q, k, v = qkv[..., 0, :, :], qkv[..., 1, :, :], qkv[..., 2, :, :]

@@ -22,6 +22,7 @@ from jax.typing import DTypeLike
 from jvr1.errors import UserError
 from jvr1.model import hf, qwen2_5_vl
 from jvr1.model import lora as adapters
+from jvr1.model.attention import choose
 from jvr1.model.config import ModelConfig, to_hf
 from jvr1.model.lora import LoRAConfig
 from jvr1.sharding import check_mesh, param_shardings, path_name
@@ -60,20 +61,23 @@ def open_model(
     dtype: DTypeLike = jnp.bfloat16,
     param_dtype: DTypeLike = jnp.bfloat16,
     remat: str = "none",
+    attention: str = "auto",
 ) -> Model:
     """Reads a model straight onto the mesh, with the adapters it was trained with. All processes call it.
 
     dtype: of activations; param_dtype: of parameters, whatever they are stored in (adapters keep their own); remat: see
-    `qwen2_5_vl.Qwen25VL`.
+    `qwen2_5_vl.Qwen25VL`; attention: one of `attention.CHOICES`, for the platform of the mesh.
     Raises UserError that says what is wrong: no such model, another architecture, a tensor missing or of another
-    shape, a tensor axis that cannot split the model.
+    shape, a tensor axis that cannot split the model, attention that the mesh's devices do not have.
     """
     quieten_orbax()
     folder, stored = locate(source)
     config = hf.read_config(folder)
     check_mesh(mesh, config)
     lora = read_lora(folder)
-    graphdef, shapes = qwen2_5_vl.abstract(config, dtype=dtype, param_dtype=param_dtype, remat=remat, lora=lora)
+    backend = choose(attention, mesh.devices.flat[0].platform, dtype, config.text.head_size)
+    kw: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "remat": remat, "attention": backend}
+    graphdef, shapes = qwen2_5_vl.abstract(config, lora=lora, **kw)
     shardings = param_shardings(shapes, mesh)
     params = hf.load(folder, config, shapes, shardings) if stored is None else restore(stored, shapes, shardings)
     return Model(config, graphdef, params, hf.read_carried(folder), str(source), lora)
@@ -88,10 +92,11 @@ def open_base(
     dtype: DTypeLike,
     param_dtype: DTypeLike,
     remat: str,
+    attention: str = "auto",
 ) -> Model:
     """A model to train from: adapters of the source become part of its weights; `lora` asks for new ones beside them,
     drawn from the seed. Otherwise as `open_model`."""
-    model = open_model(source, mesh, dtype=dtype, param_dtype=param_dtype, remat=remat)
+    model = open_model(source, mesh, dtype=dtype, param_dtype=param_dtype, remat=remat, attention=attention)
     graphdef, params = model.graphdef, model.params
     if model.lora is not None:
         graphdef, params = adapters.merge_adapters(graphdef, params)

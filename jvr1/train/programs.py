@@ -23,6 +23,7 @@ from jvr1 import config as settings
 from jvr1.data.batch import Arrays, Bucket, empty_example
 from jvr1.errors import UserError
 from jvr1.model import qwen2_5_vl
+from jvr1.model.attention import Backend, choose
 from jvr1.model.config import ModelConfig
 from jvr1.model.lora import ADAPTERS, LoRAConfig, without_adapters
 from jvr1.sharding import AXES, batch_sharding, check_mesh, decode_mesh, param_shardings
@@ -41,7 +42,7 @@ END_IDS = (1, 0)
 @dataclass(frozen=True)
 class Shapes:
     """A step on a mesh, as shapes with shardings. reference: None where beta is 0. generation: the weights as they lie
-    on `generation_mesh`. total: the sum of gradients."""
+    on `generation_mesh`. total: the sum of gradients. attention: what computes that of the text layers."""
 
     config: ConfigDict
     model: ModelConfig
@@ -55,6 +56,7 @@ class Shapes:
     reference: Reference | None
     generation: dict
     total: dict
+    attention: Backend
 
     def copied(self) -> list[tuple[Any, Any]]:
         """Parameters that generation has a copy of, and the copies; the others serve both as they lie."""
@@ -70,16 +72,22 @@ class Shapes:
         return {} if self.reference is None or self.config.lora.rank else self.reference.params
 
 
-def step_shapes(config: ConfigDict, model: ModelConfig, mesh: Mesh | AbstractMesh) -> Shapes:
+def step_shapes(
+    config: ConfigDict, model: ModelConfig, mesh: Mesh | AbstractMesh, platform: str | None = None
+) -> Shapes:
     """What lives on `mesh` when a run of this config trains this model; to count, a mesh without devices will do.
 
+    platform: of a mesh without devices, tpu, gpu or cpu.
     Raises UserError for a mesh that cannot be.
     """
     check_mesh(mesh, model)
     generation = generation_mesh(mesh, config.mesh.decode_tensor)
     check_mesh(generation, model)
     lora = settings.lora(config)
-    graphdef, shapes = _abstract(model, lora, config.model.dtype, settings.base_dtype(config), config.model.remat)
+    platform = mesh.devices.flat[0].platform if isinstance(mesh, Mesh) else platform or "cpu"
+    dtype, remat = config.model.dtype, config.model.remat
+    attention = choose(config.model.attention, platform, dtype, model.text.head_size)
+    graphdef, shapes = _abstract(model, lora, dtype, settings.base_dtype(config), remat, attention)
     params = _placed(shapes, param_shardings(shapes, mesh))
     optimizer = settings.optimizer(config)
     trainable, frozen = partition(params, optimizer.freeze, ".*" if lora is None else ADAPTERS)
@@ -101,16 +109,16 @@ def step_shapes(config: ConfigDict, model: ModelConfig, mesh: Mesh | AbstractMes
         reference=reference if config.rl.beta else None,
         generation=_placed(cast, param_shardings(cast, generation)),
         total=jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=x.sharding), trainable),
+        attention=attention,
     )
 
 
 @cache
 def _abstract(
-    model: ModelConfig, lora: LoRAConfig | None, dtype: str, param_dtype: str, remat: str
+    model: ModelConfig, lora: LoRAConfig | None, dtype: str, param_dtype: str, remat: str, attention: Backend
 ) -> tuple[nnx.GraphDef, dict]:
-    return qwen2_5_vl.abstract(
-        model, lora=lora, dtype=jnp.dtype(dtype), param_dtype=jnp.dtype(param_dtype), remat=remat
-    )
+    kw: dict[str, Any] = {"dtype": jnp.dtype(dtype), "param_dtype": jnp.dtype(param_dtype)}
+    return qwen2_5_vl.abstract(model, lora=lora, remat=remat, attention=attention, **kw)
 
 
 def generation_mesh(mesh: Mesh | AbstractMesh, tensor: int) -> Mesh | AbstractMesh:

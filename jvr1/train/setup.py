@@ -92,6 +92,7 @@ def open_run(config: ConfigDict, workdir: str, *, targets: bool) -> Run:
         dtype=jnp.dtype(config.model.dtype),
         param_dtype=jnp.dtype(settings.base_dtype(config)),
         remat=config.model.remat,
+        attention=config.model.attention,
     )
     tokenizer = make_tokenizer(model.carried, model.source)
     optimizer = settings.optimizer(config)

@@ -1,0 +1,215 @@
+"""Every backend computes what XLA does, values and gradients: padding on either side, grouped heads, meshes.
+
+The splash kernel runs interpreted. cuDNN's does not run here: its masks and its repeated prefix are tested by the same
+function of `jax.nn` in its XLA form, and the kernel by what is lowered for CUDA. Tolerances: fp32, order of summation.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+from oracle import Item, our_inputs, tokens
+
+from jvr1.errors import UserError
+from jvr1.model import attention, qwen2_5_vl, splash
+from jvr1.model.attention import QKV, attend_group, attend_prompt, choose
+from jvr1.model.config import from_hf
+from jvr1.sharding import AXES, make_mesh
+
+pytestmark = pytest.mark.usefixtures("strict_dtypes")
+KERNELS = ("interpreted", "cudnn")
+P, N, H = 40, 4, 16
+
+
+@pytest.fixture
+def kernels(monkeypatch):
+    """Blocks so small that there are several, and `jax.nn`'s XLA form in cuDNN's place."""
+    dense = jax.nn.dot_product_attention
+
+    def stand_in(q, k, v, *, mask, is_causal=False, implementation):
+        assert implementation == "cudnn"
+        return dense(q, k, v, mask=mask, is_causal=is_causal, implementation="xla")
+
+    monkeypatch.setattr(splash, "BLOCK", 128)
+    monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
+
+
+def test_who_sees_whom():
+    """Three prompt tokens, two completions of two, two of padding."""
+    want = """
+    1........
+    11.......
+    111......
+    1111.....
+    11111....
+    111..1...
+    111..11..
+    .......1.
+    .......11
+    """
+    got = ["".join(".1"[x] for x in row) for row in splash.packed_mask(3, 2, 2, 9).astype(int)]
+    assert got == want.split()
+    np.testing.assert_array_equal(splash.packed_mask(5, 0, 0, 5), np.tril(np.ones((5, 5), bool)))
+
+
+@pytest.mark.parametrize(("total", "block", "padded"), [(1, 128, 128), (300, 384, 384), (513, 512, 1024)])
+def test_sequences_are_padded_to_blocks(total, block, padded):
+    assert splash.block_sizes(total) == (block, padded)
+
+
+def group(seed: int, rows: int, length: int, heads: int, left: bool, b: int = 2) -> tuple[QKV, jax.Array, QKV]:
+    """b prompts of which every other is padded, with `rows` completions of `length` tokens."""
+    rng = np.random.default_rng(seed)
+
+    def draw(*shape: int) -> QKV:
+        return QKV(*(jnp.asarray(rng.normal(size=(*shape, n, H)), jnp.float32) for n in (N, heads, heads)))
+
+    mask = np.ones((b, P), bool)
+    mask[1::2, (slice(0, 13) if left else slice(P - 13, P))] = False
+    return draw(b, P), jnp.asarray(mask), draw(b, rows, length)
+
+
+def values_and_gradients(backend, prompt: QKV, mask, own: QKV):
+    """Outputs at real tokens, and gradients of a random function of them."""
+
+    def loss(prompt, mask, own):
+        x, y = attend_group(prompt, mask, own, backend)
+        x = jnp.where(mask[..., None, None], x, jnp.float32(0))
+        rng = np.random.default_rng(9)
+        weights = [jnp.asarray(rng.normal(size=z.shape), jnp.float32) for z in (x, y)]
+        return jnp.sum(x * weights[0]) + jnp.sum(y * weights[1]), (x, y)
+
+    return jax.jit(jax.grad(loss, argnums=(0, 2), has_aux=True))(prompt, mask, own)
+
+
+def assert_equal(got, want, tolerance=1e-5):
+    for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        assert g.dtype == w.dtype
+        np.testing.assert_allclose(g, w, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("backend", KERNELS)
+@pytest.mark.parametrize(("rows", "length", "heads", "left"), [(1, 24, 4, False), (3, 70, 2, True), (3, 70, 1, False)])
+def test_values_and_gradients_are_those_of_xla(kernels, backend, rows, length, heads, left):
+    inputs = group(0, rows, length, heads, left)
+    assert_equal(values_and_gradients(backend, *inputs), values_and_gradients("xla", *inputs))
+
+
+@pytest.mark.parametrize("backend", KERNELS)
+@pytest.mark.parametrize("left", [False, True])
+def test_prompts_alone(kernels, backend, left):
+    prompt, mask, _ = group(1, 1, 1, 2, left)
+    got, want = (attend_prompt(prompt, mask, name) for name in (backend, "xla"))
+    assert np.isfinite(got).all()
+    np.testing.assert_allclose(got[mask], want[mask], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", KERNELS)
+def test_a_row_without_a_real_token_is_finite(kernels, backend):
+    prompt, mask, own = group(2, 2, 6, 2, False)
+    got = values_and_gradients(backend, prompt, jnp.zeros_like(mask), own)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(got))
+
+
+@pytest.mark.parametrize(("sizes", "heads"), [((2, 2, 2), 2), ((1, 2, 4), 2)], ids=["split", "fewer-kv-heads"])
+@pytest.mark.parametrize("backend", KERNELS)
+def test_on_a_mesh(kernels, backend, sizes, heads):
+    """Rows split four and two ways, heads two and four ways: more than there are key/value heads."""
+    inputs = group(3, 2, 6, heads, False, b=4)
+    want = values_and_gradients("xla", *inputs)
+    with jax.set_mesh(make_mesh(dict(zip(AXES, sizes, strict=True)))):
+        got = values_and_gradients(backend, *inputs)
+    assert_equal(got, want)
+
+
+def test_odd_lengths_are_left_to_xla(kernels):
+    """cuDNN takes no mask of odd length in training."""
+    prompt, mask, own = group(4, 2, 5, 2, False)
+    got, want = (jax.jit(attend_group, static_argnums=3)(prompt, mask, own, name) for name in ("cudnn", "xla"))
+    for g, w in zip(got, want, strict=True):
+        np.testing.assert_array_equal(g, w)
+
+
+@pytest.mark.parametrize("backend", KERNELS)
+def test_a_model_computes_the_same(kernels, backend):
+    """Logits and gradients of every parameter of the tiny model, and what prefill keeps."""
+    config = from_hf(oracle.raw_config(num_hidden_layers=2, vision_depth=1, vision_fullatt_block_indexes=[0]))
+    rng = np.random.default_rng(5)
+    items = [Item(rng, 4, 4, 4, 1.0)]
+    prompt, visual = our_inputs(tokens(rng, 2, *items, 3), items, config, 30, left=True)
+    ids = jnp.asarray(rng.integers(3, 90, (1, 3, 8)), jnp.int32)
+
+    def run(name):
+        graphdef, params = oracle.random_model(config, remat="full", attention=name)
+
+        def loss(params):
+            model = qwen2_5_vl.merge(graphdef, params)
+            logits = model.logits(model.complete(prompt, visual, ids))
+            return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), ids[..., None], axis=-1)), logits
+
+        last, kv = qwen2_5_vl.merge(graphdef, params).prefill(prompt, visual, None)
+        return *jax.jit(jax.value_and_grad(loss, has_aux=True))(params), last, kv.k[:, :, :, -5:]
+
+    assert_equal(run(backend), run("xla"), 2e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "platform", "dtype", "head", "want"),
+    [
+        ("auto", "tpu", "bfloat16", 128, "splash"),
+        ("auto", "tpu", "float32", 128, "splash"),
+        ("auto", "tpu", "bfloat16", 16, "xla"),
+        ("auto", "gpu", "bfloat16", 128, "cudnn"),
+        ("auto", "gpu", "float32", 128, "xla"),
+        ("auto", "gpu", "bfloat16", 12, "xla"),
+        ("auto", "cpu", "bfloat16", 128, "xla"),
+        ("xla", "tpu", "bfloat16", 128, "xla"),
+        ("splash", "tpu", "bfloat16", 16, "splash"),
+        ("splash", "cpu", "float32", 16, "interpreted"),
+        ("cudnn", "gpu", "bfloat16", 64, "cudnn"),
+    ],
+)
+def test_what_is_chosen(name, platform, dtype, head, want):
+    assert choose(name, platform, dtype, head) == want
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("splash", "gpu", "bfloat16", 128), "='splash' needs a TPU; here are gpu, bfloat16 and heads of 128: use auto"),
+        (("cudnn", "cpu", "bfloat16", 128), "='cudnn' needs a GPU, bfloat16 and heads of 8, 16 .. 128 values; here are"),
+        (("cudnn", "gpu", "float32", 128), "here are gpu, float32 and heads of 128"),
+        (("fast", "cpu", "bfloat16", 128), "model.attention is 'fast'; use one of auto, xla, splash, cudnn"),
+    ],
+)
+def test_what_cannot_be_is_refused(arguments, message):
+    with pytest.raises(UserError) as error:
+        choose(*arguments)
+    assert message in str(error.value)
+
+
+def test_for_cuda_cudnn_is_called_forward_and_backward(monkeypatch):
+    """Lowered here for a GPU that is not: `jax.nn` asks for the library's version, as a GPU machine has it."""
+    from jax._src.cudnn import fused_attention_stablehlo
+
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
+
+    def loss(prompt, mask, own):
+        x, y = attend_group(prompt, mask, own, "cudnn")
+        return jnp.sum(x.astype(jnp.float32)) + jnp.sum(y.astype(jnp.float32))
+
+    prompt, mask, own = group(6, 3, 6, 2, False)
+    prompt, own = jax.tree.map(lambda x: x.astype(jnp.bfloat16), (prompt, own))
+    traced = jax.jit(jax.grad(loss, argnums=(0, 2))).trace(prompt, mask, own)
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("__cudnn$fmhaScaleBiasSoftmax(") == 2, text
+    assert text.count("__cudnn$fmhaScaleBiasSoftmaxBackward(") == 2
+    assert "stablehlo.dot_general" not in text, "attention beside the kernel's"
+
+
+def test_the_mask_of_a_prompt_is_causal():
+    mask = jnp.asarray([[False, True, True]])
+    np.testing.assert_array_equal(attention.causal_mask(mask)[0].astype(int), [[0, 0, 0], [0, 1, 0], [0, 1, 1]])
