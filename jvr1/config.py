@@ -197,8 +197,8 @@ def from_json(text: str, name: str) -> ConfigDict:
 
 
 FREE = (
-    "mesh.", "train.", "model.remat", "model.attention", "model.logit_chunk", "model.reference", "data.root", "data.valid",
-    "data.index", "data.media_cache", "data.workers", "data.timeout", "data.max_failed",
+    "mesh.", "train.", "model.remat", "model.attention", "model.logit_chunk", "model.reference", "data.root",
+    "data.valid", "data.index", "data.media_cache", "data.workers", "data.timeout", "data.max_failed",
 )  # fmt: skip
 """Settings (prefixes of names) that a run may be resumed with otherwise without a word."""
 TUNABLE = ("rl.", "reward.", "sampling.", "optimizer.", "sft.")

@@ -110,9 +110,7 @@ def answer(
     """Answers the rows of `todo`, `batch.micro` at a time; each is in the journal before its place is given to
     another."""
     dtype = jnp.dtype(config.model.dtype)
-    model = open_model(
-        config.model.source, mesh, dtype=dtype, param_dtype=dtype, attention=config.model.attention
-    )
+    model = open_model(config.model.source, mesh, dtype=dtype, param_dtype=dtype, attention=config.model.attention)
     decoder = make_decoder(model.graphdef, mesh, model.config, end_ids(tokenizer))
     key = jax.random.key(config.seed)
     decode = decoder.answering(decoder.weights(model.params), key, temperature=asking.temperature, top_p=asking.top_p)

@@ -163,14 +163,14 @@ def attend_group(
     def packed(q: Array, k: Array, v: Array, mask: Array) -> Array:
         return splash.attend_packed(q, k, v, mask, p, g, c, interpret=backend == "interpreted")
 
-    both = [
-        jnp.concatenate([x, y.reshape(b, g * c, *y.shape[3:])], axis=1) for x, y in zip(prompt, own, strict=True)
-    ]
+    both = [jnp.concatenate([x, y.reshape(b, g * c, *y.shape[3:])], axis=1) for x, y in zip(prompt, own, strict=True)]
     out = _each_device(packed, both, jnp.pad(mask, ((0, 0), (0, g * c)), constant_values=True))
     return out[:, :p], out[:, p:].reshape(own.q.shape)
 
 
-def _each_device(f: Callable[..., Array], heads: Sequence[Array], mask: Bool[Array, "B T"]) -> Float[Array, "B ... N H"]:
+def _each_device(
+    f: Callable[..., Array], heads: Sequence[Array], mask: Bool[Array, "B T"]
+) -> Float[Array, "B ... N H"]:
     """f(*heads, mask) on each device's rows and heads, of arrays [B,...,heads,H] and a mask [B,T].
 
     XLA cannot split a kernel and would gather its arguments. Rows are split over the batch axes of the mesh in force

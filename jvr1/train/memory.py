@@ -23,6 +23,8 @@ from jvr1.train.programs import Shapes, batch_shapes, chip_bytes, row_counts
 FLOAT = 4
 SCORES = {"forward": 1.75, "backward": 5.5}
 """Copies of a text layer's fp32 attention scores alive at once."""
+KERNEL = {"forward": 2.0, "backward": 6.0}
+"""Copies of a layer's queries, keys, values and outputs alive at once where a kernel computes attention: no scores."""
 VISION_SCORES = {"forward": 1.5, "backward": 4.0}
 """The same of a layer of the tower."""
 MLP = {"forward": 3.0, "backward": 6.0}
@@ -85,7 +87,7 @@ def generation_memory(step: Shapes, bucket: Bucket) -> dict[str, int]:
     encoded = Bucket(bucket.kind, bucket.steps * streams, bucket.windows, bucket.prompt, bucket.completion)
     prefill = max(
         VISION_SCORES["forward"] * vision_scores(model, encoded, here),
-        SCORES["forward"] * streams * prompt_scores(model, bucket, here),
+        attention_bytes(step, here, prompt_scores(model, bucket, here), bucket.prompt, "forward") * streams,
     )
     sampled = LOGITS["forward"] * here.rows * drawn * model.text.vocab * FLOAT
     return {
@@ -119,16 +121,26 @@ def working(step: Shapes, bucket: Bucket, direction: str) -> int:
     """The largest of a layer's attention, the tower's, the MLP's and a chunk of logits, with the head they take."""
     model, here = step.model, local(step)
     group = step.config.rl.group
-    attention = max(completion_scores(model, bucket, here, group), prompt_scores(model, bucket, here))
-    mlp = here.rows * (bucket.prompt + group * bucket.completion) * model.text.intermediate / here.tensor
+    scores = max(completion_scores(model, bucket, here, group), prompt_scores(model, bucket, here))
+    tokens = bucket.prompt + group * bucket.completion
+    mlp = here.rows * tokens * model.text.intermediate / here.tensor
     return int(
         max(
-            SCORES[direction] * attention,
+            attention_bytes(step, here, scores, tokens, direction),
             VISION_SCORES[direction if trains_vision(step) else "forward"] * vision_scores(model, bucket, here),
             MLP[direction] * mlp * itemsize(step),
             LOGITS[direction] * chunk_logits(step, here) + head_bytes(step),
         )
     )
+
+
+def attention_bytes(step: Shapes, here: Local, scores: int, tokens: int, direction: str) -> float:
+    """What attention of a text layer holds at once, of `tokens` tokens a row, whose scores are that many bytes."""
+    if step.attention == "xla":
+        return SCORES[direction] * scores
+    text = step.model.text
+    values = here.rows * tokens * 2 * (text.heads + text.kv_heads) * text.head_size // here.tensor
+    return KERNEL[direction] * values * itemsize(step)
 
 
 def itemsize(step: Shapes) -> int:
@@ -177,7 +189,7 @@ def kept_bytes(step: Shapes, bucket: Bucket) -> int:
     """What the forward pass keeps for the backward pass, by model.remat; jax.vjp's residuals but for the weights.
 
     full: each layer's input. dots: and the outputs of its weight products that the backward pass reads. none: and what
-    lies between them: norms, gates, attention scores in fp32 and as weights in the compute dtype.
+    lies between them: norms, gates, attention scores in fp32 and as weights in the compute dtype where XLA computes it.
     """
     model, here, size, remat = step.model, local(step), itemsize(step), step.config.model.remat
     text, vision, group = model.text, model.vision, step.config.rl.group
@@ -190,7 +202,7 @@ def kept_bytes(step: Shapes, bucket: Bucket) -> int:
     vision_layer = slots * (hidden * vision.hidden + (heads + gates * vision.intermediate) // here.tensor) * size
     if remat == "none":
         scores = completion_scores(model, bucket, here, group) + prompt_scores(model, bucket, here)
-        text_layer += int(1.5 * scores)
+        text_layer += int(1.5 * scores) if step.attention == "xla" else 0
         vision_layer += int(2.75 * vision_scores(model, bucket, here))  # both kinds of attention are traced
     kept = text.layers * text_layer + 2 * tokens * text.hidden * size  # and the final norms
     return kept + trains_vision(step) * (vision.depth * vision_layer + 3 * slots * vision.hidden * size)  # the merger

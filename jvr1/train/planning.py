@@ -26,7 +26,7 @@ from jvr1.train.programs import Shapes, chip_bytes, row_counts, step_shapes
 
 SIZES = ("3b", "7b", "32b", "72b")
 TOUCHED = {"forward": 4.0, "backward": 10.0}
-"""How often a layer's attention scores are written or read; they are not fused into one kernel."""
+"""How often a layer's attention scores are written or read where XLA computes it; a kernel does not write them."""
 
 
 def named_model(name: str) -> ModelConfig:
@@ -75,9 +75,9 @@ def abstract_mesh(config: ConfigDict) -> AbstractMesh:
     return AbstractMesh(tuple(config.mesh[axis] for axis in AXES), AXES)
 
 
-def counted_shapes(config: ConfigDict, model: ModelConfig) -> Shapes:
-    """A step on the config's mesh, to count. Raises UserError where mesh, model and rows do not go together."""
-    step = step_shapes(config, model, abstract_mesh(config))
+def counted_shapes(config: ConfigDict, model: ModelConfig, platform: str = "tpu") -> Shapes:
+    """A step on the config's mesh, to count, on chips of a platform: tpu or gpu. Raises UserError where mesh, model and rows do not go together."""
+    step = step_shapes(config, model, abstract_mesh(config), platform)
     for name, ways in (
         ("data x fsdp", step.mesh.shape["data"] * step.mesh.shape["fsdp"]),
         ("devices / decode_tensor", step.generation_mesh.shape["data"]),
@@ -141,7 +141,7 @@ class Plan:
 
 def make_plan(config: ConfigDict, model: ModelConfig, chip: Chip, tokens: int | None = None) -> Plan:
     """tokens: mean length of a completion; None: as long as the bucket allows. Raises UserError."""
-    step = counted_shapes(config, model)
+    step = counted_shapes(config, model, "tpu" if chip.topologies else "gpu")
     buckets = settings.buckets(config)
     counted = {bucket: memory.phase_memory(step, bucket) for bucket in buckets}
     return Plan(step, chip, counted, step_work(step, largest_bucket(buckets), tokens))
@@ -188,7 +188,7 @@ def _generation(step: Shapes, bucket: Bucket, tokens: float | int) -> tuple[floa
         text -= chip_bytes(step.generation["text"]["embedding"])  # looked up, not read
     prefix = memory.kv_bytes(model, here, streams * bucket.prompt, size)
     cache = memory.kv_bytes(model, here, drawn * bucket.completion, size)  # read to its end, masked
-    scores = model.text.layers * streams * memory.prompt_scores(model, bucket, here)
+    scores = model.text.layers * streams * memory.prompt_scores(model, bucket, here) * (step.attention == "xla")
     scores += len(model.vision.full_blocks) * streams * memory.vision_scores(model, bucket, here)
     exchanged = 4 * model.text.layers * here.rows * model.text.hidden * size * (here.tensor > 1)  # two all-reduces
     return (
@@ -202,12 +202,14 @@ def _generation(step: Shapes, bucket: Bucket, tokens: float | int) -> tuple[floa
 
 
 def _scoring(step: Shapes, bucket: Bucket, tokens: float | int) -> tuple[float, int]:
-    """Useful FLOPs of a forward pass over a microbatch on all chips, and bytes of a chip's attention scores."""
+    """Useful FLOPs of a forward pass over a microbatch on all chips, and bytes of a chip's attention scores, as they
+    are written."""
     model, group, here = step.model, step.config.rl.group, memory.local(step)
     once = flops.prompt_flops(model, bucket, 1) + flops.completion_flops(model, bucket, group, tokens)
     scores = model.text.layers * (
         memory.completion_scores(model, bucket, here, group) + memory.prompt_scores(model, bucket, here)
     )
+    scores *= step.attention == "xla"
     return step.config.batch.micro * once, scores + len(model.vision.full_blocks) * memory.vision_scores(
         model, bucket, here
     )

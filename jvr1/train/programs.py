@@ -77,8 +77,7 @@ def step_shapes(
 ) -> Shapes:
     """What lives on `mesh` when a run of this config trains this model; to count, a mesh without devices will do.
 
-    platform: of a mesh without devices, tpu, gpu or cpu.
-    Raises UserError for a mesh that cannot be.
+    platform: that of a mesh without devices: tpu, gpu or cpu. Raises UserError for a mesh that cannot be.
     """
     check_mesh(mesh, model)
     generation = generation_mesh(mesh, config.mesh.decode_tensor)

@@ -179,8 +179,8 @@ def test_what_is_chosen(name, platform, dtype, head, want):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("splash", "gpu", "bfloat16", 128), "='splash' needs a TPU; here are gpu, bfloat16 and heads of 128: use auto"),
-        (("cudnn", "cpu", "bfloat16", 128), "='cudnn' needs a GPU, bfloat16 and heads of 8, 16 .. 128 values; here are"),
+        (("splash", "gpu", "bfloat16", 128), "needs a TPU; here are gpu, bfloat16 and heads of 128: use auto"),
+        (("cudnn", "cpu", "bfloat16", 128), "needs a GPU, bfloat16 and heads of 8, 16 .. 128 values; here are"),
         (("cudnn", "gpu", "float32", 128), "here are gpu, float32 and heads of 128"),
         (("fast", "cpu", "bfloat16", 128), "model.attention is 'fast'; use one of auto, xla, splash, cudnn"),
     ],
