@@ -92,6 +92,7 @@ def test_flag_and_value_may_be_apart():
         ("--config.rl.lanes=9", "rl.lanes is 9; it must be at most rl.group, 8, or 0 for all"),
         ("--config.rl.slots=-1", "rl.slots is -1; it must be at least 0"),
         ("--config.model.remat=some", "model.remat is 'some'; use one of"),
+        ("--config.model.attention=fast", "model.attention is 'fast'; use one of auto, xla, splash, cudnn"),
         ("--config.model.dtype=float16", "model.dtype is 'float16'; use one of"),
         ("--config.reward.mode=kind", "reward.mode is 'kind'; use one of"),
         ("--config.rl.gate=open", "gate is 'open'; use one of"),

@@ -76,7 +76,8 @@ def abstract_mesh(config: ConfigDict) -> AbstractMesh:
 
 
 def counted_shapes(config: ConfigDict, model: ModelConfig, platform: str = "tpu") -> Shapes:
-    """A step on the config's mesh, to count, on chips of a platform: tpu or gpu. Raises UserError where mesh, model and rows do not go together."""
+    """A step on the config's mesh, to count, on chips of a platform, tpu or gpu. Raises UserError where mesh, model and
+    rows do not go together."""
     step = step_shapes(config, model, abstract_mesh(config), platform)
     for name, ways in (
         ("data x fsdp", step.mesh.shape["data"] * step.mesh.shape["fsdp"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import jax
 import pytest
@@ -10,6 +11,7 @@ from step_shapes import SMALL, moved, small_config
 
 from jvr1 import config as settings
 from jvr1.errors import UserError
+from jvr1.model.config import TextConfig
 from jvr1.sharding import make_mesh
 from jvr1.train.decode import make_decoder
 from jvr1.train.hlo import Collective, read
@@ -90,3 +92,34 @@ def test_a_tensor_size_that_cannot_be_is_refused():
     config = small_config(**{"mesh.decode_tensor": 3})
     with pytest.raises(UserError, match="decode_tensor=3"):
         step_shapes(config, SMALL, make_mesh(settings.mesh_shape(config)))
+
+
+WIDE = replace(
+    SMALL, text=TextConfig(512, 3, 4, 2, 640, 528, (16, 24, 24)), vision=replace(SMALL.vision, out_hidden=512)
+)
+"""Heads of 128 values, as the published models have."""
+
+
+@pytest.mark.parametrize("tensor", [1, 2, 4])
+def test_for_tpus_attention_is_the_splash_kernel_and_nothing_is_gathered_for_it(topology, tensor):
+    """Compiled on a CPU machine: the mesh decides. tensor=4: more than there are key/value heads."""
+    mesh = make_mesh({"data": 1, "fsdp": 8 // tensor, "tensor": tensor}, topology("v5p:2x2x2"))
+    texts, gathered = {}, {}
+    for attention in ("auto", "xla"):
+        step = step_shapes(small_config(**{"model.attention": attention}), WIDE, mesh)
+        (program,) = lower_phase(step, "gradients", BUCKET)
+        texts[attention] = program.lowered.compile().as_text()
+        found = [one for one in read(texts[attention]).collectives() if one.kind == "all-gather"]
+        gathered[attention] = {one.shapes for one in found if not moved([one], step.params)}
+    for kernel in ("splash_mha_fwd_segmented", "splash_mha_dq_segmented", "splash_mha_dkv_segmented"):
+        assert kernel in texts["auto"]
+        assert kernel not in texts["xla"]
+    assert gathered["auto"] <= gathered["xla"]
+
+
+def test_prefill_for_tpus_uses_the_kernel(topology):
+    step = step_shapes(small_config(**{"mesh.decode_tensor": 4}), WIDE, make_mesh({"fsdp": 8}, topology("v5p:2x2x2")))
+    (program,) = lower_phase(step, "generation", BUCKET)
+    text = program.lowered.as_text()
+    assert "splash_mha_fwd_segmented" in text
+    assert step.attention == "splash"
