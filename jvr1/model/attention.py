@@ -174,26 +174,36 @@ def _each_device(
     """f(*heads, mask) on each device's rows and heads, of arrays [B,...,heads,H] and a mask [B,T].
 
     XLA cannot split a kernel and would gather its arguments. Rows are split over the batch axes of the mesh in force
-    where they divide, heads over `tensor`; key/value heads that `tensor` exceeds are repeated up to it, so that each
-    device has the one its queries read.
+    where they divide, heads over `tensor`. Key/value heads that `tensor` exceeds lie whole on every device, which takes
+    the one that its queries read.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or any(t == AxisType.Manual for t in mesh.axis_types):
         return f(*heads, mask)
     rows = None if mask.shape[0] % math.prod(mesh.shape.get(axis, 1) for axis in BATCH) else BATCH
     tensor = mesh.shape.get("tensor", 1)
-    heads = [x if x.shape[-2] % tensor == 0 else jnp.repeat(x, tensor // x.shape[-2], axis=-2) for x in heads]
 
     def spec(x: Array) -> PartitionSpec:
-        return PartitionSpec(rows, *(None,) * (x.ndim - 3), "tensor", None)
+        return PartitionSpec(rows, *(None,) * (x.ndim - 3), None if x.shape[-2] % tensor else "tensor", None)
+
+    def local(*args: Array) -> Array:
+        *own, mask = args
+        read = [_head_read(x, tensor) if whole.shape[-2] % tensor else x for x, whole in zip(own, heads, strict=True)]
+        return f(*read, mask)
 
     split: Any = jax.shard_map(
-        f,
+        local,
         in_specs=(*map(spec, heads), PartitionSpec(rows, None)),
         out_specs=spec(heads[0]),
         check_vma=False,  # a kernel does not say over what its output varies
     )
     return split(*heads, mask)
+
+
+def _head_read(x: Float[Array, "... K H"], tensor: int) -> Float[Array, "... 1 H"]:
+    """Of K key/value heads, that of this device's query heads, a `tensor`-th of all; tensor is a multiple of K."""
+    number = jax.lax.axis_index("tensor") * x.shape[-2] // tensor
+    return jax.lax.dynamic_slice_in_dim(x, number, 1, axis=x.ndim - 2)
 
 
 def causal_mask(mask: Bool[Array, "B T"]) -> Bool[Array, "B T T"]:
