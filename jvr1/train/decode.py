@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache, partial
 
@@ -76,6 +76,13 @@ class Decoder:
             return to_host(self.rollout(weights, put, key, rows, sampling, pairs))
 
         return decode
+
+    def stream(
+        self, weights: dict, arrays: Arrays, key: jax.Array, sampling: Sampling
+    ) -> Iterator[tuple[np.ndarray, bool]]:
+        """Tokens so far of the first prompt's one row, and whether an end token came."""
+        done = to_host(self.rollout(weights, arrays, key, (1,), sampling))
+        yield done.ids[0, 0, : done.length[0, 0]], bool(done.ended[0, 0])
 
 
 def make_decoder(
