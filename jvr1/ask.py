@@ -37,7 +37,6 @@ from jvr1.eval.shapes import Measuring, fit_buckets, need_of
 from jvr1.eval.sheet import write_frames
 from jvr1.eval.stream import TextStream
 from jvr1.rl.answers import option_letters
-from jvr1.sharding import put_batch
 from jvr1.train.guard import explaining
 from jvr1.train.setup import use_compilation_cache
 
@@ -66,10 +65,10 @@ def main(args: argparse.Namespace) -> int:
     sampling = decoder.sampling(bucket, temperature=asking.temperature, top_p=asking.top_p)
     text, seen, cut = TextStream(encoder.tokenizer), 0, True
     with jax.set_mesh(mesh):
-        stream = decoder.stream(weights, put_batch(arrays, mesh), jax.random.key(config.seed), sampling)
-        for ids, ended in stream:
-            say(text.add(ids[seen:]))
-            seen, cut = len(ids), not ended
+        for sampled in decoder.stream(weights, arrays, jax.random.key(config.seed), sampling):
+            length, cut = int(sampled.length[0, 0]), not sampled.ended[0, 0]
+            say(text.add(sampled.ids[0, 0, seen:length]))
+            seen = length
     say(text.end() + "\n")
     if cut:
         print(f"cut off after {seen} tokens; --max-tokens allows more", file=sys.stderr)

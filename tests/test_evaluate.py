@@ -15,30 +15,29 @@ import pytest
 import torch
 from oracle import Item
 from PIL import Image
-from runs import REPOSITORY, STEPS, scalars
+from runs import ALL, STEPS, TINY, scalars
 from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
 from jvr1.data.vision import frame_pairs
 from jvr1.model.hf import read_config
 from jvr1.model.rope import Grid, mrope_positions
 
-TINY = f"--config={REPOSITORY / 'configs' / 'tiny.py'}:rl"
-ALL = "--variants=ordered,shuffled,reversed,single"
 LONGEST = 24
 """New tokens, as the buckets of that config say."""
 FILES = ("answers.jsonl", "report.json", "report.md", "report.html")
 
 
-def start(demo, out, *arguments: str, suite: str = "valid.json", data: Path | None = None):
+def command(demo, out, *arguments: str, suite: str = "valid.json", data: Path | None = None):
     base = [f"--suite={suite}", f"--data={data or demo.root}", f"--out={out}", "--workers=0"]
-    return demo.start(["-mjvr1.evaluate"], [*base, *arguments])
+    return ["-mjvr1.evaluate"], [*base, *arguments]
+
+
+def start(demo, out, *arguments: str, **where):
+    return demo.start(*command(demo, out, *arguments, **where))
 
 
 def evaluate(demo, out, *arguments: str, **where) -> str:
-    process = start(demo, out, *arguments, **where)
-    stdout, stderr = process.communicate()
-    assert process.returncode == 0, stderr
-    return stdout
+    return demo.done(*command(demo, out, *arguments, **where))
 
 
 def read(out) -> tuple[dict, list[dict]]:
@@ -46,23 +45,14 @@ def read(out) -> tuple[dict, list[dict]]:
     return json.loads((Path(out) / "report.json").read_text()), answers
 
 
-@pytest.fixture(scope="module")
-def exported(demo, tmp_path_factory) -> Path:
-    """A trained model, whose answers differ from question to question, as an HF folder."""
-    out = tmp_path_factory.mktemp("exported") / "hf"
-    workdir = demo.finished("sft").workdir
-    process = demo.start(["tools/export.py"], [str(workdir), str(out), "--dtype=float32"])
-    _, stderr = process.communicate()
-    assert process.returncode == 0, stderr
-    return out
+@pytest.fixture
+def exported(demo) -> Path:
+    return demo.exported()
 
 
-@pytest.fixture(scope="module")
-def undisturbed(demo, exported, tmp_path_factory) -> Path:
-    """An evaluation in all variants, two questions at a time."""
-    out = tmp_path_factory.mktemp("undisturbed") / "out"
-    evaluate(demo, out, f"--model={exported}", TINY, ALL, "--batch=2")
-    return out
+@pytest.fixture
+def undisturbed(demo) -> Path:
+    return demo.evaluated()
 
 
 def test_a_workdir_evaluates_as_its_own_validation_did(demo, tmp_path):

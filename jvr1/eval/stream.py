@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from transformers import PreTrainedTokenizerBase
 
@@ -18,7 +18,7 @@ class TextStream:
         self._ids: list[int] = []
         self._shown = 0
 
-    def add(self, ids: Sequence[int]) -> str:
+    def add(self, ids: Iterable[int]) -> str:
         """What these tokens make certain: bytes that another token may complete decode to U+FFFD and wait."""
         self._ids += [int(i) for i in ids]
         return self._since(self._text().rstrip("\ufffd"))

@@ -77,12 +77,9 @@ class Decoder:
 
         return decode
 
-    def stream(
-        self, weights: dict, arrays: Arrays, key: jax.Array, sampling: Sampling
-    ) -> Iterator[tuple[np.ndarray, bool]]:
-        """Tokens so far of the first prompt's one row, and whether an end token came."""
-        done = to_host(self.rollout(weights, arrays, key, (1,), sampling))
-        yield done.ids[0, 0, : done.length[0, 0]], bool(done.ended[0, 0])
+    def stream(self, weights: dict, arrays: Arrays, key: jax.Array, sampling: Sampling) -> Iterator[Sampled]:
+        """One completion a prompt, arrays on the host."""
+        yield to_host(self.rollout(weights, put_batch(arrays, self.mesh), key, (1,), sampling))
 
 
 def make_decoder(
