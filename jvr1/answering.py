@@ -23,7 +23,7 @@ from jvr1.data.schedule import Sequential
 from jvr1.data.store import RecordStore
 from jvr1.distributed import Peers, gather, share_of
 from jvr1.errors import UserError
-from jvr1.eval.journal import Journal, claim, from_line, pending, to_line
+from jvr1.eval.journal import Journal, claim, from_line, to_line
 from jvr1.eval.plan import Plan, make_plan
 from jvr1.eval.run import Asking, answer_questions
 from jvr1.eval.score import Question
@@ -196,8 +196,8 @@ def answer_files(config: ConfigDict, asking: Asking, mesh: Mesh, out: epath.Path
     plan = make_plan(suites, encoder, index, fitted=fitted)
     journal = Journal(out, jax.process_index())
     found = {n: from_line(line, plan.records) for n, line in everyone(journal.read()).items() if n < len(plan.records)}
-    todo = Sequential(plan.rows, config.batch.micro)
-    todo.plans = pending(todo.plans, found)
+    left = {bucket: [n for n in numbers if n not in found] for bucket, numbers in plan.rows.items()}
+    todo = Sequential(left, config.batch.micro)
     if todo.plans:
         own = answer(config, mesh, asking, todo, plan, journal, found)
         lines = everyone({number: to_line(question) for number, question in own.items()})
@@ -217,7 +217,8 @@ def answer(
     journal: Journal,
     found: Mapping[int, Question],
 ) -> dict[int, Question]:
-    """Answers the microbatches of `todo`; each is in the journal before the next begins."""
+    """Answers the rows of `todo`, `batch.micro` at a time; each is in the journal before its place is given to
+    another."""
     tokenizer = plan.encoder.tokenizer
     decoder, weights = open_decoder(config, mesh, tokenizer)
     key = jax.random.key(config.seed)
