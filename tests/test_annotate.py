@@ -51,7 +51,7 @@ def test_what_the_reward_finds_right_is_kept_and_nothing_else(demo, made):
     for number, answer in answers(out).items():
         gold, kind = questions[number]["solution"], questions[number]["problem_type"]
         assert len(answer["replies"]) == 3
-        formed = [r["completion"] for r in answer["replies"] if r["format"]]
+        formed = [r["completion"] for r in answer["replies"] if r["format"] and r["completion"].count("<") == 4]
         right = dict.fromkeys(c.partition("</think>")[0] + "</think>" for c in sorted(
             (c for c in formed if score(c, gold, kind).accuracy > 0.6), key=lambda c: -score(c, gold, kind).accuracy
         ))  # fmt: skip
@@ -176,7 +176,7 @@ def test_the_best_come_first_each_once_and_the_threshold_is_not_enough():
 
 def test_a_row_is_its_question_with_the_chain():
     one = record(solution="10", task="distance")
-    row = raw(one, "<think>a</think>")
+    row = json.loads(json.dumps(raw(one, "<think>a</think>")))
     assert row["solution"] == "<answer>10</answer>"
     assert parse_record(row) == record(solution="<answer>10</answer>", process="<think>a</think>", task="distance")
     several = record(data_type="image", path=["a.png", "b.png"])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
+import numpy as np
+from jaxtyping import Int
 from transformers import PreTrainedTokenizerBase
 
 
@@ -18,7 +20,7 @@ class TextStream:
         self._ids: list[int] = []
         self._shown = 0
 
-    def add(self, ids: Iterable[int]) -> str:
+    def add(self, ids: Sequence[int] | Int[np.ndarray, "n"]) -> str:
         """What these tokens make certain: bytes that another token may complete decode to U+FFFD and wait."""
         self._ids += [int(i) for i in ids]
         return self._since(self._text().rstrip("\ufffd"))
