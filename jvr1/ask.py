@@ -30,7 +30,7 @@ from jvr1.data.batch import Arrays, Bucket, choose_bucket, empty_example, stack
 from jvr1.data.encode import Encoder
 from jvr1.data.index import measure_one
 from jvr1.data.media import MediaError
-from jvr1.data.records import Record
+from jvr1.data.records import PROBLEM_TYPES, Record
 from jvr1.errors import UserError, run_main
 from jvr1.eval.run import Asking, identity
 from jvr1.eval.shapes import Measuring, fit_buckets, need_of
@@ -40,7 +40,7 @@ from jvr1.rl.answers import option_letters
 from jvr1.train.guard import explaining
 from jvr1.train.setup import use_compilation_cache
 
-TYPES = {name.replace(" ", "-"): name for name in ("multiple choice", "numerical", "OCR", "free-form", "regression")}
+TYPES = {name.replace(" ", "-"): name for name in PROBLEM_TYPES}
 
 
 def main(args: argparse.Namespace) -> int:
