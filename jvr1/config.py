@@ -142,9 +142,11 @@ def _steps(text: str | None) -> range:
     return range(int(found[1]), int(found[2]) + 1)
 
 
-def from_file(name: str) -> ConfigDict:
-    """The config of FILE or FILE:ARG. Raises UserError."""
-    return _read(flags.FlagValues(), ["jvr1", f"--config={name}"])
+def from_file(name: str, overrides: Sequence[str] = ()) -> ConfigDict:
+    """The config of FILE or FILE:ARG, with overrides '--config.section.name=value'. Raises UserError."""
+    config = _read(flags.FlagValues(), ["jvr1", f"--config={name}", *overrides])
+    assert config is not None  # --config is given
+    return config
 
 
 def _read(values: flags.FlagValues, argv: Sequence[str]) -> ConfigDict | None:

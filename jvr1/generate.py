@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt32
 
 from jvr1.errors import UserError
 from jvr1.model.attention import MASKED
-from jvr1.model.layers import constrain_batch
+from jvr1.model.layers import constrain_batch, constrain_vocab
 from jvr1.model.qwen2_5_vl import Prompt, Qwen25VL
 from jvr1.model.text import KV
 from jvr1.model.vision import Visual
@@ -131,7 +131,9 @@ def generate(
     most = jnp.full(row_numbers.shape, sampling.max_tokens, jnp.int32)
     slots = begin(model, prompt, visual, pairs, active, key, row_numbers, most, rows, rows, sampling)
     slots = advance(model, slots, key, rows, rows, sampling)
-    return Completions(slots.lanes.ids, slots.lanes.length, slots.lanes.ended, slots.lanes.logprobs, slots.steps)
+    # split here as in the loop: where the result goes must not change how the loop is split
+    state = jax.tree.map(constrain_batch, slots.lanes)
+    return Completions(state.ids, state.length, state.ended, state.logprobs, slots.steps)
 
 
 def begin(
@@ -240,7 +242,8 @@ def advance(
         state, _, steps = carry
         return (jnp.sum(state.idle, dtype=jnp.int32) < enough) & (steps < until)
 
-    state, cache, steps = jax.lax.while_loop(goes_on, step, (slots.lanes, slots.cache, slots.steps))
+    with jax.named_scope("decode"):  # by this name the loop is found in the compiled program
+        state, cache, steps = jax.lax.while_loop(goes_on, step, (slots.lanes, slots.cache, slots.steps))
     return Slots(slots.held, state, cache, steps)
 
 
@@ -262,7 +265,7 @@ def _draw(
     """Draws a token a lane from the hidden state before it; lanes whose row ends with it go on to the next."""
     r = state.length.shape[1]
     busy = state.row < r
-    logits = constrain_batch(model.logits(hidden))
+    logits = constrain_vocab(model.logits(constrain_batch(hidden)))
     number, most = (_of_rows(x, state.row) for x in (held.number, held.most))
     uniform = jax.vmap(jax.vmap(lambda n, i: jax.random.uniform(jax.random.fold_in(jax.random.fold_in(key, n), i))))(
         number, state.drawn

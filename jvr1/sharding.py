@@ -141,12 +141,12 @@ def param_shardings(params: Any, mesh: Mesh | AbstractMesh, table: Sequence[tupl
     )
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
+def batch_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """Leading axis over data and fsdp."""
     return NamedSharding(mesh, P(BATCH))
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 

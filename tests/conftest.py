@@ -5,6 +5,7 @@ import os
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # two test runs may compile for TPUs at a time
 
 import jax
 import pytest
@@ -25,6 +26,19 @@ def strict_dtypes():
     """No implicit dtype promotion; optax does not pass it, so it is asked for where our pure code runs."""
     with jax.numpy_dtype_promotion("strict"):
         yield
+
+
+@pytest.fixture(scope="session")
+def topology():
+    """topology(name) -> chips the TPU compiler compiles for, as in training: the suite's "highest" precision would
+    make three products of each."""
+    from jax.experimental import topologies
+
+    def devices(name: str) -> list[jax.Device]:
+        return list(topologies.get_topology_desc(platform="tpu", topology_name=name).devices)
+
+    with jax.default_matmul_precision("default"):
+        yield devices
 
 
 @pytest.fixture(scope="session")

@@ -107,6 +107,9 @@ def test_flag_and_value_may_be_apart():
         ("--config.optimizer.schedule=stairs", "optimizer.schedule is 'stairs'; use one of"),
         ("--config.optimizer.learning_rate=0", "must be positive"),
         ("--config.lora.rank=-1", "lora.rank is -1; it must be at least 0"),
+        ("--profile=3", "'3' is no range of steps; write FIRST:LAST, such as 10:12"),
+        ("--profile=5:4", "'5:4' is no range of steps"),
+        ("--profile=0:4", "'0:4' is no range of steps"),
     ],
 )
 def test_what_cannot_be_is_one_clear_line(argument, message):
@@ -115,6 +118,12 @@ def test_what_cannot_be_is_one_clear_line(argument, message):
     assert message in str(error.value)
     assert "\n" not in str(error.value)
     assert "Traceback" not in str(error.value)
+
+
+def test_steps_to_profile_are_counted_as_in_the_log():
+    argv = ["x", TINY, "--config.model.source=m", "--workdir=w"]
+    assert list(settings.parse([*argv, "--profile=10:12"]).profile) == [10, 11, 12]
+    assert list(settings.parse(argv).profile) == []
 
 
 def test_what_is_needed_is_said():

@@ -3,8 +3,8 @@
 Both decode the same rows with the same programs. Single: one completion a question, as in evaluation; a place is given
 to the next question when its row ends. Group: 8 completions of a video and 4 on shuffled frames, as in training; the
 queue decodes 2 + 1 of a prompt at a time and four times as many prompts, so that both have as many rows under way.
-The lengths of rows are given: lognormal, cut off at 768, of mean 385, as in the
-reference's runs.
+The lengths of rows are given: lognormal, cut off at 768, of mean 385, as those of
+the reference's runs.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def fixed(decoder: Decoder, weights: dict, tasks: list[Task], key: jax.Array) ->
         how = {"rows": task.rows, "lanes": task.rows, "sampling": sampling}
         slots = decoder.programs.begin(weights, bits, (task.arrays, task.pairs, task.most), **how)
         slots, _ = decoder.programs.advance(weights, bits, slots, len(task.arrays.valid), FOREVER, **how)
-        yield np.asarray(decoder.programs.results(slots)[1])
+        yield decoder.programs.results(slots).length
 
 
 def queued(decoder: Decoder, weights: dict, tasks: list[Task], key: jax.Array, **how: int) -> Iterator[np.ndarray]:

@@ -1,72 +1,93 @@
-"""Compiles a published model's forward and gradient with the real TPU compiler, on a machine without a TPU.
+"""Compiles the real T-GRPO step of a config with the real TPU compiler, on a machine without a TPU.
 
-From shapes alone: nothing is allocated, nothing runs. Needs libtpu (`pip install -e .[tpu]`). One prompt a chip with G
-completions, token log-probabilities in chunks, parameters and gradients split as in training.
+From shapes alone: nothing is allocated, nothing runs. Needs libtpu (`pip install -e .[tpu]`). Weights laid out for
+generation, generation, scoring by the reference, gradients, update: the programs that jvr1.train_rl jits, for the
+bucket with the most tokens. Prints memory per chip, what the compiler counts, and the collectives.
+
+python tools/compile_tpu.py --config configs/tgrpo_7b.py --topology v5p:2x2x2 [--config.section.name=value ...]
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
-import re
-import time
-from collections import Counter
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
-os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # read by libtpu when it is loaded
+# read by libtpu when it is loaded: there is no TPU to ask, so none to share
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 
 import jax
-import jax.numpy as jnp
 from jax.experimental import topologies
-from jax.sharding import Mesh
 
+from jvr1 import config as settings
+from jvr1.data.batch import Bucket
 from jvr1.errors import UserError, run_main
-from jvr1.model import qwen2_5_vl
-from jvr1.model.config import ModelConfig, published
-from jvr1.model.qwen2_5_vl import Prompt
-from jvr1.model.vision import Visual
-from jvr1.sharding import batch_sharding, check_mesh, make_mesh, param_shardings
-from jvr1.train.losses import token_scores
+from jvr1.sharding import make_mesh
+from jvr1.train.hlo import totals
+from jvr1.train.planning import largest_bucket, named_model
+from jvr1.train.programs import PHASES, Measured, Shapes, compile_phase, step_shapes
+
+GIB = 2**30
 
 
-class Bucket(NamedTuple):
-    """A static shape: F temporal steps of W windows, P prompt tokens, G completions of C tokens."""
-
-    steps: int
-    windows: int
-    prompt: int
-    group: int
-    completion: int
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("size", metavar="SIZE", help="3b, 7b, 32b or 72b")
-    parser.add_argument("--topology", default="v5p:2x2x2")
-    parser.add_argument("--mesh", default="fsdp=-1", help="such as data=2,fsdp=4,tensor=1")
-    parser.add_argument("--remat", choices=("none", "dots", "full"), default="full")
-    for name, default in zip(Bucket._fields, (8, 12, 1280, 8, 768), strict=True):
-        parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--forward", action="store_true", help="the forward alone, no gradient")
-    args = parser.parse_args()
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--config", required=True, metavar="FILE[:ARG]")
+    parser.add_argument("--model", help="3b, 7b, 32b, 72b or a model's folder; default: what model.source names")
+    parser.add_argument("--topology", default="v5p:2x2x2", help="such as v5e:4x4, v5p:2x2x2, v6e:4x8")
+    parser.add_argument("--bucket", type=int, help="number of the config's bucket; default: the one with most tokens")
+    parser.add_argument("--phases", default=",".join(PHASES), help="those to compile, of %(default)s")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    parser.add_argument("--text", type=Path, metavar="DIR", help="write the compiled programs there")
+    args, rest = parser.parse_known_args(arguments)
     jax.config.update("jax_platforms", "cpu")
-    config = published(args.size)
-    mesh = make_mesh(read_mesh(args.mesh), topology_devices(args.topology))
-    check_mesh(mesh, config)
-    bucket = Bucket(*(getattr(args, name) for name in Bucket._fields))
-    compiled, seconds = compile_step(config, mesh, bucket, remat=args.remat, gradient=not args.forward)
-    what = "forward" if args.forward else "forward and gradient"
-    print(f"{args.size} {what} for {args.topology}, mesh {args.mesh}, remat {args.remat}: compiled in {seconds:.0f} s")
-    print(f"one prompt a chip: {', '.join(f'{k} {v}' for k, v in bucket._asdict().items())}")
-    print(report(compiled))
+    phases = read_phases(args.phases)
+    config = settings.from_file(args.config, rest)
+    buckets = settings.buckets(config)
+    bucket = largest_bucket(buckets) if args.bucket is None else buckets[args.bucket]
+    model = named_model(args.model or config.model.source)
+    mesh = make_mesh(settings.mesh_shape(config), topology_devices(args.topology))
+    step = step_shapes(config, model, mesh)
+    print(
+        f"{args.config} for {args.topology}, mesh {dict(mesh.shape)}, bucket {bucket.name}, {config.batch.micro} rows"
+    )
+    said: dict[str, Any] = {
+        "config": args.config, "settings": rest, "model": args.model or config.model.source,
+        "topology": args.topology, "mesh": dict(mesh.shape), "bucket": bucket.name, "phases": {},
+    }  # fmt: skip
+    for one in compile_all(step, bucket, phases, args.text):
+        print(report(one, bucket), flush=True)
+        said["phases"][one.phase] = figures(one, bucket)
+        if args.json:
+            args.json.write_text(json.dumps(said, indent=1) + "\n")
 
 
-def read_mesh(text: str) -> dict[str, int]:
-    """'data=2,fsdp=4' -> sizes. Raises UserError."""
-    try:
-        return {axis: int(size) for axis, size in (part.split("=") for part in text.split(","))}
-    except ValueError:
-        raise UserError(f"--mesh {text!r} cannot be read; write for example data=2,fsdp=4,tensor=1") from None
+def compile_all(
+    step: Shapes, bucket: Bucket, phases: Sequence[str] = PHASES, texts: Path | None = None
+) -> Iterator[Measured]:
+    """Each phase as its compilation ends; `texts`: a folder for the compiled programs."""
+    for phase in phases:
+        if texts is None:
+            yield compile_phase(step, phase, bucket)
+            continue
+        texts.mkdir(parents=True, exist_ok=True)
+        with (texts / f"{phase}.txt").open("w") as file:
+            yield compile_phase(step, phase, bucket, file.write)
+
+
+def read_phases(text: str) -> list[str]:
+    """'generation,update' -> names. Raises UserError."""
+    phases = text.split(",")
+    for phase in phases:
+        if phase not in PHASES:
+            raise UserError(f"--phases: there is no phase {phase!r}; there are {', '.join(PHASES)}")
+    return phases
 
 
 def topology_devices(name: str) -> list[jax.Device]:
@@ -77,65 +98,27 @@ def topology_devices(name: str) -> list[jax.Device]:
         raise UserError(f"topology {name} does not answer: {str(error).splitlines()[0][:200]}") from None
 
 
-def compile_step(
-    config: ModelConfig, mesh: Mesh, bucket: Bucket, *, remat: str = "full", gradient: bool = True
-) -> tuple[jax.stages.Compiled, float]:
-    """The compiled program and the seconds the compiler took. Raises the compiler's error when it does not fit."""
-    graphdef, shapes = qwen2_5_vl.abstract(config, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16, remat=remat)
-    shardings = param_shardings(shapes, mesh)
-    params = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
-
-    def loss(params: dict, prompt: Prompt, visual: Visual, completions: jax.Array) -> jax.Array:
-        model = qwen2_5_vl.merge(graphdef, params)
-        hidden = model.complete(prompt, visual, completions)
-        return -jnp.mean(token_scores(model.logits, hidden, completions, chunk=128).logprobs)
-
-    run = jax.value_and_grad(loss) if gradient else loss
-    with jax.set_mesh(mesh):
-        step = jax.jit(run, out_shardings=(None, shardings) if gradient else None)
-        lowered = step.lower(params, *batch_shapes(config, mesh, bucket))
-        start = time.perf_counter()
-        return lowered.compile(), time.perf_counter() - start
-
-
-def batch_shapes(config: ModelConfig, mesh: Mesh, bucket: Bucket) -> tuple[Prompt, Visual, Any]:
-    """Shapes of a batch with one prompt for each chip of the batch axes."""
-    rows = mesh.shape["data"] * mesh.shape["fsdp"]
-    vision, (steps, windows, length, group, completion) = config.vision, bucket
-
-    def shape(dtype: Any, *sizes: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((rows, *sizes), dtype, sharding=batch_sharding(mesh))
-
-    prompt = Prompt(
-        ids=shape(jnp.int32, length),
-        positions=shape(jnp.int32, 3, length),
-        mask=shape(jnp.bool_, length),
-        visual_index=shape(jnp.int32, length),
-        next_position=shape(jnp.int32),
-    )
-    visual = Visual(
-        frames=shape(jnp.uint8, 2 * steps, windows, vision.slots, vision.patch_values),
-        pair=shape(jnp.int32, steps, 2),
-        hw=shape(jnp.int32, steps, windows, vision.slots, 2),
-    )
-    return prompt, visual, shape(jnp.int32, group, completion)
-
-
-def report(compiled: jax.stages.Compiled) -> str:
-    """Memory per chip in GB, and how many collectives the program holds."""
-    memory = compiled.memory_analysis()
-    parts = {
-        "arguments": memory.argument_size_in_bytes,
-        "outputs": memory.output_size_in_bytes - memory.alias_size_in_bytes,
-        "temporary": memory.temp_size_in_bytes,
+def figures(one: Measured, bucket: Bucket) -> dict[str, Any]:
+    """What is kept of a phase: docs/compiled holds such files, tools/plan.py --against reads them."""
+    sizes = ("seconds", "processor", "peak", "arguments", "outputs", "temporary", "beside", "flops", "accessed")
+    return {name: round(getattr(one, name)) for name in sizes} | {
+        "collectives": totals(one.collectives, bucket.completion)
     }
-    names = r"all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
-    found = Counter(re.findall(rf"= [^=]*? ({names})(?:-start)?\(", compiled.as_text()))
-    return (
-        f"memory a chip: {', '.join(f'{k} {v / 1e9:.2f}' for k, v in parts.items())}, "
-        f"together {sum(parts.values()) / 1e9:.2f} GB\n"
-        f"collectives in the program: {', '.join(f'{k} {v}' for k, v in sorted(found.items()))}"
-    )
+
+
+def report(one: Measured, bucket: Bucket) -> str:
+    """Memory per chip, the compiler's counts, and how many collectives of which size."""
+    parts = {"arguments": one.arguments, "outputs": one.outputs, "temporary": one.temporary, "beside": one.beside}
+    lines = [
+        f"{one.phase}: compiled in {one.seconds:.0f} s, {one.processor:.0f} s of processor time",
+        f"  memory a chip, GiB: peak {one.peak / GIB:.2f} ("
+        + ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items())
+        + ")",
+        f"  each loop's body counted once: {one.flops / 1e12:.3f} TFLOP, {one.accessed / 1e9:.1f} GB read and written",
+    ]
+    for kind, (count, runs, size) in totals(one.collectives, bucket.completion).items():
+        lines.append(f"  {kind}: {count} in the program, run {runs} times, {size / 1e9:.3f} GB a chip")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -146,3 +146,28 @@ def constrain_batch(x: Array) -> Array:
     if mesh.empty or x.shape[0] % math.prod(mesh.shape.get(axis, 1) for axis in BATCH):
         return x
     return constrain(x, BATCH, *(None,) * (x.ndim - 1))
+
+
+def constrain_vocab(logits: Array) -> Array:
+    """Splits logits [B,...,V] as `constrain_batch` does, and V over `tensor`, as the head is, where it divides.
+
+    Logits asked for whole would make XLA gather the head instead.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or logits.shape[0] % math.prod(mesh.shape.get(axis, 1) for axis in BATCH):
+        return logits
+    vocab = "tensor" if logits.shape[-1] % mesh.shape.get("tensor", 1) == 0 else None
+    return constrain(logits, BATCH, *(None,) * (logits.ndim - 2), vocab)
+
+
+def constrain_head(kernel: Float[Array, "D V"]) -> Float[Array, "D V"]:
+    """Keeps the head split as its parameter is (`sharding.TRAIN_TABLE`), and so its gradient.
+
+    Without this each chunk of logits adds a whole gradient on every device, and an all-reduce of it.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return kernel
+    ways = [(axis, mesh.shape.get(axis, 1)) for axis in ("fsdp", "tensor")]
+    spec = [a if n > 1 and size % n == 0 else None for (a, n), size in zip(ways, kernel.shape, strict=True)]
+    return constrain(kernel, *spec)

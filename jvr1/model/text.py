@@ -13,7 +13,16 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jvr1.model.attention import attend, attend_shared
 from jvr1.model.config import TextConfig
-from jvr1.model.layers import GatedMLP, Linear, RMSNorm, constrain_batch, constrain_rows, scan_layers, stack
+from jvr1.model.layers import (
+    GatedMLP,
+    Linear,
+    RMSNorm,
+    constrain_batch,
+    constrain_head,
+    constrain_rows,
+    scan_layers,
+    stack,
+)
 from jvr1.model.rope import rotate
 
 
@@ -80,7 +89,8 @@ class TextDecoder(nnx.Module):
     def logits(self, hidden: Float[Array, "*X D"]) -> Float[Array, "*X V"]:
         """Logits in fp32, whatever the compute dtype. Ask for few: 152k words a token."""
         kernel = self.embedding[...].T if self.head is None else self.head.kernel[...]
-        return jnp.einsum("...d,dv->...v", hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
+        kernel = constrain_head(kernel.astype(hidden.dtype))
+        return jnp.einsum("...d,dv->...v", hidden, kernel, preferred_element_type=jnp.float32)
 
     def prompt(
         self, x: Float[Array, "B P D"], angles: Float[Array, "B P h"], mask: Bool[Array, "B P"], *, keep: bool

@@ -45,7 +45,8 @@ class Decoder:
     weights(params): a copy in the compute dtype, split over `tensor` of the generation mesh and replicated otherwise;
     what lies so already is not copied. rollout(weights, arrays, key, rows, sampling, pairs): rows[0] completions a
     prompt on the ordered frames, rows[1] on the shuffled ones, or on those that `pairs` [B,S,F,2] names; compiled once
-    for each bucket, rows and sampling. programs: what a queue of prompts runs.
+    for each bucket, rows and sampling. lower(weights, arrays, bits, rows, sampling): the same program from shapes, not
+    run. programs: what a queue of prompts runs.
     """
 
     mesh: Mesh
@@ -53,6 +54,7 @@ class Decoder:
     end_ids: tuple[int, ...]
     weights: Callable[[dict], dict]
     rollout: Callable[..., Completions]
+    lower: Callable[..., jax.stages.Lowered]
     programs: Programs
 
     def sampling(self, bucket: Bucket, *, temperature: float = 0.0, top_p: float = 1.0, top_k: int = 0) -> Sampling:
@@ -95,7 +97,7 @@ class Decoder:
         """What `queue` gives, as one array a task: those of one bucket are one queue, wherever they stand."""
         order = list(dict.fromkeys(task.micro.bucket for task in tasks))
         which = {id(task): number for number, task in enumerate(tasks)}
-        found: list[list[Any]] = [[None] * len(task.micro.rows) for task in tasks]
+        found: list[list[Any]] = [[None] * len(task.arrays.valid) for task in tasks]
         for done in self.queue(weights, sorted(tasks, key=lambda task: order.index(task.micro.bucket)), key, **how):
             for task, row, sampled in done:
                 found[which[id(task)]][row] = sampled
@@ -113,7 +115,7 @@ class Decoder:
         slots, more, going = self.programs.begin(weights, bits, (arrays, pairs, None), **how), 0, True
         while going:
             slots, idle = self.programs.advance(weights, bits, slots, slots.lanes.row.shape[0], more, **how)
-            yield Sampled(*(take_local(x).copy() for x in self.programs.results(slots)))
+            yield self.programs.results(slots)
             more, going = every, not np.asarray(idle).all()
 
 
@@ -150,8 +152,12 @@ def make_decoder(
         with jax.set_mesh(generation):
             return rollout(weights, arrays, np.asarray(jax.random.key_data(key)), rows, sampling, pairs)
 
+    def lower(*arguments) -> jax.stages.Lowered:
+        with jax.set_mesh(generation):
+            return rollout.lower(*arguments)
+
     programs = make_programs(graphdef, mesh, generation, model.text.kv_heads)
-    return Decoder(mesh, model, end_ids, partial(lay_out, mesh=generation, dtype=dtype), roll, programs)
+    return Decoder(mesh, model, end_ids, partial(lay_out, mesh=generation, dtype=dtype), roll, lower, programs)
 
 
 def lay_out(params: dict, mesh: Mesh, dtype: str | None = None) -> dict:
@@ -161,13 +167,14 @@ def lay_out(params: dict, mesh: Mesh, dtype: str | None = None) -> dict:
     def move(x: jax.Array, sharding: NamedSharding) -> jax.Array:
         if x.dtype == (dtype or x.dtype) and x.sharding == sharding:
             return x
-        return _mover(sharding, str(dtype or x.dtype))(x)
+        return mover(sharding, str(dtype or x.dtype))(x)
 
     return jax.tree.map(move, params, shardings)
 
 
 @cache
-def _mover(sharding: NamedSharding, dtype: str) -> Callable[[jax.Array], jax.Array]:
+def mover(sharding: NamedSharding, dtype: str) -> jax.stages.Wrapped:
+    """The jitted program that lays out a parameter."""
     return jax.jit(lambda x: x.astype(dtype), out_shardings=sharding)
 
 

@@ -19,7 +19,7 @@ def vision_flops(config: ModelConfig, steps: int, windows: int) -> float:
     return weights + 4 * slots * span * v.hidden
 
 
-def text_flops(config: ModelConfig, queries: float, keys: float, head: float) -> float:
+def text_flops(config: ModelConfig, queries: float | int, keys: float | int, head: float | int) -> float:
     """Forward FLOPs of the decoder over `queries` tokens that each see `keys` tokens; `head` of them get logits."""
     t = config.text
     width = t.heads * t.head_size
@@ -33,7 +33,7 @@ def prompt_flops(config: ModelConfig, bucket: Bucket, streams: int) -> float:
     return streams * (vision + text_flops(config, bucket.prompt, bucket.prompt / 2, 0))
 
 
-def completion_flops(config: ModelConfig, bucket: Bucket, rows: int, tokens: float) -> float:
+def completion_flops(config: ModelConfig, bucket: Bucket, rows: int, tokens: float | int) -> float:
     """Forward FLOPs of `rows` completions of `tokens` tokens over one shared prompt, logits included."""
     return rows * text_flops(config, tokens, bucket.prompt + tokens / 2, tokens)
 
@@ -44,7 +44,7 @@ def step_flops(
     prompts: int,
     group: int,
     shuffled: int,
-    tokens: float,
+    tokens: float | int,
     *,
     reference: bool,
     updates: int = 1,
@@ -61,6 +61,6 @@ def step_flops(
     return prompts * (sampling + (3 * updates + reference) * once)
 
 
-def sft_flops(config: ModelConfig, bucket: Bucket, prompts: int, tokens: float) -> float:
+def sft_flops(config: ModelConfig, bucket: Bucket, prompts: int, tokens: float | int) -> float:
     """A supervised step over `prompts` examples of `tokens` target tokens."""
     return 3 * prompts * (prompt_flops(config, bucket, 1) + completion_flops(config, bucket, 1, tokens))

@@ -27,7 +27,7 @@ from jvr1.train.guard import Watchdog, stop_code
 from jvr1.train.metrics import MetricsWriter, PhaseClock, Profiler, Sums, Tally, device_peak_flops
 from jvr1.train.optimizer import combine, make_schedule
 from jvr1.train.setup import Run, keep_run
-from jvr1.train.state import TrainState, abstract_state, apply_gradients, check_bad_steps, init_state
+from jvr1.train.state import TrainState, abstract_state, check_bad_steps, init_state, make_update
 
 Step = Callable[[int, Sequence[Microbatch]], None]
 
@@ -45,11 +45,7 @@ class Loop:
         self.checkpoints = Checkpoints(run.workdir, train.keep, train.stop_metric or None)
         shapes = abstract_state(run.tx, run.trainable, run.mesh)
         shardings = jax.tree.map(lambda x: x.sharding, shapes)
-        self._apply = jax.jit(
-            lambda state, grads, has_rows: apply_gradients(run.tx, state, grads, has_rows),
-            donate_argnums=0,
-            out_shardings=(shardings, None),
-        )
+        self._apply = make_update(run.tx, shardings)
         self.state: TrainState
         if self.checkpoints.latest_step() is None:
             # jitted: the moments are made where they lie

@@ -174,9 +174,14 @@ cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}; a v7x chip is two devices. GPU
 (A100, H100 SXM unless the name says otherwise, H200 SXM)."""
 
 
+def peak_flops(kind: str) -> float | None:
+    """Peak dense bf16 FLOP/s of a device of this kind; None for a chip that is not in the table."""
+    return next((peak for name, peak in _PEAKS if name in kind), None)
+
+
 def device_peak_flops(device: jax.Device) -> float | None:
     """Peak dense bf16 FLOP/s of one device; None for a chip that is not in the table."""
-    return next((peak for name, peak in _PEAKS if name in device.device_kind), None)
+    return peak_flops(device.device_kind)
 
 
 Sums = Mapping[str, tuple[ArrayLike, ArrayLike]]

@@ -47,7 +47,7 @@ class Programs:
 
     begin(weights, bits, inputs, **how) and refill(weights, bits, slots, inputs, into, **how) give slots,
     advance(weights, bits, slots, enough, more, **how) slots and which are idle; the slots they are given are gone.
-    inputs: arrays, pairs and `most` of this process's rows, on the host. results(slots): ids, length, ended, logprobs.
+    inputs: arrays, pairs and `most` of this process's rows, on the host. results(slots): those rows so far.
     share: of this process in a batch; across: how many ways a batch is split when generating.
     """
 
@@ -56,7 +56,7 @@ class Programs:
     begin: Callable[..., Slots]
     refill: Callable[..., Slots]
     advance: Callable[..., tuple[Slots, jax.Array]]
-    results: Callable[[Slots], tuple[jax.Array, ...]]
+    results: Callable[[Slots], Sampled]
 
 
 def make_programs(graphdef: nnx.GraphDef, mesh: Mesh, generation: Mesh, kv_heads: int) -> Programs:
@@ -92,6 +92,9 @@ def make_programs(graphdef: nnx.GraphDef, mesh: Mesh, generation: Mesh, kv_heads
 
     collect = jax.jit(lambda x: (x.ids, x.length, x.ended, x.logprobs), out_shardings=batch_sharding(mesh))
 
+    def results(slots) -> Sampled:
+        return Sampled(*(take_local(x).copy() for x in collect(slots.lanes)))
+
     def put(inputs):
         return jax.device_put(put_batch(inputs, mesh), batch)
 
@@ -110,7 +113,7 @@ def make_programs(graphdef: nnx.GraphDef, mesh: Mesh, generation: Mesh, kv_heads
         return Slots(slots.held, *moved), idle
 
     across = math.prod(generation.shape[axis] for axis in BATCH)
-    return Programs(share_of(mesh), across, run_begin, run_refill, run_advance, lambda slots: collect(slots.lanes))
+    return Programs(share_of(mesh), across, run_begin, run_refill, run_advance, results)
 
 
 FOREVER = 2**30
@@ -138,12 +141,12 @@ def answer_queue(
     unit = math.lcm(share.ways, programs.across) // share.ways
     tasks = iter(tasks)
     first = next(tasks)
-    slots = slots or len(first.micro.rows) // len(share.parts) * share.ways
+    slots = slots or len(first.arrays.valid) // len(share.parts) * share.ways
     own = -(-slots // (share.ways * unit)) * unit
     few = -(-max(1, own // 16) // unit) * unit  # a refill's prompts: each waits for the last of them
     table = _Table(chain([first], tasks), share, own)
     state = programs.begin(weights, bits, table.take(own)[0], **how)
-    while table.busy:
+    while table.busy or table.waiting:
         inputs, into = table.take(few)
         if inputs is not None:
             state = programs.refill(weights, bits, state, inputs, into, **how)
@@ -151,7 +154,7 @@ def answer_queue(
             continue  # there are more free slots than one refill takes
         enough = min(table.free - table.waiting + share.ways * few, share.ways * own)
         state, idle = programs.advance(weights, bits, state, enough, FOREVER, **how)
-        yield table.done(np.asarray(idle), Sampled(*(take_local(x) for x in programs.results(state))))
+        yield table.done(np.asarray(idle), programs.results(state))
 
 
 class _Table:
@@ -201,9 +204,9 @@ class _Table:
         found = []
         for local, part in enumerate(self.share.parts):
             for slot in np.flatnonzero(ended[part]):
-                task, b = self._task(local, self.row[part, slot])
+                task, b = self._task(local, int(self.row[part, slot]))
                 at = local * self.row.shape[1] + slot
-                found.append(Done(task, b, Sampled(*(x[at].copy() for x in sampled))))
+                found.append(Done(task, b, Sampled(*(x[at] for x in sampled))))
         self.row[ended] = -1
         oldest = min([*self.next, *self.row[self.row >= 0]]) // self.size
         self.read = {n: task for n, task in self.read.items() if n >= oldest}
@@ -221,7 +224,7 @@ class _Table:
         return True
 
     def _task(self, local: int, row: int) -> tuple[Task, int]:
-        at, b = divmod(int(row), self.size)
+        at, b = divmod(row, self.size)
         return self.read[at], local * self.size + b
 
     def _inputs(self, rows: np.ndarray) -> Any:
@@ -233,5 +236,5 @@ class _Table:
             arrays, *rest = jax.tree.map(lambda x: np.asarray(x[b]), (task.arrays, task.pairs, task.most))
             return arrays._replace(valid=arrays.valid & (row >= 0)), *rest
 
-        asked = [one(local, row) for local, of_part in enumerate(rows) for row in of_part]
+        asked = [one(local, row) for local, of_part in enumerate(rows.tolist()) for row in of_part]
         return jax.tree.map(lambda *x: np.stack(x), *asked)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
@@ -42,7 +43,7 @@ def init_state(tx: optax.GradientTransformation, params: Params) -> TrainState:
     return TrainState(step, params, tx.init(params), bad_steps, skipped)
 
 
-def abstract_state(tx: optax.GradientTransformation, params: Params, mesh: Mesh) -> TrainState:
+def abstract_state(tx: optax.GradientTransformation, params: Params, mesh: Mesh | AbstractMesh) -> TrainState:
     """Shapes and shardings of `init_state`: moments lie as their parameters do, counters everywhere.
 
     `params` are arrays or ShapeDtypeStructs with a `.sharding`. To restore into, and for `out_shardings`.
@@ -89,6 +90,17 @@ def apply_gradients(
         skipped=state.skipped + bad,
     )
     return new, UpdateStats(norm, applied)
+
+
+def make_update(tx: optax.GradientTransformationExtraArgs, shardings: TrainState) -> jax.stages.Wrapped:
+    """update(state, grads, has_rows) -> `apply_gradients`, jitted; the state is donated and stays where `shardings`
+    say."""
+
+    @partial(jax.jit, donate_argnums=0, out_shardings=(shardings, None))
+    def update(state: TrainState, grads: Params, has_rows: ArrayLike) -> tuple[TrainState, UpdateStats]:
+        return apply_gradients(tx, state, grads, has_rows)
+
+    return update
 
 
 def check_bad_steps(step: int, bad_steps: int, limit: int) -> None:

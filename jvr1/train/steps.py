@@ -41,9 +41,7 @@ def make_advantages(algorithm: tgrpo.TGRPOConfig, mesh: Mesh) -> Callable[..., A
     return advantages
 
 
-def make_reference_scores(
-    graphdef: nnx.GraphDef, mesh: Mesh, *, temperature: float, chunk: int
-) -> Callable[[dict, Arrays, Array], Array]:
+def make_reference_scores(graphdef: nnx.GraphDef, mesh: Mesh, *, temperature: float, chunk: int) -> jax.stages.Wrapped:
     """scores(params, arrays, ids [B,G,C]) -> log-probabilities [B,G,C] of the model KL is measured from.
 
     A program of its own: its parameters need not be on the device while gradients are, and a step with several updates
@@ -68,7 +66,7 @@ def completion_scores(
 
 def make_policy_gradients(
     graphdef: nnx.GraphDef, algorithm: tgrpo.TGRPOConfig, shardings: Any, *, temperature: float, chunk: int
-) -> Callable[..., Any]:
+) -> jax.stages.Wrapped:
     """gradients(trainable, frozen, total, arrays, ids, anchor, sampled, old, first, advantage, mask, denominator)
     -> total with this microbatch's gradient added, loss, statistics as sums, largest gap, log-probabilities [B,G,C].
 

@@ -17,7 +17,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from jvr1.errors import UserError
 from jvr1.rl.tgrpo import Mean
-from jvr1.train.metrics import MetricsWriter, PhaseClock, Tally, device_peak_flops, frame_strip, write_rollouts
+from jvr1.train.metrics import (
+    MetricsWriter,
+    PhaseClock,
+    Profiler,
+    Tally,
+    device_peak_flops,
+    frame_strip,
+    write_rollouts,
+)
 
 
 def read_events(workdir) -> EventAccumulator:
@@ -192,3 +200,22 @@ def test_clock_adds_up_phases():
         raise RuntimeError
     assert clock.take() == {"data": 2.5, "update": 1.0, "total": 10.0}
     assert clock.take() == {"total": 1.0}
+
+
+def test_only_the_steps_asked_for_are_in_the_trace(tmp_path):
+    profiler = Profiler(tmp_path, range(2, 4))
+    for step in range(1, 6):
+        profiler.at(step)
+        with jax.profiler.TraceAnnotation(f"my_step_{step}"):
+            jnp.zeros(3).block_until_ready()
+    profiler.close()
+    (trace,) = (tmp_path / "profile" / "process-0").rglob("*.xplane.pb")
+    content = trace.read_bytes()
+    assert [step for step in range(1, 6) if f"my_step_{step}".encode() in content] == [2, 3]
+
+
+def test_a_run_that_ends_within_the_steps_asked_for_leaves_its_trace(tmp_path):
+    profiler = Profiler(tmp_path, range(1, 9))
+    profiler.at(1)
+    profiler.close()
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from typing import NamedTuple
 
 import jax
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from oracle import END as VISION_END
 from oracle import IMAGE, START, random_model, raw_config
 from step_cases import BUCKET, example
 
 from jvr1.data.batch import Bucket, Clip, Microbatch, build_example, empty_example, stack
+from jvr1.distributed import ALONE, Share
 from jvr1.eval.run import Sampled, Task
+from jvr1.generate import Sampling
 from jvr1.model.config import from_hf
 from jvr1.sharding import make_mesh, param_shardings, put_batch
 from jvr1.train.decode import make_decoder, to_host
+from jvr1.train.queue import Programs, answer_queue
 
 CONFIG = from_hf(raw_config(vision_depth=1, vision_fullatt_block_indexes=[0], num_hidden_layers=2))
 C, MICRO = 16, 8
@@ -154,3 +160,93 @@ def test_a_stream_grows_to_the_whole_answer(one):
         n = x.length[0, 0]
         np.testing.assert_array_equal(x.ids[0, 0, :n], whole.ids[0, 0, :n])
     assert_same([seen[-1]], [whole])
+
+
+# --- the order of things, without a model
+
+
+class Rows(NamedTuple):
+    valid: np.ndarray
+    number: np.ndarray
+
+
+class Clockwork:
+    """Programs that count down: row i of part w has lengths[w][i] tokens, and `number` w * 100 + i."""
+
+    def __init__(self, lengths: np.ndarray, share: Share):
+        self.lengths, self.share, self.steps, self.said = lengths, share, 0, []
+        self.following = [0] * len(lengths)
+
+    def _enter(self, inputs, into: np.ndarray):
+        arrays = inputs[0]
+        numbers = iter(arrays.number[arrays.valid])
+        for part, slots in enumerate(into):
+            for slot in slots[slots < self.left.shape[1]]:
+                row = self.following[part]
+                self.following[part] += 1
+                assert self.left[part, slot] <= 0
+                self.left[part, slot], self.row[part, slot] = self.lengths[part][row], part * 100 + row
+                if part in self.share.parts:
+                    assert next(numbers) == part * 100 + row
+        assert next(numbers, None) is None
+
+    def begin(self, weights, bits, inputs, **how):
+        ways, own = len(self.lengths), len(inputs[0].valid) // len(self.share.parts)
+        self.left, self.row = np.zeros((ways, own), int), np.full((ways, own), -1)
+        count = min(own, len(self.lengths[0]))
+        self._enter(inputs, np.tile(np.where(np.arange(own) < count, np.arange(own), own), (ways, 1)))
+        return self
+
+    def refill(self, weights, bits, slots, inputs, into, **how):
+        self.said.append(into.tolist())
+        self._enter(inputs, into)
+        return self
+
+    def advance(self, weights, bits, slots, enough, more, **how):
+        assert 0 < enough <= self.left.size
+        self.said.append(enough)
+        while (self.left <= 0).sum() < enough:
+            self.left -= 1
+            self.steps += 1
+        return self, (self.left <= 0).reshape(-1)
+
+    def results(self, slots):
+        numbers = self.row[list(self.share.parts)].reshape(-1, 1)
+        return Sampled(numbers[..., None], numbers, numbers >= 0, numbers[..., None].astype(float))
+
+    def run(self, size: int, slots: int) -> list[int]:
+        """All rows in microbatches of `size` a part; the numbers of those that came back, in their order."""
+        parts, count = self.share.parts, len(self.lengths[0])
+        tasks = []
+        for first in range(0, count, size):
+            rows = [part * 100 + i for part in parts for i in range(first, first + size)]
+            tasks.append(Task(None, Rows(np.ones(len(rows), bool), np.asarray(rows)), None, (1,)))
+        programs = Programs(self.share, len(self.lengths), self.begin, self.refill, self.advance, self.results)
+        found = []
+        for done in answer_queue(programs, {}, tasks, KEY, Sampling(1, ()), (1,), (1,), slots):
+            for task, row, sampled in done:
+                assert task.arrays.number[row] == sampled.length[0]
+                found.append(int(sampled.length[0]))
+        return found
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=24), st.integers(1, 6))
+@settings(deadline=None, max_examples=60)
+def test_no_slot_is_idle_while_rows_wait(lengths, slots):
+    """Graham's bound for jobs that are begun as soon as a machine is free."""
+    clock = Clockwork(np.asarray([lengths]), ALONE)
+    assert sorted(clock.run(1, slots)) == list(range(len(lengths)))
+    assert clock.steps <= sum(lengths) / slots + max(lengths)
+
+
+@given(st.data(), st.integers(1, 3), st.sampled_from([(1, 4), (2, 2), (4, 1)]), st.integers(1, 40))
+@settings(deadline=None, max_examples=40)
+def test_all_processes_do_the_same_and_answer_their_own(data, size, processes, slots):
+    count, (each, of) = size * data.draw(st.integers(1, 6)), processes
+    drawn = data.draw(st.lists(st.integers(0, 9), min_size=4 * count, max_size=4 * count))
+    lengths = np.asarray(drawn).reshape(4, count)
+    shares = [Share(tuple(range(p * each, (p + 1) * each)), 4) for p in range(of)]
+    clocks = [Clockwork(lengths, share) for share in shares]
+    for clock in clocks:
+        assert sorted(clock.run(size, slots)) == [part * 100 + i for part in clock.share.parts for i in range(count)]
+        assert (clock.said, clock.steps) == (clocks[0].said, clocks[0].steps)

@@ -1,0 +1,219 @@
+"""Bytes that a T-GRPO step takes on one chip, counted from shapes: phase by phase, part by part.
+
+What lies in memory between programs (parameters, moments, reference, gradients, weights for generation, rollouts) is
+exact: the shapes and shardings are those of the run. What a program needs while it runs (layer inputs kept for the
+backward pass, attention scores, logits, gathered weights) is counted as the buffers that the algorithm cannot do
+without, times how many of them XLA holds at once: the constants below, read off programs compiled for TPUs.
+docs/pods.md holds the count beside the compiler's figure. Rows are those of one chip.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import jax
+
+from jvr1.data.batch import Bucket
+from jvr1.model.config import ModelConfig
+from jvr1.sharding import is_stacked, path_name
+from jvr1.train.programs import Shapes, batch_shapes, chip_bytes, row_counts
+
+FLOAT = 4
+SCORES = {"forward": 1.75, "backward": 5.5}
+"""Copies of a text layer's fp32 attention scores alive at once."""
+VISION_SCORES = {"forward": 1.5, "backward": 4.0}
+"""The same of a layer of the tower."""
+MLP = {"forward": 3.0, "backward": 6.0}
+"""Copies of what a gated MLP holds between its products, in the compute dtype."""
+LOGITS = {"forward": 3.0, "backward": 4.0}
+"""Copies of a chunk's fp32 logits alive at once."""
+GATHERED = {"forward": 2.0, "backward": 4.0}
+"""Whole layers of weights alive at once: the one in use and the one on its way, and in the backward pass their
+gradients before they are added up over chips."""
+TILE = 8
+"""Completion rows of a key/value cache are padded to it."""
+
+
+class Local(NamedTuple):
+    """A microbatch on one chip: rows (prompts), and ways the heads and the MLP are split."""
+
+    rows: int
+    tensor: int
+
+
+def local(step: Shapes) -> Local:
+    """As it is trained on."""
+    shape = step.mesh.shape
+    return Local(step.config.batch.micro // (shape["data"] * shape["fsdp"]), shape["tensor"])
+
+
+def local_generation(step: Shapes) -> Local:
+    """As it is sampled from."""
+    shape = step.generation_mesh.shape
+    return Local(step.config.batch.micro // shape["data"], shape["tensor"])
+
+
+def phase_memory(step: Shapes, bucket: Bucket) -> dict[str, dict[str, int]]:
+    """Phase -> part -> bytes on a chip at the phase's peak; the sum of the parts is the peak.
+
+    Phases are those of `programs.PHASES`; without a reference there is none to score.
+    """
+    host = step.config.model.reference == "host"
+    params, moments, reference = map(chip_bytes, (step.params, step.state.optimizer, step.reference_copy()))
+    kept = {"parameters": params, "moments": moments, "reference": 0 if host else reference}
+    rollouts = {"rollouts": chip_bytes(batch_shapes(step, bucket)) * step.config.batch.per_step}
+    copies = [there for _, there in step.copied()]
+    weights = {"generation weights": chip_bytes(copies)}
+    total = {"gradients": chip_bytes(step.total)}
+    phases = {
+        "weights": kept | weights | {"moving": max(map(chip_bytes, copies), default=0)},
+        "generation": kept | rollouts | weights | generation_memory(step, bucket),
+        "reference": kept | rollouts | {"reference": reference} | scoring_memory(step, bucket),
+        "gradients": kept | rollouts | total | gradient_memory(step, bucket),
+        "update": kept | rollouts | total,
+    }
+    return {name: parts for name, parts in phases.items() if name != "reference" or step.reference}
+
+
+def generation_memory(step: Shapes, bucket: Bucket) -> dict[str, int]:
+    """Keys and values of prefixes and of completions, and the larger of what prefill and sampling need besides."""
+    model, here, size = step.model, local_generation(step), itemsize(step)
+    counts = row_counts(step.config, bucket)
+    streams, drawn = len(counts), sum(counts)
+    encoded = Bucket(bucket.kind, bucket.steps * streams, bucket.windows, bucket.prompt, bucket.completion)
+    prefill = max(
+        VISION_SCORES["forward"] * vision_scores(model, encoded, here),
+        SCORES["forward"] * streams * prompt_scores(model, bucket, here),
+    )
+    sampled = LOGITS["forward"] * here.rows * drawn * model.text.vocab * FLOAT
+    return {
+        "prefix": kv_bytes(model, here, streams * bucket.prompt, size),
+        "cache": kv_bytes(model, here, bucket.completion * math.ceil(drawn / TILE) * TILE, size),
+        "working": int(max(prefill, sampled)),
+    }
+
+
+def scoring_memory(step: Shapes, bucket: Bucket) -> dict[str, int]:
+    """A forward pass over prompts and completions, and the chunks of logits after it."""
+    return {
+        "hidden": 2 * hidden_bytes(step, bucket),
+        "gathered weights": int(GATHERED["forward"] * layer_bytes(step)),
+        "working": working(step, bucket, "forward"),
+    }
+
+
+def gradient_memory(step: Shapes, bucket: Bucket) -> dict[str, int]:
+    """Forward and backward pass: this microbatch's gradients before they are added, what the remat policy keeps, and
+    what the layer or the chunk at hand needs."""
+    return {
+        "new gradients": chip_bytes(step.state.params),
+        "kept": kept_bytes(step, bucket),
+        "gathered weights": int(GATHERED["backward"] * layer_bytes(step)),
+        "working": working(step, bucket, "backward"),
+    }
+
+
+def working(step: Shapes, bucket: Bucket, direction: str) -> int:
+    """The largest of a layer's attention, the tower's, the MLP's and a chunk of logits, with the head they take."""
+    model, here = step.model, local(step)
+    group = step.config.rl.group
+    attention = max(completion_scores(model, bucket, here, group), prompt_scores(model, bucket, here))
+    mlp = here.rows * (bucket.prompt + group * bucket.completion) * model.text.intermediate / here.tensor
+    return int(
+        max(
+            SCORES[direction] * attention,
+            VISION_SCORES[direction if trains_vision(step) else "forward"] * vision_scores(model, bucket, here),
+            MLP[direction] * mlp * itemsize(step),
+            LOGITS[direction] * chunk_logits(step, here) + head_bytes(step),
+        )
+    )
+
+
+def itemsize(step: Shapes) -> int:
+    """Bytes of a value in the compute dtype."""
+    return 2 if step.config.model.dtype == "bfloat16" else FLOAT
+
+
+def kv_bytes(model: ModelConfig, here: Local, tokens: int, size: int) -> int:
+    """Keys and values of `tokens` tokens a prompt in all layers; heads that tensor does not divide are replicated."""
+    heads = model.text.kv_heads
+    heads = heads // here.tensor if heads % here.tensor == 0 else heads
+    return 2 * model.text.layers * here.rows * tokens * heads * model.text.head_size * size
+
+
+def prompt_scores(model: ModelConfig, bucket: Bucket, here: Local) -> int:
+    """Attention scores of prompts in one layer, [rows, P, N, P] in fp32."""
+    return here.rows * bucket.prompt**2 * model.text.heads // here.tensor * FLOAT
+
+
+def completion_scores(model: ModelConfig, bucket: Bucket, here: Local, group: int) -> int:
+    """Attention scores of completions in one layer, [rows, G, C, N, P + C] in fp32."""
+    keys = bucket.prompt + bucket.completion
+    return here.rows * group * bucket.completion * keys * model.text.heads // here.tensor * FLOAT
+
+
+def vision_scores(model: ModelConfig, bucket: Bucket, here: Local) -> int:
+    """Attention scores of the tower in a layer of full attention, [rows, F, W*L, heads, W*L] in fp32."""
+    vision = model.vision
+    return here.rows * bucket.steps * (bucket.windows * vision.slots) ** 2 * vision.heads // here.tensor * FLOAT
+
+
+def chunk_logits(step: Shapes, here: Local) -> int:
+    """Logits of a chunk, [rows, G, chunk, V] in fp32."""
+    return (
+        here.rows * step.config.rl.group * step.config.model.logit_chunk * step.model.text.vocab // here.tensor * FLOAT
+    )
+
+
+def hidden_bytes(step: Shapes, bucket: Bucket) -> int:
+    """Hidden states of prompts and completions, [rows, P + G*C, D]."""
+    tokens = bucket.prompt + step.config.rl.group * bucket.completion
+    return local(step).rows * tokens * step.model.text.hidden * itemsize(step)
+
+
+def kept_bytes(step: Shapes, bucket: Bucket) -> int:
+    """What the forward pass keeps for the backward pass, by model.remat; jax.vjp's residuals but for the weights.
+
+    full: each layer's input. dots: and the outputs of its weight products that the backward pass reads. none: and what
+    lies between them: norms, gates, attention scores in fp32 and as weights in the compute dtype.
+    """
+    model, here, size, remat = step.model, local(step), itemsize(step), step.config.model.remat
+    text, vision, group = model.text, model.vision, step.config.rl.group
+    tokens = here.rows * (bucket.prompt + group * bucket.completion)
+    slots = here.rows * bucket.steps * bucket.windows * vision.slots
+    hidden, gates = {"full": (1, 0), "dots": (2, 2), "none": (10, 6)}[remat]  # in units of D and of the MLP's width
+    heads = (text.heads + 2 * text.kv_heads) * text.head_size if gates else 0
+    text_layer = tokens * (hidden * text.hidden + (heads + gates * text.intermediate) // here.tensor) * size
+    heads = 3 * vision.hidden if gates else 0
+    vision_layer = slots * (hidden * vision.hidden + (heads + gates * vision.intermediate) // here.tensor) * size
+    if remat == "none":
+        scores = completion_scores(model, bucket, here, group) + prompt_scores(model, bucket, here)
+        text_layer += int(1.5 * scores)
+        vision_layer += int(2.75 * vision_scores(model, bucket, here))  # both kinds of attention are traced
+    kept = text.layers * text_layer + 2 * tokens * text.hidden * size  # and the final norms
+    return kept + trains_vision(step) * (vision.depth * vision_layer + 3 * slots * vision.hidden * size)  # the merger
+
+
+def trains_vision(step: Shapes) -> bool:
+    """Whether there is a backward pass through the tower."""
+    return "visual" in step.state.params
+
+
+def head_bytes(step: Shapes) -> int:
+    """The head as a chunk of logits needs it: whole but for tensor, in the compute dtype, and its gradient."""
+    text = step.model.text
+    return text.vocab * text.hidden // local(step).tensor * itemsize(step)
+
+
+def layer_bytes(step: Shapes) -> int:
+    """One text layer's weights, whole but for tensor, in the compute dtype."""
+    tensor = local(step).tensor
+    leaves = _leaves(step.params)
+    values = sum(math.prod(x.shape[1:]) for name, x in leaves if name.startswith("text/") and is_stacked(name))
+    return values // tensor * itemsize(step)
+
+
+def _leaves(tree: Any) -> Iterable[tuple[str, Any]]:
+    return [(path_name(path), x) for path, x in jax.tree_util.tree_leaves_with_path(tree)]

@@ -1,0 +1,285 @@
+"""A run's memory and time on chips it does not have yet: what fits, a step's time at best, which setting to turn."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+from etils import epath
+from jax.sharding import AbstractMesh
+from ml_collections import ConfigDict
+
+from jvr1 import config as settings
+from jvr1.data.batch import Bucket
+from jvr1.errors import UserError
+from jvr1.model import hf
+from jvr1.model.config import ModelConfig, published
+from jvr1.sharding import AXES, valid_tensor_sizes
+from jvr1.train import flops, memory
+from jvr1.train.chips import Chip
+from jvr1.train.models import locate
+from jvr1.train.programs import Shapes, chip_bytes, row_counts, step_shapes
+
+SIZES = ("3b", "7b", "32b", "72b")
+TOUCHED = {"forward": 4.0, "backward": 10.0}
+"""How often a layer's attention scores are written or read; they are not fused into one kernel."""
+
+
+def named_model(name: str) -> ModelConfig:
+    """The shape of a published size, of a folder, or of a hub id whose name holds a size. Raises UserError."""
+    if name.lower() in SIZES:
+        return published(name.lower())
+    if name and epath.Path(name).is_dir():
+        return hf.read_config(locate(name)[0])
+    found = re.search(r"(?<![0-9.])(3|7|32|72)b(?![a-z])", name.lower())
+    if not found:
+        raise UserError(f"model {name!r} is no folder and names no size; give --model {', '.join(SIZES)} or a folder")
+    return published(found[0])
+
+
+def largest_bucket(buckets: Sequence[Bucket]) -> Bucket:
+    """The one whose rows hold most tokens."""
+    return max(buckets, key=lambda b: (b.prompt + b.completion, b.steps * b.windows))
+
+
+def read_mesh(text: str) -> dict[str, int]:
+    """'data=1,fsdp=8,decode_tensor=4' -> settings of config.mesh; an axis not named is 1. Raises UserError."""
+    try:
+        sizes = {axis: int(size) for axis, size in (part.split("=") for part in text.split(","))}
+    except ValueError:
+        raise UserError(f"--mesh {text!r} cannot be read; write for example data=1,fsdp=8,tensor=1") from None
+    known = (*AXES, "decode_tensor")
+    for axis, size in sizes.items():
+        if axis not in known:
+            raise UserError(f"--mesh {text!r}: axis {axis!r} is unknown; the axes are {', '.join(known)}")
+        if size < 1 and not (axis == "decode_tensor" and size == 0):
+            raise UserError(f"--mesh {text!r}: {axis}={size} must be at least 1")
+    return {axis: 1 for axis in AXES} | sizes
+
+
+def changed(config: ConfigDict, changes: dict[str, Any]) -> ConfigDict:
+    """A copy with {'section.name': value}."""
+    other = copy.deepcopy(config)
+    for name, value in changes.items():
+        section, _, key = name.partition(".")
+        other[section][key] = value
+    return other
+
+
+def abstract_mesh(config: ConfigDict) -> AbstractMesh:
+    """The training mesh without devices."""
+    return AbstractMesh(tuple(config.mesh[axis] for axis in AXES), AXES)
+
+
+def counted_shapes(config: ConfigDict, model: ModelConfig) -> Shapes:
+    """A step on the config's mesh, to count. Raises UserError where mesh, model and rows do not go together."""
+    step = step_shapes(config, model, abstract_mesh(config))
+    for name, ways in (
+        ("data x fsdp", step.mesh.shape["data"] * step.mesh.shape["fsdp"]),
+        ("devices / decode_tensor", step.generation_mesh.shape["data"]),
+    ):
+        if config.batch.micro % ways:
+            raise UserError(
+                f"batch.micro={config.batch.micro} rows cannot be split {ways} ways (mesh {name}); "
+                f"use a multiple: --config.batch.micro={-(-config.batch.micro // ways) * ways}"
+            )
+    return step
+
+
+class Work(NamedTuple):
+    """A phase of an optimizer step on one chip: floating-point operations, bytes of its memory, bytes of the link."""
+
+    flops: float
+    memory: float
+    link: float
+
+    def seconds(self, chip: Chip) -> float:
+        """At best: what takes longest, all else hidden behind it."""
+        return max(self.flops / chip.flops, self.memory / chip.bandwidth, self.link / chip.link)
+
+    def bound(self, chip: Chip) -> str:
+        """Which of the three that is."""
+        times = {
+            "compute": self.flops / chip.flops,
+            "memory": self.memory / chip.bandwidth,
+            "link": self.link / chip.link,
+        }
+        return max(times, key=lambda name: times[name])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """memory: bucket -> phase -> part -> bytes a chip. work: of an optimizer step whose microbatches are all of the
+    largest bucket, completions written to the end or of the given length."""
+
+    step: Shapes
+    chip: Chip
+    memory: dict[Bucket, dict[str, dict[str, int]]]
+    work: dict[str, Work]
+
+    @property
+    def chips(self) -> int:
+        return self.step.mesh.size
+
+    def peak(self) -> tuple[int, str, Bucket]:
+        """Bytes, phase and bucket of the most a chip ever holds; of buckets alike in that, the last."""
+        sums = [(sum(parts.values()), phase, b) for b, phases in self.memory.items() for phase, parts in phases.items()]
+        return max(reversed(sums), key=lambda one: one[0])
+
+    @property
+    def fits(self) -> bool:
+        return self.peak()[0] <= self.chip.memory
+
+    @property
+    def seconds(self) -> float:
+        return sum(work.seconds(self.chip) for work in self.work.values())
+
+
+def make_plan(config: ConfigDict, model: ModelConfig, chip: Chip, tokens: int | None = None) -> Plan:
+    """tokens: mean length of a completion; None: as long as the bucket allows. Raises UserError."""
+    step = counted_shapes(config, model)
+    buckets = settings.buckets(config)
+    counted = {bucket: memory.phase_memory(step, bucket) for bucket in buckets}
+    return Plan(step, chip, counted, step_work(step, largest_bucket(buckets), tokens))
+
+
+def step_work(step: Shapes, bucket: Bucket, tokens: int | None = None) -> dict[str, Work]:
+    """Phase -> its work on one chip in an optimizer step of batch.per_step microbatches of the bucket."""
+    config, chips, times = step.config, step.mesh.size, step.config.batch.per_step
+    written = float(min(tokens or bucket.completion, bucket.completion))
+    generation = [times * part for part in _generation(step, bucket, written)]
+    forward, scores = _scoring(step, bucket, written)
+    copied, layer_reads = step.copied(), _gathered(step)
+    weights = chip_bytes([there for _, there in copied])
+    fsdp = step.mesh.shape["fsdp"]
+    received = layer_reads * (fsdp - 1) / fsdp
+    passes = {"full": 4, "dots": 3, "none": 3}[config.model.remat] - bool(config.lora.rank)  # of a forward's cost
+    updates = config.rl.updates
+    work = {
+        "weights": Work(0.0, chip_bytes(copied), max(weights - weights / chips, 0.0)),
+        "prefill": Work(*generation[:3]),
+        "decode": Work(*generation[3:]),
+        "reference": Work(
+            times * forward / chips, times * (layer_reads + TOUCHED["forward"] * scores), times * received
+        ),
+        "gradients": Work(
+            updates * times * passes * forward / chips,
+            updates * times * (3 * layer_reads + TOUCHED["backward"] * scores),
+            updates * times * 3 * received,
+        ),
+        "update": Work(0.0, updates * (2 * chip_bytes(step.state) + chip_bytes(step.total)), 0.0),
+    }
+    return {name: one for name, one in work.items() if name != "reference" or step.reference}
+
+
+def _generation(step: Shapes, bucket: Bucket, tokens: float | int) -> tuple[float | int, ...]:
+    """FLOPs, bytes and link bytes a chip of prefill, then of sampling `tokens` tokens, for one microbatch."""
+    model, rows, chips = step.model, step.config.batch.micro, step.mesh.size
+    here, size = memory.local_generation(step), memory.itemsize(step)
+    counts = row_counts(step.config, bucket)
+    streams, drawn = len(counts), sum(counts)
+    weights = chip_bytes(step.generation)
+    text = chip_bytes(step.generation["text"])
+    if not model.tied:
+        text -= chip_bytes(step.generation["text"]["embedding"])  # looked up, not read
+    prefix = memory.kv_bytes(model, here, streams * bucket.prompt, size)
+    cache = memory.kv_bytes(model, here, drawn * bucket.completion, size)  # read to its end, masked
+    scores = model.text.layers * streams * memory.prompt_scores(model, bucket, here)
+    scores += len(model.vision.full_blocks) * streams * memory.vision_scores(model, bucket, here)
+    exchanged = 4 * model.text.layers * here.rows * model.text.hidden * size * (here.tensor > 1)  # two all-reduces
+    return (
+        rows * flops.prompt_flops(model, bucket, streams) / chips,
+        weights + TOUCHED["forward"] * scores,
+        exchanged * streams * bucket.prompt,
+        rows * flops.completion_flops(model, bucket, drawn, tokens) / chips,
+        tokens * (text + prefix + cache),
+        tokens * drawn * (exchanged + here.rows * model.text.vocab * memory.FLOAT * (here.tensor > 1)),
+    )
+
+
+def _scoring(step: Shapes, bucket: Bucket, tokens: float | int) -> tuple[float, int]:
+    """Useful FLOPs of a forward pass over a microbatch on all chips, and bytes of a chip's attention scores."""
+    model, group, here = step.model, step.config.rl.group, memory.local(step)
+    once = flops.prompt_flops(model, bucket, 1) + flops.completion_flops(model, bucket, group, tokens)
+    scores = model.text.layers * (
+        memory.completion_scores(model, bucket, here, group) + memory.prompt_scores(model, bucket, here)
+    )
+    return step.config.batch.micro * once, scores + len(model.vision.full_blocks) * memory.vision_scores(
+        model, bucket, here
+    )
+
+
+def _gathered(step: Shapes) -> float:
+    """Bytes of all weights as a pass reads them: in the compute dtype, whole but for tensor."""
+    values = sum(x.size for x in jax.tree.leaves(step.params))
+    return values / step.mesh.shape["tensor"] * memory.itemsize(step)
+
+
+ALTERS = ("optimizer.moment_dtype", "model.param_dtype", "rl.beta", "optimizer.freeze")
+"""Settings that change what a run computes, not only where and when."""
+
+
+class Suggestion(NamedTuple):
+    """A change of settings, and the plan with it."""
+
+    changes: dict[str, Any]
+    plan: Plan
+
+    @property
+    def alters(self) -> bool:
+        """Whether the training is another one then."""
+        return any(name in ALTERS for name in self.changes)
+
+
+def suggestions(plan: Plan, tokens: int | None = None) -> list[Suggestion]:
+    """Changes that lower the peak, each counted anew. First those that make it fit: those that leave the training as it
+    is before those that alter it, then by chip-seconds a prompt (roofline). Then the others, the lower peak first."""
+    config, model = plan.step.config, plan.step.model
+    found = []
+    for changes in candidates(config, model):
+        try:
+            other = make_plan(changed(config, changes), model, plan.chip, tokens)
+        except UserError:
+            continue  # the mesh or the rows do not allow it
+        if other.peak()[0] < plan.peak()[0]:
+            found.append(Suggestion(changes, other))
+
+    def rank(one: Suggestion) -> tuple[bool, bool, float]:
+        chip_seconds = one.plan.seconds * one.plan.chips / one.plan.step.config.batch.micro
+        return (not one.plan.fits, one.alters, chip_seconds if one.plan.fits else float(one.plan.peak()[0]))
+
+    return sorted(found, key=rank)
+
+
+def candidates(config: ConfigDict, model: ModelConfig) -> list[dict[str, Any]]:
+    """Changes worth counting. More chips come as a larger fsdp axis, with the rows they need."""
+    mesh, chips = config.mesh, config.mesh.data * config.mesh.fsdp * config.mesh.tensor
+    tensors = [t for t in valid_tensor_sizes(model) if chips % t == 0]
+    found: list[dict[str, Any]] = [{"model.remat": remat} for remat in ("dots", "full") if remat != config.model.remat]
+    found += [{"mesh.decode_tensor": t} for t in tensors if t > (mesh.decode_tensor or mesh.tensor)]
+    found += [{"model.logit_chunk": n} for n in (64, 32) if n < config.model.logit_chunk]
+    found += [{"optimizer.moment_dtype": "bfloat16"}, {"model.reference": "host"}, {"rl.beta": 0.0}]
+    found += [{"model.param_dtype": "bfloat16"}, {"optimizer.freeze": ("visual/.*",)}]
+    found += [{"batch.micro": n} for n in range(config.batch.micro // 2, 0, -1) if config.batch.micro % n == 0]
+    found += [{"mesh.data": 1, "mesh.fsdp": mesh.data * mesh.fsdp}] if mesh.data > 1 else []
+    found += [{"mesh.fsdp": mesh.fsdp // t, "mesh.tensor": mesh.tensor * t} for t in (2, 4) if mesh.fsdp % t == 0]
+    found += [{"mesh.fsdp": mesh.fsdp * n, "batch.micro": config.batch.micro * n} for n in (2, 4, 8)]
+    return found
+
+
+def smallest(config: ConfigDict, model: ModelConfig, chip: Chip, sizes: Sequence[int]) -> Plan | None:
+    """The plan with the fewest chips that fits: one prompt a chip and microbatch, all chips on the fsdp axis, weights
+    split over as few chips as possible when generating. None when none of the sizes fits."""
+    for chips in sizes:
+        for tensor in valid_tensor_sizes(model):
+            if chips % tensor or tensor > chips:
+                continue
+            mesh = {"mesh.data": 1, "mesh.fsdp": chips, "mesh.tensor": 1, "mesh.decode_tensor": tensor}
+            plan = make_plan(changed(config, mesh | {"batch.micro": chips}), model, chip)
+            if plan.fits:
+                return plan
+    return None

@@ -1,0 +1,310 @@
+"""The programs of a T-GRPO step from shapes alone: what a run would compile, lowered without arrays or devices.
+
+They are the very functions that `train_rl` jits, over `jax.ShapeDtypeStruct`s laid out as its arrays are. With devices
+of `jax.experimental.topologies` the real TPU compiler makes real executables of them on any machine.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import AbstractMesh, Mesh
+from ml_collections import ConfigDict
+
+from jvr1 import config as settings
+from jvr1.data.batch import Arrays, Bucket, empty_example
+from jvr1.errors import UserError
+from jvr1.model import qwen2_5_vl
+from jvr1.model.config import ModelConfig
+from jvr1.model.lora import ADAPTERS, LoRAConfig, without_adapters
+from jvr1.sharding import AXES, batch_sharding, check_mesh, decode_mesh, param_shardings
+from jvr1.train.decode import make_decoder, mover
+from jvr1.train.hlo import Collective, read
+from jvr1.train.optimizer import make_optimizer, partition
+from jvr1.train.reference import Reference
+from jvr1.train.state import TrainState, abstract_state, make_update
+from jvr1.train.steps import make_policy_gradients, make_reference_scores
+
+PHASES = ("weights", "generation", "reference", "gradients", "update")
+END_IDS = (1, 0)
+"""Any two words: which ones end a completion changes nothing of a program's cost."""
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """A step on a mesh, as shapes with shardings. reference: None where beta is 0. generation: the weights as they lie
+    on `generation_mesh`. total: the sum of gradients."""
+
+    config: ConfigDict
+    model: ModelConfig
+    mesh: Any
+    generation_mesh: Any
+    graphdef: nnx.GraphDef
+    params: dict
+    frozen: dict
+    tx: Any
+    state: TrainState
+    reference: Reference | None
+    generation: dict
+    total: dict
+
+    def copied(self) -> list[tuple[Any, Any]]:
+        """Parameters that generation has a copy of, and the copies; the others serve both as they lie."""
+        pairs = zip(jax.tree.leaves(self.params), jax.tree.leaves(self.generation), strict=True)
+        return [
+            (x, there)
+            for x, there in pairs
+            if x.dtype != there.dtype or not x.sharding.is_equivalent_to(there.sharding, x.ndim)
+        ]
+
+    def reference_copy(self) -> dict:
+        """The reference's parameters that are no parameters of the policy: all, or with adapters none."""
+        return {} if self.reference is None or self.config.lora.rank else self.reference.params
+
+
+def step_shapes(config: ConfigDict, model: ModelConfig, mesh: Mesh | AbstractMesh) -> Shapes:
+    """What lives on `mesh` when a run of this config trains this model; to count, a mesh without devices will do.
+
+    Raises UserError for a mesh that cannot be.
+    """
+    check_mesh(mesh, model)
+    generation = generation_mesh(mesh, config.mesh.decode_tensor)
+    check_mesh(generation, model)
+    lora = settings.lora(config)
+    graphdef, shapes = _abstract(model, lora, config.model.dtype, settings.base_dtype(config), config.model.remat)
+    params = _placed(shapes, param_shardings(shapes, mesh))
+    optimizer = settings.optimizer(config)
+    trainable, frozen = partition(params, optimizer.freeze, ".*" if lora is None else ADAPTERS)
+    tx = make_optimizer(optimizer, trainable)
+    cast = _as(shapes, config.model.dtype)
+    reference = Reference(graphdef, _placed(cast, param_shardings(cast, mesh)), config.model.reference == "host")
+    if lora is not None:
+        reference = Reference(*without_adapters(graphdef, params))
+    return Shapes(
+        config=config,
+        model=model,
+        mesh=mesh,
+        generation_mesh=generation,
+        graphdef=graphdef,
+        params=params,
+        frozen=frozen,
+        tx=tx,
+        state=abstract_state(tx, trainable, mesh),
+        reference=reference if config.rl.beta else None,
+        generation=_placed(cast, param_shardings(cast, generation)),
+        total=jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=x.sharding), trainable),
+    )
+
+
+@cache
+def _abstract(
+    model: ModelConfig, lora: LoRAConfig | None, dtype: str, param_dtype: str, remat: str
+) -> tuple[nnx.GraphDef, dict]:
+    return qwen2_5_vl.abstract(
+        model, lora=lora, dtype=jnp.dtype(dtype), param_dtype=jnp.dtype(param_dtype), remat=remat
+    )
+
+
+def generation_mesh(mesh: Mesh | AbstractMesh, tensor: int) -> Mesh | AbstractMesh:
+    """`sharding.decode_mesh`, of a mesh without devices, too. Raises UserError for a size that does not divide."""
+    if isinstance(mesh, Mesh):
+        return decode_mesh(mesh, tensor)
+    tensor = tensor or mesh.shape["tensor"]
+    if mesh.size % tensor:
+        raise UserError(f"mesh.decode_tensor={tensor} cannot split {mesh.size} devices; use a divisor")
+    return AbstractMesh((mesh.size // tensor, 1, tensor), AXES)
+
+
+def _as(tree: Any, dtype: str) -> Any:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype)), tree)
+
+
+def _placed(tree: Any, shardings: Any) -> Any:
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
+
+
+def batch_shapes(step: Shapes, bucket: Bucket) -> Arrays:
+    """A microbatch of batch.micro rows."""
+    rows, sharding = step.config.batch.micro, batch_sharding(step.mesh)
+
+    def shape(x: Any) -> jax.ShapeDtypeStruct:
+        one = np.asarray(x)
+        return jax.ShapeDtypeStruct((rows, *one.shape), one.dtype, sharding=sharding)
+
+    return jax.tree.map(shape, empty_example(bucket, step.model))
+
+
+def row_counts(config: ConfigDict, bucket: Bucket) -> tuple[int, ...]:
+    """Completions a prompt of the bucket gets: ordered, and shuffled where it is a video."""
+    group, shuffled = config.rl.group, config.rl.shuffled
+    return (group, shuffled) if bucket.kind == "video" and shuffled else (group,)
+
+
+class Program(NamedTuple):
+    """A program that a phase runs `times` over."""
+
+    lowered: jax.stages.Lowered
+    times: int = 1
+
+
+def lower_phase(step: Shapes, phase: str, bucket: Bucket) -> Iterator[Program]:
+    """The programs of one of PHASES: one, but for the weights, which move one by one. Several of a shape share one."""
+    make: dict[str, Callable[[Shapes, Bucket], Iterator[Program]]] = {
+        "weights": _weights,
+        "generation": _generation,
+        "reference": _reference,
+        "gradients": _gradients,
+        "update": _update,
+    }
+    with jax.set_mesh(step.mesh):
+        yield from make[phase](step, bucket)
+
+
+def _weights(step: Shapes, bucket: Bucket) -> Iterator[Program]:
+    same: dict[Any, list] = {}
+    for x, there in step.copied():
+        same.setdefault((x.shape, x.sharding, there.sharding), []).append((x, there))
+    for moved in same.values():
+        x, there = moved[0]
+        yield Program(mover(there.sharding, str(there.dtype)).lower(x), len(moved))
+
+
+def _generation(step: Shapes, bucket: Bucket) -> Iterator[Program]:
+    tensor, dtype = step.config.mesh.decode_tensor, step.config.model.dtype
+    decoder = make_decoder(step.graphdef, step.mesh, step.model, END_IDS, tensor=tensor, dtype=dtype)
+    bits = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0)))
+    here = batch_sharding(step.generation_mesh)
+    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), batch_shapes(step, bucket))
+    sampling = decoder.sampling(bucket, **step.config.sampling)
+    rows = row_counts(step.config, bucket)
+    yield Program(decoder.lower(step.generation, batch, bits, rows, sampling))
+
+
+def _scoring(step: Shapes) -> dict[str, Any]:
+    return {"temperature": step.config.sampling.temperature, "chunk": step.config.model.logit_chunk}
+
+
+def _rows(step: Shapes, dtype: Any, *sizes: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((step.config.batch.micro, *sizes), dtype, sharding=batch_sharding(step.mesh))
+
+
+def _reference(step: Shapes, bucket: Bucket) -> Iterator[Program]:
+    if step.reference is None:
+        return
+    scores = make_reference_scores(step.reference.graphdef, step.mesh, **_scoring(step))
+    ids = _rows(step, jnp.int32, step.config.rl.group, bucket.completion)
+    yield Program(scores.lower(step.reference.params, batch_shapes(step, bucket), ids))
+
+
+def _gradients(step: Shapes, bucket: Bucket) -> Iterator[Program]:
+    group, length = step.config.rl.group, bucket.completion
+    shardings = jax.tree.map(lambda x: x.sharding, step.total)
+    gradients = make_policy_gradients(step.graphdef, settings.tgrpo(step.config), shardings, **_scoring(step))
+    logprobs = _rows(step, jnp.float32, group, length)
+    lowered = gradients.lower(
+        step.state.params,
+        step.frozen,
+        step.total,
+        batch_shapes(step, bucket),
+        _rows(step, jnp.int32, group, length),
+        None if step.reference is None else logprobs,
+        logprobs,
+        logprobs,
+        jax.ShapeDtypeStruct((), jnp.bool_),
+        _rows(step, jnp.float32, group),
+        _rows(step, jnp.bool_, group, length),
+        jax.ShapeDtypeStruct((), jnp.float32),
+    )
+    yield Program(lowered)
+
+
+def _update(step: Shapes, bucket: Bucket) -> Iterator[Program]:
+    update = make_update(step.tx, jax.tree.map(lambda x: x.sharding, step.state))
+    yield Program(update.lower(step.state, step.total, jax.ShapeDtypeStruct((), jnp.bool_)))
+
+
+def chip_bytes(tree: Any) -> int:
+    """Bytes of a tree of placed shapes on one device."""
+    return sum(
+        int(np.prod(x.sharding.shard_shape(x.shape), dtype=np.int64)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
+    )
+
+
+def resident(step: Shapes, phase: str, bucket: Bucket) -> int:
+    """Bytes a chip holds while a phase runs that are no argument of its programs.
+
+    Rollouts of all of the step's microbatches wait on the device; those of the phase's own are its argument.
+    """
+    params, moments = chip_bytes(step.params), chip_bytes(step.state.optimizer)
+    copy, reference = chip_bytes([there for _, there in step.copied()]), chip_bytes(step.reference_copy())
+    shared = 0 if step.reference is None else chip_bytes(step.reference.params) - reference
+    reference = 0 if step.config.model.reference == "host" else reference
+    own = chip_bytes(batch_shapes(step, bucket))
+    rollouts = own * (step.config.batch.per_step - 1)
+    return {
+        "weights": params + moments + reference + copy,
+        "generation": params + moments + reference + rollouts + copy - chip_bytes(step.generation),
+        "reference": params + moments + rollouts - shared,
+        "gradients": moments + reference + rollouts,
+        "update": chip_bytes(step.frozen) + reference + rollouts + own,
+    }[phase]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the compiler says of a phase, in bytes on one chip; of its largest program where it runs several.
+
+    seconds, processor: how long compiling took, and its processor time. beside: what lives on the chip while the phase
+    runs without being its argument. flops and accessed: as the compiler counts them, each loop's body ONCE.
+    collectives: of all its programs, each as often as it runs.
+    """
+
+    phase: str
+    seconds: float
+    processor: float
+    arguments: int
+    outputs: int
+    temporary: int
+    beside: int
+    flops: float
+    accessed: float
+    collectives: tuple[Collective, ...]
+
+    @property
+    def peak(self) -> int:
+        """Bytes a chip holds at most. The weights' arguments and outputs are counted in `beside`."""
+        return self.beside + self.temporary + (0 if self.phase == "weights" else self.arguments + self.outputs)
+
+
+def compile_phase(step: Shapes, phase: str, bucket: Bucket, keep: Callable[[str], None] | None = None) -> Measured:
+    """Compiles a phase; `keep` gets the text of each program. Raises the compiler's error when one does not fit."""
+    seconds, processor, sizes, costs, collectives = 0.0, 0.0, [], [], []
+    for program in lower_phase(step, phase, bucket):
+        start, used = time.perf_counter(), time.process_time()
+        compiled = program.lowered.compile()
+        seconds += time.perf_counter() - start
+        processor += time.process_time() - used
+        memory, cost, text = compiled.memory_analysis(), compiled.cost_analysis() or {}, compiled.as_text()
+        assert memory is not None  # the CPU and TPU compilers say
+        assert text is not None
+        outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
+        sizes.append((memory.argument_size_in_bytes, outputs, memory.temp_size_in_bytes))
+        costs.append((program.times * cost.get("flops", 0.0), program.times * cost.get("bytes accessed", 0.0)))
+        collectives += read(text).collectives() * program.times
+        if keep is not None:
+            keep(text)
+    largest = max(sizes, key=lambda size: size[2] if phase == "weights" else sum(size), default=(0, 0, 0))
+    flops, accessed = (sum(cost) for cost in zip(*costs, strict=True)) if costs else (0.0, 0.0)
+    beside = resident(step, phase, bucket)
+    arguments, outputs, temporary = largest
+    return Measured(
+        phase, seconds, processor, arguments, outputs, temporary, beside, flops, accessed, tuple(collectives)
+    )

@@ -1,0 +1,163 @@
+"""tools/plan.py as it is called: fits, does not and says what to turn, mistakes in one line."""
+
+from __future__ import annotations
+
+import json
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+
+from jvr1 import config as settings
+from jvr1.errors import UserError, run_main
+from jvr1.model.config import published, to_hf
+from jvr1.train.chips import CHIPS, GIB, chip_named
+from jvr1.train.metrics import peak_flops
+from jvr1.train.planning import changed, make_plan, named_model, read_mesh, smallest, suggestions
+
+ROOT = Path(__file__).parents[2]
+TOOL = runpy.run_path(str(ROOT / "tools" / "plan.py"))
+TGRPO = str(ROOT / "configs" / "tgrpo_7b.py")
+
+
+def plan_7b(chip: str, **changes):
+    config = changed(settings.from_file(TGRPO), {"mesh.fsdp": 8} | changes)
+    return make_plan(config, published("7b"), chip_named(chip))
+
+
+def test_the_7b_on_eight_v5p(capsys):
+    code = TOOL["main"](["--config", TGRPO, "--mesh", "data=1,fsdp=8", "--chip", "v5p"])
+    text = capsys.readouterr().out
+    assert code == 0
+    assert "8.29 B parameters on 8 x v5p, mesh data=1 fsdp=8 tensor=1; generation 8 x tensor=1" in text
+    assert re.search(r"parameters +(3\.86 +){4}3\.86\n", text)
+    assert re.search(r"generation weights +15\.45 +15\.45", text)
+    assert text.count("kept for the backward pass") == 7  # a line a bucket
+    assert re.search(r"fits: \d+\.\d GiB left of 95\.74 at the peak", text)
+    peak = re.search(r"peak +([\d. ]+)\n", text)
+    assert peak is not None
+    assert len(peak[1].split()) == 5
+
+
+def test_what_does_not_fit_says_by_how_much_and_what_to_turn(capsys):
+    code = TOOL["main"](["--config", TGRPO, "--mesh", "data=1,fsdp=8", "--chip", "h100-80", "--model", "72b"])
+    text = capsys.readouterr().out
+    assert code == 1
+    over = re.search(r"does not fit: ([\d.]+) GiB too much of 74\.51 at the peak, (\w+) of video-F8", text)
+    assert over is not None
+    turned = text[text.index("which setting to turn") :].splitlines()[1:]
+    assert any("mesh.decode_tensor=8" in line for line in turned)
+    assert "counted, not compiled" in turned[-1]
+
+
+def test_suggestions_are_counted_anew_and_ranked():
+    plan = plan_7b("v6e")
+    found = suggestions(plan)
+    assert found
+    for one in found:
+        again = make_plan(changed(plan.step.config, one.changes), plan.step.model, plan.chip)
+        assert again.peak() == one.plan.peak()
+        assert one.plan.peak()[0] < plan.peak()[0]
+    assert [one.plan.fits for one in found] == sorted([one.plan.fits for one in found], reverse=True)
+    fitting = [one.alters for one in found if one.plan.fits]
+    assert fitting == sorted(fitting)  # first what leaves the training as it is
+
+
+def test_the_weights_of_generation_are_split_where_they_do_not_fit():
+    """Whole 7B weights beside training's state leave a v6e chip no room; split over 4 chips they do."""
+    whole, split = plan_7b("v6e"), plan_7b("v6e", **{"mesh.decode_tensor": 4})
+    bucket = whole.peak()[2]
+    before, after = (sum(plan.memory[bucket]["generation"].values()) for plan in (whole, split))
+    assert before - after == pytest.approx(0.75 * 15.45 * GIB, rel=0.2)
+    assert not whole.fits
+
+
+def test_smallest_grows_until_it_fits():
+    config = settings.from_file(TGRPO)
+    plan = smallest(config, published("7b"), chip_named("v5p"), CHIPS["v5p"].sizes)
+    assert plan is not None
+    assert plan.fits
+    fewer = [size for size in CHIPS["v5p"].sizes if size < plan.chips]
+    assert smallest(config, published("7b"), chip_named("v5p"), fewer) is None
+
+
+def test_more_chips_take_less_time_and_memory():
+    few, many = plan_7b("h200"), plan_7b("h200", **{"mesh.fsdp": 16, "batch.micro": 16, "batch.per_step": 2})
+    assert many.peak()[0] < few.peak()[0]
+    assert many.seconds < few.seconds  # the same 32 prompts
+
+
+def test_shorter_completions_take_less_time():
+    config = changed(settings.from_file(TGRPO), {"mesh.fsdp": 8})
+    times = [make_plan(config, published("7b"), chip_named("h200"), tokens).work for tokens in (None, 384, 768)]
+    assert times[0] == times[2]
+    assert times[1]["decode"].flops < 0.51 * times[0]["decode"].flops
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--mesh", "fsdp=8", "--chip", "b200"], "no chip 'b200'; there are v5e, v5p, v6e, a100-80, h100-80, h200"),
+        (["--mesh", "fsdp:8", "--chip", "v5p"], "--mesh 'fsdp:8' cannot be read; write for example"),
+        (["--mesh", "model=8", "--chip", "v5p"], "axis 'model' is unknown; the axes are data, fsdp, tensor"),
+        (["--mesh", "fsdp=0", "--chip", "v5p"], "fsdp=0 must be at least 1"),
+        (["--mesh", "fsdp=2,tensor=8", "--chip", "v5p"], r"tensor=8 cannot split 28 query heads"),
+        (["--mesh", "fsdp=6", "--chip", "v5p"], "batch.micro=8 rows cannot be split 6 ways"),
+        (["--mesh", "fsdp=8,decode_tensor=3", "--chip", "v5p"], "decode_tensor=3 cannot split 8 devices"),
+        (["--mesh", "fsdp=8", "--chip", "h200", "--compile"], "no compiler here for h200; GPUs are counted"),
+        (
+            ["--mesh", "fsdp=1", "--chip", "v5p", "--compile"],
+            "1 chips make no slice to compile for; slices of v5p have 4",
+        ),
+        (["--mesh", "fsdp=8", "--chip", "v5p", "--model", "14b"], "model '14b' is no folder and names no size"),
+        (["--mesh", "fsdp=8"], "--mesh data=N,fsdp=N and --chip NAME are needed, or --table"),
+        (["--mesh", "fsdp=8", "--chip", "v5p", "--config.batch.mikro=8"], "there is no setting 'mikro'"),
+        (["--mesh", "fsdp=8", "--chip", "v5p", "--remat", "full"], "Unknown command line flag 'remat'"),
+    ],
+)
+def test_mistakes_are_one_line(monkeypatch, capsys, arguments, message):
+    monkeypatch.setattr(sys, "argv", ["plan.py", "--config", TGRPO, *arguments])
+    with pytest.raises(SystemExit) as end:
+        run_main(TOOL["main"])
+    error = capsys.readouterr().err
+    assert end.value.code == 2
+    assert re.search(message, error), error
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+
+
+def test_the_model_is_the_one_the_config_names(tmp_path):
+    assert named_model("Video-R1/Qwen2.5-VL-7B-COT-SFT") == published("7b")
+    assert named_model("Qwen/Qwen2.5-VL-72B-Instruct") == published("72b")
+    with pytest.raises(UserError, match="names no size"):
+        named_model("Qwen/Qwen2.5-14B")
+    (tmp_path / "config.json").write_text(json.dumps(to_hf(published("3b"), "bfloat16")))
+    (tmp_path / "model.safetensors").touch()
+    assert named_model(str(tmp_path)) == published("3b")
+
+
+def test_counts_beside_compiled_figures_as_a_table(tmp_path, capsys):
+    said = {
+        "config": "configs/tgrpo_7b.py", "settings": [], "model": "7b", "topology": "v5p:2x2x2",
+        "mesh": {"data": 1, "fsdp": 8, "tensor": 1}, "bucket": "video-F8-W14-P1536-C768",
+        "phases": {"update": {"peak": 20 * GIB}},
+    }  # fmt: skip
+    (tmp_path / "x.json").write_text(json.dumps(said))
+    assert TOOL["main"](["--against", f"{tmp_path}/x.json"]) == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert re.fullmatch(r"\| 7b \| v5p:2x2x2 \| fsdp=8 \| update \| 17\.\d\d \| 20\.00 \| -1[23]\.\d% \|", line), line
+
+
+def test_a_mesh_is_read():
+    assert read_mesh("fsdp=8,decode_tensor=4") == {"data": 1, "fsdp": 8, "tensor": 1, "decode_tensor": 4}
+
+
+def test_chips_have_a_peak_and_room():
+    for chip in CHIPS.values():
+        assert peak_flops(chip.kind) == chip.flops
+        assert 10 * GIB < chip.memory < 200 * GIB
+    assert chip_named("v5p").topology(128) == "v5p:4x4x8"
+    assert isinstance(changed(settings.from_file(TGRPO), {"batch.micro": 4}), ConfigDict)

@@ -1,0 +1,92 @@
+"""The compiled step read: what moves between devices, on simulated CPU devices and for a TPU topology."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import pytest
+from step_shapes import SMALL, moved, small_config
+
+from jvr1 import config as settings
+from jvr1.errors import UserError
+from jvr1.sharding import make_mesh
+from jvr1.train.decode import make_decoder
+from jvr1.train.hlo import Collective, read
+from jvr1.train.programs import (
+    END_IDS,
+    batch_shapes,
+    chip_bytes,
+    compile_phase,
+    lower_phase,
+    row_counts,
+    step_shapes,
+)
+
+PLACES = ("cpu", "v5p:2x2x2")
+CONFIG = small_config()
+(BUCKET,) = settings.buckets(CONFIG)
+
+
+@pytest.fixture(scope="module", params=PLACES)
+def devices(request, topology):
+    return jax.devices() if request.param == "cpu" else topology(request.param)
+
+
+def in_decode_loop(text: str) -> list[Collective]:
+    program = read(text)
+    (loop,) = program.loops("rollout)/decode/while")
+    return program.collectives_within(loop)
+
+
+@pytest.mark.parametrize("tensor", [1, 4])
+def test_no_parameter_moves_between_devices_while_tokens_are_sampled(devices, tensor):
+    config = small_config(**{"mesh.decode_tensor": tensor})
+    step = step_shapes(config, SMALL, make_mesh(settings.mesh_shape(config), devices))
+    (program,) = lower_phase(step, "generation", BUCKET)
+    found = in_decode_loop(program.lowered.compile().as_text())
+    assert not moved(found, step.params)
+    if tensor == 1:
+        assert {one.kind for one in found} <= {"all-reduce"}  # whether every row of every device is done
+        assert all(one.bytes <= 8 for one in found)
+        return
+    # split over tensor: what moves is activations of this replica's rows, and the probabilities that are added up
+    rows, drawn = CONFIG.batch.micro // (8 // tensor), sum(row_counts(config, BUCKET))
+    for one in found:
+        for shape in one.shapes:
+            assert shape[:1] in ((), (rows,)), one
+            assert math.prod(shape) <= rows * drawn * 640, one  # 528 words, padded
+    layers = [one for one in found if len(one.loops) == 2]
+    assert [one.kind for one in layers] == ["all-reduce"] * 2, layers  # attention's and the MLP's output
+
+
+def test_weights_split_over_fsdp_would_move_for_every_token(devices):
+    """The test above can fail: laid out as in training, weights are gathered within the loop."""
+    step = step_shapes(CONFIG, SMALL, make_mesh(settings.mesh_shape(CONFIG), devices))
+    decoder = make_decoder(step.graphdef, step.mesh, SMALL, END_IDS, dtype="bfloat16")
+    bits = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0)))
+    rows = row_counts(CONFIG, BUCKET)
+    # the reference: cast as the weights of generation are, laid out as in training
+    lowered = decoder.lower(
+        step.reference.params, batch_shapes(step, BUCKET), bits, rows, decoder.sampling(BUCKET, temperature=1.0)
+    )
+    names = moved(in_decode_loop(lowered.compile().as_text()), step.params)
+    assert {f"a layer of text/layers/mlp/{part}/kernel" for part in ("up", "down")} & names, names
+
+
+@pytest.mark.parametrize(("rank", "phase"), [(0, "update"), (4, "update"), (4, "reference")])
+def test_arguments_and_what_lies_beside_are_all_there_is(rank, phase):
+    """Compiled for simulated devices, which do not pad small arrays. With adapters the base is the reference, too."""
+    config = small_config(**{"lora.rank": rank})
+    step = step_shapes(config, SMALL, make_mesh(settings.mesh_shape(config)))
+    expected = sum(map(chip_bytes, (step.state, step.frozen, step.reference_copy())))
+    expected += config.batch.per_step * chip_bytes(batch_shapes(step, BUCKET))
+    expected += chip_bytes(step.total) if phase == "update" else 0
+    measured = compile_phase(step, phase, BUCKET)
+    assert measured.arguments + measured.beside == pytest.approx(expected, rel=0.02)
+
+
+def test_a_tensor_size_that_cannot_be_is_refused():
+    config = small_config(**{"mesh.decode_tensor": 3})
+    with pytest.raises(UserError, match="decode_tensor=3"):
+        step_shapes(config, SMALL, make_mesh(settings.mesh_shape(config)))

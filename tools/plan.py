@@ -1,0 +1,225 @@
+"""What a T-GRPO run takes on chips you do not have yet: memory by phase, time at best, and which setting to turn.
+
+python tools/plan.py --config FILE[:ARG] --mesh data=1,fsdp=8[,tensor=N][,decode_tensor=N] --chip NAME
+    [--model 3b|7b|32b|72b|DIR] [--tokens N] [--compile] [--config.section.name=value ...]
+python tools/plan.py --config FILE[:ARG] --table
+python tools/plan.py --against docs/compiled/*.json
+
+Counts, from shapes alone. With --compile (TPU chips; needs libtpu, takes minutes) the real TPU compiler compiles the
+real step besides, and its own memory and collectives are printed. Exit code 0: fits, 1: does not, 2: a mistake.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+
+from jvr1 import config as settings
+from jvr1.data.batch import Bucket
+from jvr1.errors import UserError, run_main
+from jvr1.model.config import published
+from jvr1.train.chips import CHIPS, GIB, chip_named
+from jvr1.train.memory import phase_memory
+from jvr1.train.planning import (
+    SIZES,
+    Plan,
+    changed,
+    counted_shapes,
+    largest_bucket,
+    make_plan,
+    named_model,
+    read_mesh,
+    smallest,
+    suggestions,
+)
+
+TABLE_CHIPS = ("v5e", "v5p", "v6e", "h100-80", "h200")
+ROOT = Path(__file__).parents[1]
+GPUS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+SHOWN = 6
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    args, rest = read_arguments(arguments)
+    if args.against:
+        print("\n".join(against(args.against)))
+        return 0
+    if not args.config:
+        raise UserError("--config FILE is needed")
+    config = settings.from_file(args.config, rest)
+    settings.buckets(config)
+    if args.table:
+        print("\n".join(table(config)))
+        return 0
+    if not args.mesh or not args.chip:
+        raise UserError("--mesh data=N,fsdp=N and --chip NAME are needed, or --table")
+    chip = chip_named(args.chip)
+    if args.compile and not chip.topologies:
+        raise UserError(f"--compile: there is no compiler here for {chip.name}; GPUs are counted, leave it out")
+    config = changed(config, {f"mesh.{axis}": size for axis, size in read_mesh(args.mesh).items()})
+    model = named_model(args.model or config.model.source)
+    plan = make_plan(config, model, chip, args.tokens)
+    topology = chip.topology(plan.chips) if args.compile else None
+    print("\n".join(lines(plan, args.tokens)), flush=True)
+    if topology:
+        compile_step(plan, topology)
+    return 0 if plan.fits else 1
+
+
+def read_arguments(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    """The tool's own, and the settings to change."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--config", metavar="FILE[:ARG]")
+    parser.add_argument("--mesh", help="such as data=1,fsdp=8,tensor=1,decode_tensor=4")
+    parser.add_argument("--chip", help=", ".join(CHIPS))
+    parser.add_argument("--model", help="3b, 7b, 32b, 72b or a model's folder; default: what model.source names")
+    parser.add_argument("--tokens", type=int, help="mean length of a completion; default: what the bucket holds")
+    parser.add_argument("--compile", action="store_true", help="ask the real TPU compiler, too (minutes)")
+    parser.add_argument("--table", action="store_true", help="the fewest chips for each published size, as markdown")
+    parser.add_argument("--against", nargs="+", type=Path, metavar="FILE", help="count what compile_tpu.py compiled")
+    return parser.parse_known_args(arguments)
+
+
+def lines(plan: Plan, tokens: int | None) -> Iterator[str]:
+    """The plan as it is printed."""
+    config, mesh, chip = plan.step.config, plan.step.mesh.shape, plan.chip
+    values = sum(x.size for x in jax.tree.leaves(plan.step.params))
+    splits = plan.step.generation_mesh.shape
+    yield (
+        f"{values / 1e9:.2f} B parameters on {plan.chips} x {chip.name}, mesh data={mesh['data']} fsdp={mesh['fsdp']} "
+        f"tensor={mesh['tensor']}; generation {splits['data']} x tensor={splits['tensor']}; "
+        f"{config.batch.micro} rows a microbatch, {config.batch.per_step} a step"
+    )
+    bytes_, phase, bucket = plan.peak()
+    yield from memory_lines(plan, bucket)
+    yield from bucket_lines(plan)
+    yield from time_lines(plan, tokens)
+    left = (chip.memory - bytes_) / GIB
+    verdict = f"fits: {left:.1f} GiB left" if left >= 0 else f"does not fit: {-left:.1f} GiB too much"
+    yield f"{verdict} of {chip.memory / GIB:.2f} at the peak, {phase} of {bucket.name}"
+    if left < 0:
+        yield from suggestion_lines(plan, tokens)
+    if not chip.topologies:
+        yield "counted, not compiled; by itself JAX takes 75% of a GPU's memory, under launch/gpu_host.sh 92%"
+
+
+def memory_lines(plan: Plan, bucket: Bucket) -> Iterator[str]:
+    """Parts by phase, of the bucket with the highest peak."""
+    phases = plan.memory[bucket]
+    parts = list(dict.fromkeys(part for one in phases.values() for part in one))
+    yield f"memory a chip in GiB, bucket {bucket.name}:"
+    yield f"  {'':20}" + "".join(f"{name:>12}" for name in phases)
+    for part in parts:
+        sizes = [one.get(part, 0) for one in phases.values()]
+        if max(sizes) >= 0.005 * GIB:
+            yield f"  {part:20}" + "".join(f"{size / GIB:12.2f}" if size else f"{'':12}" for size in sizes)
+    yield f"  {'peak':20}" + "".join(f"{sum(one.values()) / GIB:12.2f}" for one in phases.values())
+
+
+def bucket_lines(plan: Plan) -> Iterator[str]:
+    """What depends on the bucket: activations of the update, keys and values of generation."""
+    yield "by bucket, GiB a chip:"
+    for bucket, phases in plan.memory.items():
+        update, generation = phases["gradients"], phases["generation"]
+        yield (
+            f"  {bucket.name:30} kept for the backward pass {update['kept'] / GIB:6.2f}, working "
+            f"{update['working'] / GIB:6.2f}; keys and values {(generation['prefix'] + generation['cache']) / GIB:6.2f}"
+        )
+
+
+def time_lines(plan: Plan, tokens: int | None) -> Iterator[str]:
+    """The roofline: each phase takes what its slowest resource takes."""
+    bucket = largest_bucket(settings.buckets(plan.step.config))
+    written = tokens or bucket.completion
+    yield f"a step at best (roofline), all of {bucket.name}, completions of {min(written, bucket.completion)} tokens:"
+    for name, work in plan.work.items():
+        yield (
+            f"  {name:12}{work.flops / 1e12:10.1f} TFLOP{work.memory / 1e9:10.1f} GB memory{work.link / 1e9:9.1f} GB "
+            f"link  {work.seconds(plan.chip):8.2f} s ({work.bound(plan.chip)})"
+        )
+    batch = plan.step.config.batch
+    yield f"  together {plan.seconds:.1f} s for {batch.micro * batch.per_step} prompts"
+
+
+def suggestion_lines(plan: Plan, tokens: int | None) -> Iterator[str]:
+    yield "which setting to turn, each counted anew:"
+    for one in suggestions(plan, tokens)[:SHOWN]:
+        left = (plan.chip.memory - one.plan.peak()[0]) / GIB
+        verdict = f"fits, {left:.1f} GiB left" if left >= 0 else f"{-left:.1f} GiB too much"
+        flags = " ".join(f"{name}={value}" for name, value in one.changes.items())
+        more = f"; {one.plan.chips} chips" if one.plan.chips != plan.chips else ""
+        other = "; alters the training" if one.alters else ""
+        yield f"  {flags}: {verdict}, {one.plan.seconds:.1f} s a step{more}{other}"
+
+
+def compile_step(plan: Plan, topology: str) -> None:
+    """The real step by the real compiler, phase by phase, beside the count."""
+    from compile_tpu import compile_all, report, topology_devices
+
+    from jvr1.sharding import make_mesh
+    from jvr1.train.programs import step_shapes
+
+    config = plan.step.config
+    step = step_shapes(config, plan.step.model, make_mesh(settings.mesh_shape(config), topology_devices(topology)))
+    bucket = largest_bucket(settings.buckets(config))
+    print(f"compiled for {topology}, bucket {bucket.name}:")
+    for one in compile_all(step, bucket):
+        counted = sum(plan.memory[bucket][one.phase].values())
+        print(report(one, bucket))
+        print(f"  counted {counted / GIB:.2f} GiB, {counted / one.peak - 1:+.1%}", flush=True)
+
+
+def table(config: settings.ConfigDict) -> Iterator[str]:
+    """Markdown: for each published size and chip the fewest chips that hold the run, and a step's time at best."""
+    yield "| model | chip | chips | decode_tensor | peak GiB of | in | step s | prompts |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for size in SIZES:
+        for name in TABLE_CHIPS:
+            chip = chip_named(name)
+            counts = chip.sizes or GPUS
+            plan = smallest(config, published(size), chip, counts)
+            if plan is None:
+                yield f"| {size} | {name} | more than {max(counts)} | | | | | |"
+                continue
+            bytes_, phase, _ = plan.peak()
+            batch, tensor = plan.step.config.batch, plan.step.generation_mesh.shape["tensor"]
+            memory = f"{bytes_ / GIB:.1f} of {chip.memory / GIB:.1f} | {phase}"
+            time = f"{plan.seconds:.0f} | {batch.micro * batch.per_step}"
+            yield f"| {size} | {name} | {plan.chips} | {tensor} | {memory} | {time} |"
+
+
+def against(files: Sequence[Path]) -> Iterator[str]:
+    """Markdown: the count beside the compiler's figure, of what compile_tpu.py --json wrote."""
+    yield "| model | slice | mesh | phase | counted GiB | compiled GiB | difference |"
+    yield "|---|---|---|---|---|---|---|"
+    for file in files:
+        said = json.loads(file.read_text())
+        mesh = " ".join(f"{axis}={size}" for axis, size in said["mesh"].items() if size > 1)
+        for phase, counted, compiled in beside(said):
+            yield (
+                f"| {said['model']} | {said['topology']} | {mesh} | {phase} | {counted / GIB:.2f} | "
+                f"{compiled / GIB:.2f} | {counted / compiled - 1:+.1%} |"
+            )
+
+
+def beside(said: dict[str, Any]) -> list[tuple[str, int, int]]:
+    """(phase, bytes a chip as counted now, as compiled then)."""
+    config = settings.from_file(str(ROOT / said["config"]), said["settings"])
+    config = changed(config, {f"mesh.{axis}": size for axis, size in said["mesh"].items()})
+    bucket = next(one for one in settings.buckets(config) if one.name == said["bucket"])
+    counted = phase_memory(counted_shapes(config, named_model(said["model"])), bucket)
+    return [(phase, sum(counted[phase].values()), one["peak"]) for phase, one in said["phases"].items()]
+
+
+if __name__ == "__main__":
+    run_main(main)
