@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import runpy
 import signal
 import sys
@@ -17,7 +18,9 @@ from jvr1.data.records import load_records, parse_record
 from jvr1.eval.score import Question, reply
 from jvr1.rl.rewards import score
 
-DRAWN = ("--samples=3", "--temperature=1", "--batch=4", "--seed=3", "--max-tokens=24")
+INSIDE = r"(?:(?!</?(?:think|answer)>).)*"
+FORM = re.compile(rf"<think>{INSIDE}</think>\s*<answer>{INSIDE}</answer>", re.DOTALL)
+DRAWN = ("--samples=4", "--temperature=0.7", "--batch=4", "--seed=3", "--max-tokens=24")
 
 
 def arguments(demo, out: Path, *more: str, data: Path | None = None) -> list[str]:
@@ -40,7 +43,7 @@ def answers(out: Path) -> dict[int, dict]:
 def made(demo, tmp_path_factory) -> tuple[Path, str]:
     """A cold-start file of all chains above the threshold, and the summary."""
     out = tmp_path_factory.mktemp("annotated") / "own.json"
-    return out, annotate(demo, out, "--keep=3")
+    return out, annotate(demo, out, "--keep=4")
 
 
 def test_what_the_reward_finds_right_is_kept_and_nothing_else(demo, made):
@@ -50,8 +53,8 @@ def test_what_the_reward_finds_right_is_kept_and_nothing_else(demo, made):
     expected, below = [], 0
     for number, answer in answers(out).items():
         gold, kind = questions[number]["solution"], questions[number]["problem_type"]
-        assert len(answer["replies"]) == 3
-        formed = [r["completion"] for r in answer["replies"] if r["format"] and r["completion"].count("<") == 4]
+        assert len(answer["replies"]) == 4
+        formed = [r["completion"] for r in answer["replies"] if FORM.fullmatch(r["completion"].strip())]
         right = dict.fromkeys(c.partition("</think>")[0] + "</think>" for c in sorted(
             (c for c in formed if score(c, gold, kind).accuracy > 0.6), key=lambda c: -score(c, gold, kind).accuracy
         ))  # fmt: skip
@@ -80,7 +83,7 @@ def test_the_cold_start_trains_on_it(demo, made, tmp_path):
 
 def test_killed_it_goes_on_to_the_same_file_and_asks_nothing_twice(demo, made, tmp_path):
     out, folder = tmp_path / "own.json", tmp_path / "own.json.answers"
-    process = demo.start(["-mjvr1.annotate"], arguments(demo, out, "--keep=3"))
+    process = demo.start(["-mjvr1.annotate"], arguments(demo, out, "--keep=4"))
     partial = folder / "answers.partial-0.jsonl"
     while process.poll() is None and (not partial.exists() or partial.read_bytes().count(b"\n") < 4):
         time.sleep(0.002)
@@ -91,7 +94,7 @@ def test_killed_it_goes_on_to_the_same_file_and_asks_nothing_twice(demo, made, t
     lines = partial.read_bytes().split(b"\n")
     assert 4 <= len(lines) - 1 < 32
     partial.write_bytes(b"\n".join(lines[:3]) + b"\n" + lines[3][: len(lines[3]) // 2])
-    annotate(demo, out, "--keep=3")
+    annotate(demo, out, "--keep=4")
     assert out.read_bytes() == made[0].read_bytes()
     assert not partial.exists()
 

@@ -34,5 +34,5 @@ def test_two_processes_give_the_answers_and_the_report_of_one(demo, tmp_path):
     assert want["settings"].pop("mesh") == {"data": 1, "fsdp": 1, "tensor": 1}
     assert got == want
     assert "Rests on 32 of 32 questions." in ends[0][0]
-    assert ends[1][0] == ""  # said once
+    assert "Rests on" not in ends[1][0]  # said once
     assert not list((tmp_path / "out").glob("answers.partial*"))
