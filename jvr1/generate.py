@@ -263,29 +263,38 @@ def _draw(
     sampling: Sampling,
 ) -> Lanes:
     """Draws a token a lane from the hidden state before it; lanes whose row ends with it go on to the next."""
-    r = state.length.shape[1]
+    r, c = state.ids.shape[1:]
     busy = state.row < r
     logits = constrain_vocab(model.logits(constrain_batch(hidden)))
-    number, most = (_of_rows(x, state.row) for x in (held.number, held.most))
+    # which row a lane is at, [B,M,R]; all that moves between lanes and rows is a sum over it, as scatters and gathers
+    # over a batch that is split between devices may talk to the others
+    at = state.row[:, :, None] == jnp.arange(r)[None, None]
+    number, most = (jnp.sum(jnp.where(at, x[:, None], 0), axis=2) for x in (held.number, held.most))
     uniform = jax.vmap(jax.vmap(lambda n, i: jax.random.uniform(jax.random.fold_in(jax.random.fold_in(key, n), i))))(
         number, state.drawn
     )
     token = jnp.where(busy, choose(logits, uniform, sampling), sampling.pad_id)
-    logprob = jnp.where(busy, token_logprob(logits, token, sampling.temperature), jnp.float32(0))
+    logprob = token_logprob(logits, token, sampling.temperature)
     end = busy & jnp.any(token[..., None] == jnp.asarray(sampling.end_ids, jnp.int32)[None, None], axis=-1)
     drawn = state.drawn + busy.astype(jnp.int32)
-    drew = (state.row[:, :, None] == jnp.arange(r)[None, None]) & busy[..., None]  # [B,M,R]
     over = busy & (end | (drawn >= most))
     row, begun = _next_rows(state, over, rows, lanes)
+    drew = jnp.any(at, axis=1)
+    here = drew[..., None] & (jnp.arange(c)[None, None] == state.length[..., None])
+
+    def written(x: Array, value: Array) -> Array:
+        of_row = jnp.sum(jnp.where(at, value[..., None], jnp.zeros((), value.dtype)), axis=1)
+        return jnp.where(here, of_row[..., None], x)
+
     return Lanes(
         row=row,
         drawn=jnp.where(over, 0, drawn),
         token=token,
         begun=begun,
-        ids=_write(state.ids, state.row, state.drawn, token),
-        logprobs=_write(state.logprobs, state.row, state.drawn, logprob),
-        length=state.length + jnp.any(drew, axis=1).astype(jnp.int32),
-        ended=state.ended | jnp.any(drew & end[..., None], axis=1),
+        ids=written(state.ids, token),
+        logprobs=written(state.logprobs, logprob),
+        length=state.length + drew.astype(jnp.int32),
+        ended=state.ended | jnp.any(at & end[..., None], axis=1),
     )
 
 
@@ -302,15 +311,6 @@ def _next_rows(
         row.append(jnp.where(over[:, own], following, state.row[:, own]))
         begun.append(jnp.minimum(state.begun[:, s] + turn[:, -1], n))
     return jnp.concatenate(row, axis=1), jnp.stack(begun, axis=1)
-
-
-def _of_rows(x: Int[Array, "B R"], row: Int[Array, "B M"]) -> Int[Array, "B M"]:
-    return jnp.take_along_axis(x, jnp.minimum(row, x.shape[1] - 1), axis=1)
-
-
-def _write(x: Array, row: Int[Array, "B M"], place: Int[Array, "B M"], value: Array) -> Array:
-    """x [B,R,C] with `value` [B,M] at each lane's row and place; a lane without a row writes nothing."""
-    return jax.vmap(lambda x, r, c, v: x.at[r, c].set(v, mode="drop"))(x, row, place, value)
 
 
 def token_logprob(logits: Float[Array, "*X V"], token: Int[Array, "*X"], temperature: float) -> Float[Array, "*X"]:

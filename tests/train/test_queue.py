@@ -149,6 +149,24 @@ def test_a_row_has_no_more_tokens_than_it_may(one, fixed):
     np.testing.assert_array_equal(got.ids, np.where(np.arange(C) < most[..., None], want.ids, ENDS[-1]))
 
 
+def test_ended_rows_never_change(one, fixed):
+    """Token by token; another's end is nothing to a row."""
+    _, decoder, weights = one
+    sampling = decoder.sampling(VIDEO, temperature=1.0)
+    task, bits = TASKS[0], np.asarray(jax.random.key_data(KEY))
+    how = {"rows": task.rows, "lanes": task.rows, "sampling": sampling}
+    slots = decoder.programs.begin(weights, bits, (task.arrays, task.pairs, None), **how)
+    for tokens in range(1, C + 1):
+        got = decoder.programs.results(slots)
+        np.testing.assert_array_equal(got.length, np.minimum(fixed[0].length, tokens))
+        over = got.ended
+        np.testing.assert_array_equal(over, fixed[0].ended & (fixed[0].length <= tokens))
+        np.testing.assert_array_equal(got.ids[over], fixed[0].ids[over])
+        np.testing.assert_array_equal((got.logprobs != 0).sum(axis=-1), got.length)
+        slots, idle = decoder.programs.advance(weights, bits, slots, MICRO, 1, **how)
+    assert np.asarray(idle).all()
+
+
 def test_a_stream_grows_to_the_whole_answer(one):
     mesh, decoder, weights = one
     arrays = jax.tree.map(lambda x: x[5:6], TASKS[0].arrays)
