@@ -37,7 +37,7 @@ def get_config(stage: str = "rl") -> ConfigDict:
 def _warmup(config: ConfigDict) -> None:
     config.batch.micro = 48
     config.optimizer.update({"learning_rate": 1e-3, "warmup_steps": 50})
-    config.train.update({"steps": 250, "validate_every": 0})
+    config.train.update({"steps": 450, "validate_every": 0})
 
 
 def _sft(config: ConfigDict) -> None:
