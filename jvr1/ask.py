@@ -143,7 +143,7 @@ def rows_of(record: Record, encoder: Encoder, bucket: Bucket, rows: int) -> Arra
         arrays = encoder.encode(record, bucket, np.random.default_rng(0))
     except (MediaError, ValueError) as error:
         raise UserError(f"the question cannot be asked: {error}") from None
-    arrays = arrays._replace(number=np.int32(identity(record)))
+    arrays = arrays._replace(number=np.asarray(identity(record), np.int32))
     return stack([arrays, *[empty_example(bucket, encoder.model)] * (rows - 1)])
 
 

@@ -30,7 +30,7 @@ class TextStream:
         return self._since(self._text())
 
     def _text(self) -> str:
-        return self._tokenizer.decode(self._ids, skip_special_tokens=True)
+        return str(self._tokenizer.decode(self._ids, skip_special_tokens=True))
 
     def _since(self, text: str) -> str:
         piece = text[self._shown :]
