@@ -67,21 +67,13 @@ def make_programs(graphdef: nnx.GraphDef, mesh: Mesh, generation: Mesh, kv_heads
     held, lanes = Held(kv, *(batch,) * (len(Held._fields) - 1)), Lanes(*(batch,) * len(Lanes._fields))
     jit = partial(jax.jit, static_argnames=("rows", "lanes", "sampling"))
 
-    def entering(weights, bits, inputs, rows, sampling) -> tuple:
-        arrays, pairs, most = inputs
-        numbers = row_numbers(arrays.number, rows)
-        if most is None:
-            most = jnp.full(numbers.shape, sampling.max_tokens, jnp.int32)
-        key = jax.random.wrap_key_data(bits)
-        return merge(graphdef, weights), arrays.prompt, arrays.visual, pairs, arrays.valid, key, numbers, most
-
     @partial(jit, out_shardings=Slots(held, lanes, kv, everywhere))
     def first(weights, bits, inputs, *, rows, lanes, sampling):
-        return begin(*entering(weights, bits, inputs, rows, sampling), rows, lanes, sampling)
+        return begin(*_asked(graphdef, weights, bits, inputs, rows, sampling), rows, lanes, sampling)
 
     @partial(jit, donate_argnums=(2, 3), out_shardings=(held, lanes))
     def replace(weights, bits, held, state, inputs, into, *, rows, lanes, sampling):
-        fresh = enter(*entering(weights, bits, inputs, rows, sampling), rows, lanes, sampling)
+        fresh = enter(*_asked(graphdef, weights, bits, inputs, rows, sampling), rows, lanes, sampling)
         return place(held, state, *fresh, into)
 
     @partial(jit, donate_argnums=(3, 4, 5), out_shardings=(lanes, kv, everywhere, everywhere))
@@ -114,6 +106,18 @@ def make_programs(graphdef: nnx.GraphDef, mesh: Mesh, generation: Mesh, kv_heads
 
     across = math.prod(generation.shape[axis] for axis in BATCH)
     return Programs(share_of(mesh), across, run_begin, run_refill, run_advance, results)
+
+
+def _asked(
+    graphdef: nnx.GraphDef, weights: dict, bits: jax.Array, inputs: Any, rows: Sequence[int], sampling: Sampling
+):
+    """The first arguments of `begin` and `enter`."""
+    arrays, pairs, most = inputs
+    numbers = row_numbers(arrays.number, rows)
+    if most is None:
+        most = jnp.full(numbers.shape, sampling.max_tokens, jnp.int32)
+    key = jax.random.wrap_key_data(bits)
+    return merge(graphdef, weights), arrays.prompt, arrays.visual, pairs, arrays.valid, key, numbers, most
 
 
 FOREVER = 2**30
