@@ -110,7 +110,7 @@ def test_for_tpus_attention_is_the_splash_kernel_and_nothing_is_gathered_for_it(
         (program,) = lower_phase(step, "gradients", BUCKET)
         texts[attention] = program.lowered.compile().as_text()
         found = [one for one in read(texts[attention]).collectives() if one.kind == "all-gather"]
-        gathered[attention] = {one.shapes for one in found if not moved([one], step.params)}
+        gathered[attention] = {shape for one in found if not moved([one], step.params) for shape in one.shapes}
     for kernel in ("splash_mha_fwd_segmented", "splash_mha_dq_segmented", "splash_mha_dkv_segmented"):
         assert kernel in texts["auto"]
         assert kernel not in texts["xla"]
