@@ -19,7 +19,7 @@ from jvr1.eval.run import Sampled, texts_of
 from jvr1.sharding import put_batch, take_local
 from jvr1.train.decode import make_judge, shared_scores
 from jvr1.train.flops import step_flops
-from jvr1.train.guard import run_training
+from jvr1.train.guard import run_distributed
 from jvr1.train.loop import Loop
 from jvr1.train.metrics import write_rollouts
 from jvr1.train.optimizer import combine
@@ -135,4 +135,4 @@ def main(command: settings.Command) -> int:
 
 
 if __name__ == "__main__":
-    run_training(main, lambda: settings.parse(sys.argv))
+    run_distributed(main, lambda: settings.parse(sys.argv))

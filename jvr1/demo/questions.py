@@ -267,7 +267,7 @@ HARD = (
 )
 """What the hard file holds: kinds never trained on."""
 WARMUP = (
-    Task("lookup", CHOICE, False, 1.0, 6, 0.75, lookup),
-    Task("told_order", CHOICE, False, 1.0, 24, 0.25, told_order),
+    Task("lookup", CHOICE, False, 1.0, 6, 0.5, lookup),
+    Task("told_order", CHOICE, False, 1.0, 24, 0.5, told_order),
 )
 """What the text-only warm-up holds."""
