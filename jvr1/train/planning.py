@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -153,7 +154,7 @@ def step_work(step: Shapes, bucket: Bucket, tokens: int | None = None) -> dict[s
     written = float(min(tokens or bucket.completion, bucket.completion))
     generation = [times * part for part in _generation(step, bucket, written)]
     forward, scores = _scoring(step, bucket, written)
-    copied, layer_reads = step.copied(), _gathered(step)
+    copied, layer_reads = step.copied(), _gathered(step, bucket)
     weights = chip_bytes([there for _, there in copied])
     fsdp = step.mesh.shape["fsdp"]
     received = layer_reads * (fsdp - 1) / fsdp
@@ -213,10 +214,12 @@ def _scoring(step: Shapes, bucket: Bucket, tokens: float | int) -> tuple[float, 
     )
 
 
-def _gathered(step: Shapes) -> float:
-    """Bytes of all weights as a pass reads them: in the compute dtype, whole but for tensor."""
+def _gathered(step: Shapes, bucket: Bucket) -> float:
+    """Bytes of the weights as a pass reads them: in the compute dtype, whole but for tensor; the head for each chunk of
+    logits."""
     values = sum(x.size for x in jax.tree.leaves(step.params))
-    return values / step.mesh.shape["tensor"] * memory.itemsize(step)
+    chunks = math.ceil(bucket.completion / step.config.model.logit_chunk)
+    return values / step.mesh.shape["tensor"] * memory.itemsize(step) + (chunks - 1) * memory.head_bytes(step)
 
 
 ALTERS = ("optimizer.moment_dtype", "model.param_dtype", "rl.beta", "optimizer.freeze")
