@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import re
 from collections.abc import Sequence
@@ -275,14 +276,14 @@ def candidates(config: ConfigDict, model: ModelConfig) -> list[dict[str, Any]]:
 
 
 def smallest(config: ConfigDict, model: ModelConfig, chip: Chip, sizes: Sequence[int]) -> Plan | None:
-    """The plan with the fewest chips that fits: one prompt a chip and microbatch, all chips on the fsdp axis, weights
-    split over as few chips as possible when generating. None when none of the sizes fits."""
-    for chips in sizes:
-        for tensor in valid_tensor_sizes(model):
-            if chips % tensor or tensor > chips:
-                continue
-            mesh = {"mesh.data": 1, "mesh.fsdp": chips, "mesh.tensor": 1, "mesh.decode_tensor": tensor}
-            plan = make_plan(changed(config, mesh | {"batch.micro": chips}), model, chip)
-            if plan.fits:
-                return plan
+    """The plan with the fewest chips that fits: over tensor as few ways as possible in training, then in generation; the
+    other ways fsdp, one prompt of a microbatch for each. None when none of the sizes fits."""
+    splits = valid_tensor_sizes(model)
+    for chips, tensor, decode in itertools.product(sizes, splits, splits):
+        if chips % tensor or chips % decode or (chips // tensor) % (chips // decode):
+            continue
+        mesh = {"mesh.data": 1, "mesh.fsdp": chips // tensor, "mesh.tensor": tensor, "mesh.decode_tensor": decode}
+        plan = make_plan(changed(config, mesh | {"batch.micro": chips // tensor}), model, chip)
+        if plan.fits:
+            return plan
     return None
