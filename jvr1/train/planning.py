@@ -276,8 +276,8 @@ def candidates(config: ConfigDict, model: ModelConfig) -> list[dict[str, Any]]:
 
 
 def smallest(config: ConfigDict, model: ModelConfig, chip: Chip, sizes: Sequence[int]) -> Plan | None:
-    """The plan with the fewest chips that fits: over tensor as few ways as possible in training, then in generation; the
-    other ways fsdp, one prompt of a microbatch for each. None when none of the sizes fits."""
+    """The plan with the fewest chips that fits: over tensor as few ways as possible in training, then in generation,
+    the others over fsdp with one prompt of a microbatch each. None when none of the sizes fits."""
     splits = valid_tensor_sizes(model)
     for chips, tensor, decode in itertools.product(sizes, splits, splits):
         if chips % tensor or chips % decode or (chips // tensor) % (chips // decode):
