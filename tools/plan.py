@@ -181,7 +181,7 @@ def compile_step(plan: Plan, topology: str) -> None:
 
 def table(config: settings.ConfigDict) -> Iterator[str]:
     """Markdown: for each published size and chip the fewest chips that hold the run, and a step's time at best."""
-    yield "| model | chip | chips | decode_tensor | peak GiB of | in | step s | prompts |"
+    yield "| model | chip | chips | mesh | peak GiB of | in | step s | prompts |"
     yield "|---|---|---|---|---|---|---|---|"
     for size in SIZES:
         for name in TABLE_CHIPS:
@@ -192,10 +192,11 @@ def table(config: settings.ConfigDict) -> Iterator[str]:
                 yield f"| {size} | {name} | more than {max(counts)} | | | | | |"
                 continue
             bytes_, phase, _ = plan.peak()
-            batch, tensor = plan.step.config.batch, plan.step.generation_mesh.shape["tensor"]
+            batch, sizes = plan.step.config.batch, plan.step.config.mesh
+            mesh = " ".join(f"{axis}={sizes[axis]}" for axis in ("fsdp", "tensor", "decode_tensor") if sizes[axis] > 1)
             memory = f"{bytes_ / GIB:.1f} of {chip.memory / GIB:.1f} | {phase}"
             time = f"{plan.seconds:.0f} | {batch.micro * batch.per_step}"
-            yield f"| {size} | {name} | {plan.chips} | {tensor} | {memory} | {time} |"
+            yield f"| {size} | {name} | {plan.chips} | {mesh} | {memory} | {time} |"
 
 
 def against(files: Sequence[Path]) -> Iterator[str]:

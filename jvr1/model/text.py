@@ -118,24 +118,29 @@ class TextDecoder(nnx.Module):
     ) -> tuple[Float[Array, "B P D"], Float[Array, "B G C D"]]:
         """Prompts and their G completions through the same layers; a completion attends to [prompt | itself].
 
-        Values and gradients are those of G separate sequences; the prompt is computed once.
+        Values and gradients are those of G separate sequences; the prompt is computed once. Both are one row of tokens
+        but for attention: two products with one weight would add up its gradient over devices twice.
         """
         causal = causal_mask(mask)
-        rows, length = y.shape[1:3]
+        (rows, length), prompt = y.shape[1:3], x.shape[1]
         own = jnp.broadcast_to(jnp.tril(jnp.ones((length, length), bool)), (*y.shape[:2], length, length))
 
-        def body(layer: TextLayer, carry: tuple[Array, Array], _: None):
-            x, y = carry
-            q, k, v = layer.qkv(x, angles)
-            x = layer.finish(x, attend(q, k, v, causal))
-            q, own_k, own_v = layer.qkv(y, y_angles)
-            prefix = (k[:, None], v[:, None])
-            mixed = attend_shared(q, prefix, mask[:, None], (own_k, own_v), own, (rows,))
-            return (x, layer.finish(y, mixed)), None
+        def join(x: Array, y: Array) -> Array:
+            return jnp.concatenate([x, y.reshape(y.shape[0], rows * length, *y.shape[3:])], axis=1)
 
-        carry = (constrain_batch(x), constrain_batch(y))
-        (x, y), _ = scan_layers(self.layers, body, carry, remat=self.remat)
-        return self.norm(x), self.norm(y)
+        def part(z: Array) -> tuple[Array, Array]:
+            return z[:, :prompt], z[:, prompt:].reshape(z.shape[0], rows, length, *z.shape[2:])
+
+        joined = join(angles, y_angles)
+
+        def body(layer: TextLayer, z: Array, _: None):
+            (q, own_q), (k, own_k), (v, own_v) = map(part, layer.qkv(z, joined))
+            prefix = (k[:, None], v[:, None])
+            mixed = attend_shared(own_q, prefix, mask[:, None], (own_k, own_v), own, (rows,))
+            return layer.finish(z, join(attend(q, k, v, causal), mixed)), None
+
+        z, _ = scan_layers(self.layers, body, constrain_batch(join(x, y)), remat=self.remat)
+        return part(self.norm(z))
 
     def step(
         self,
