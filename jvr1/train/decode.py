@@ -81,17 +81,21 @@ class Decoder:
         *,
         slots: int = 0,
         lanes: int = 0,
+        prepare: bool = False,
         temperature: float = 0.0,
         top_p: float = 1.0,
         top_k: int = 0,
     ) -> Iterator[list[Done]]:
         """Answers all rows of microbatches; yields this process's as they end. Neighbours of one bucket are one queue,
         which keeps `slots` prompts under way (0: as many as a microbatch has) and of each prompt's first stream `lanes`
-        completions at a time, of the others in proportion (0: all at once). Neither changes what a row's tokens are."""
+        completions at a time, of the others in proportion (0: all at once). Neither changes what a row's tokens are.
+        prepare: all programs of a shape compile when it first comes, not when a queue is first longer than it."""
         for (bucket, rows), same in groupby(tasks, key=lambda task: (task.micro.bucket, task.rows)):
             sampling = self.sampling(bucket, temperature=temperature, top_p=top_p, top_k=top_k)
             at_a_time = tuple(-(-n * min(lanes or rows[0], rows[0]) // rows[0]) for n in rows)
-            yield from answer_queue(self.programs, weights, same, key, sampling, rows, at_a_time, slots)
+            yield from answer_queue(
+                self.programs, weights, same, key, sampling, rows, at_a_time, slots, prepare=prepare
+            )
 
     def answers(self, weights: dict, tasks: Sequence[Task], key: jax.Array, **how) -> list[Sampled]:
         """What `queue` gives, as one array a task: those of one bucket are one queue, wherever they stand."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -48,7 +48,8 @@ class Programs:
     begin(weights, bits, inputs, **how) and refill(weights, bits, slots, inputs, into, **how) give slots,
     advance(weights, bits, slots, enough, more, **how) slots and which are idle; the slots they are given are gone.
     inputs: arrays, pairs and `most` of this process's rows, on the host. results(slots): those rows so far.
-    share: of this process in a batch; across: how many ways a batch is split when generating.
+    share: of this process in a batch; across: how many ways a batch is split when generating. ready: shapes whose
+    refill is compiled.
     """
 
     share: Share
@@ -57,6 +58,7 @@ class Programs:
     refill: Callable[..., Slots]
     advance: Callable[..., tuple[Slots, jax.Array]]
     results: Callable[[Slots], Sampled]
+    ready: set[str] = field(default_factory=set)
 
 
 def make_programs(graphdef: nnx.GraphDef, mesh: Mesh, generation: Mesh, kv_heads: int) -> Programs:
@@ -68,16 +70,16 @@ def make_programs(graphdef: nnx.GraphDef, mesh: Mesh, generation: Mesh, kv_heads
     jit = partial(jax.jit, static_argnames=("rows", "lanes", "sampling"))
 
     @partial(jit, out_shardings=Slots(held, lanes, kv, everywhere))
-    def first(weights, bits, inputs, *, rows, lanes, sampling):
+    def begin_slots(weights, bits, inputs, *, rows, lanes, sampling):
         return begin(*_asked(graphdef, weights, bits, inputs, rows, sampling), rows, lanes, sampling)
 
     @partial(jit, donate_argnums=(2, 3), out_shardings=(held, lanes))
-    def replace(weights, bits, held, state, inputs, into, *, rows, lanes, sampling):
+    def refill_slots(weights, bits, held, state, inputs, into, *, rows, lanes, sampling):
         fresh = enter(*_asked(graphdef, weights, bits, inputs, rows, sampling), rows, lanes, sampling)
         return place(held, state, *fresh, into)
 
     @partial(jit, donate_argnums=(3, 4, 5), out_shardings=(lanes, kv, everywhere, everywhere))
-    def go_on(weights, bits, held, state, cache, steps, enough, more, *, rows, lanes, sampling):
+    def advance_slots(weights, bits, held, state, cache, steps, enough, more, *, rows, lanes, sampling):
         key, slots = jax.random.wrap_key_data(bits), Slots(held, state, cache, steps)
         slots = advance(merge(graphdef, weights), slots, key, rows, lanes, sampling, enough, more)
         return *slots[1:], slots.lanes.idle
@@ -92,16 +94,16 @@ def make_programs(graphdef: nnx.GraphDef, mesh: Mesh, generation: Mesh, kv_heads
 
     def run_begin(weights, bits, inputs, **how) -> Slots:
         with jax.set_mesh(generation):
-            return first(weights, bits, put(inputs), **how)
+            return begin_slots(weights, bits, put(inputs), **how)
 
     def run_refill(weights, bits, slots, inputs, into, **how) -> Slots:
         with jax.set_mesh(generation):
-            held, state = replace(weights, bits, *slots[:2], put(inputs), into, **how)
+            held, state = refill_slots(weights, bits, *slots[:2], put(inputs), into, **how)
         return slots._replace(held=held, lanes=state)
 
     def run_advance(weights, bits, slots, enough, more, **how) -> tuple[Slots, jax.Array]:
         with jax.set_mesh(generation):
-            *moved, idle = go_on(weights, bits, *slots, np.int32(enough), np.int32(more), **how)
+            *moved, idle = advance_slots(weights, bits, *slots, np.int32(enough), np.int32(more), **how)
         return Slots(slots.held, *moved), idle
 
     across = math.prod(generation.shape[axis] for axis in BATCH)
@@ -133,12 +135,14 @@ def answer_queue(
     rows: tuple[int, ...],
     lanes: tuple[int, ...],
     slots: int,
+    *,
+    prepare: bool = False,
 ) -> Iterator[list[Done]]:
     """Answers every row of tasks of one shape, `slots` prompts at a time; yields this process's rows as they end.
 
     tasks: microbatches of one bucket and size, in which every process holds its own rows. rows, lanes: completions of
     each stream, and how many of them are decoded at a time. slots: 0 for a microbatch's; rounded up to what the devices
-    divide.
+    divide. prepare: a refill compiles with the first prompts of a shape, not when one is first needed.
     """
     bits, how = np.asarray(jax.random.key_data(key)), {"rows": rows, "lanes": lanes, "sampling": sampling}
     share = programs.share
@@ -150,6 +154,10 @@ def answer_queue(
     few = -(-max(1, own // 16) // unit) * unit  # a refill's prompts: each waits for the last of them
     table = _Table(chain([first], tasks), share, own)
     state = programs.begin(weights, bits, table.take(own)[0], **how)
+    shape = f"{jax.tree.map(np.shape, first.arrays)} {own} {how}"
+    if prepare and shape not in programs.ready:
+        state = programs.refill(weights, bits, state, *table.nobody(few), **how)
+        programs.ready.add(shape)
     while table.busy or table.waiting:
         inputs, into = table.take(few)
         if inputs is not None:
@@ -201,6 +209,11 @@ class _Table:
         if (rows < 0).all():
             return None, into
         return self._inputs(rows[list(self.share.parts)]), into
+
+    def nobody(self, most: int) -> tuple[Any, np.ndarray]:
+        """What `take` gives, with no row for any slot."""
+        nowhere = np.full((len(self.row), most), self.row.shape[1], np.int32)
+        return self._inputs(np.full((len(self.share.parts), most), -1)), nowhere
 
     def done(self, idle: np.ndarray, sampled: Sampled) -> list[Done]:
         """Rows whose slots have ended, of this process; the slots are free."""
