@@ -85,7 +85,7 @@ def default() -> ConfigDict:
     config.sampling = ConfigDict({"temperature": 1.0, "top_p": 1.0, "top_k": 0})
     config.sft = ConfigDict({"loss_on_prompt": False})
     config.rl = section(TGRPOConfig())
-    config.rl.update({"group": 8, "shuffled": 4, "updates": 1, "format_weight": 1.0})
+    config.rl.update({"group": 8, "shuffled": 4, "updates": 1, "format_weight": 1.0, "slots": 0, "lanes": 0})
     config.reward = ConfigDict(
         {"mode": "robust", "user": "", "user_weight": 1.0, "user_timeout": 2.0, "user_failure": 0.0}
     )
@@ -262,6 +262,8 @@ def check(config: ConfigDict) -> ConfigDict:
         ("rl.group", config.rl.group, 2),
         ("rl.shuffled", config.rl.shuffled, 0),
         ("rl.updates", config.rl.updates, 1),
+        ("rl.slots", config.rl.slots, 0),
+        ("rl.lanes", config.rl.lanes, 0),
         ("lora.rank", config.lora.rank, 0),
         ("data.workers", config.data.workers, 0),
         ("model.logit_chunk", config.model.logit_chunk, 1),
@@ -281,6 +283,8 @@ def check(config: ConfigDict) -> ConfigDict:
         raise UserError(
             f"rl.gate={config.rl.gate!r} compares with shuffled completions; set rl.shuffled > 0 or rl.gate='none'"
         )
+    if config.rl.lanes > config.rl.group:
+        raise UserError(f"rl.lanes is {config.rl.lanes}; it must be at most rl.group, {config.rl.group}, or 0 for all")
     if config.lora.rank and config.model.reference == "host":
         raise UserError("with lora.rank the frozen weights are the reference: there is none to keep in host memory")
     if config.train.validate_every and not config.data.valid:

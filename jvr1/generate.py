@@ -1,13 +1,16 @@
 """Sampling on the device: one prefill a prompt stream, flat completion rows over shared prefixes.
 
-Serves rollout, validation, evaluation and ask. Pure: jit `generate` with its static arguments bound.
+Serves rollout, validation, evaluation and ask. Pure: jit with the static arguments bound. `generate` answers one batch.
+Its parts keep a queue going: `begin` B prompts, `advance` until some have ended, `place` others that `enter` made into
+their slots, and so on (`jvr1.train.queue`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -65,15 +68,48 @@ class Completions(NamedTuple):
     steps: Int[Array, ""]
 
 
-class _Loop(NamedTuple):
-    drawn: Int[Array, ""]
-    token: Int[Array, "B R"]
-    done: Bool[Array, "B R"]
-    ended: Bool[Array, "B R"]
-    length: Int[Array, "B R"]
+class Held(NamedTuple):
+    """What slots keep of their prompts: each stream's keys and values and last hidden state, the numbers of the R rows
+    asked for, and how many tokens each may have."""
+
+    kv: KV
+    mask: Bool[Array, "B P"]
+    next_position: Int[Array, "B"]
+    last: Float[Array, "B S D"]
+    number: Int[Array, "B R"]
+    most: Int[Array, "B R"]
+
+
+class Lanes(NamedTuple):
+    """M lanes a slot, which decode one row each at a time, and what the R rows came to so far.
+
+    row: which of the slot's rows; R: none is left. drawn: that row's tokens so far, `token` the last of them. begun:
+    rows begun, by stream.
+    """
+
+    row: Int[Array, "B M"]
+    drawn: Int[Array, "B M"]
+    token: Int[Array, "B M"]
+    begun: Int[Array, "B S"]
     ids: Int[Array, "B R C"]
     logprobs: Float[Array, "B R C"]
+    length: Int[Array, "B R"]
+    ended: Bool[Array, "B R"]
+
+    @property
+    def idle(self) -> Bool[Array, "B"]:
+        """Slots whose rows have all ended."""
+        return jnp.all(self.row == self.length.shape[1], axis=1)
+
+
+class Slots(NamedTuple):
+    """B prompts under way. cache [layers,B,M,C,K,H] is a ring: all lanes write at (steps - 1) mod C, whenever their
+    row began, so that no step scatters; a row of n tokens reads the last n. steps: draws since `begin`, its own too."""
+
+    held: Held
+    lanes: Lanes
     cache: KV
+    steps: Int[Array, ""]
 
 
 def generate(
@@ -92,53 +128,189 @@ def generate(
     R = sum(rows), streams in order. The key of a row is fold_in(key, its number), that of a token
     fold_in(row key, index): the same draw on any mesh. Prompts that are not `active` cost no steps of their own.
     """
-    last, prefix = model.prefill(prompt, visual, pairs)
-    b, r, c = prompt.ids.shape[0], sum(rows), sampling.max_tokens
-    prefix_mask = jnp.broadcast_to(prompt.mask[:, None], (b, len(rows), prompt.mask.shape[1]))
-    keys = jax.vmap(jax.vmap(lambda n: jax.random.fold_in(key, n)))(row_numbers)
-    layers, heads, size = prefix.k.shape[0], *prefix.k.shape[-2:]
+    most = jnp.full(row_numbers.shape, sampling.max_tokens, jnp.int32)
+    slots = begin(model, prompt, visual, pairs, active, key, row_numbers, most, rows, rows, sampling)
+    slots = advance(model, slots, key, rows, rows, sampling)
+    # split here as in the loop: where the result goes must not change how the loop is split
+    state = jax.tree.map(constrain_batch, slots.lanes)
+    return Completions(state.ids, state.length, state.ended, state.logprobs, slots.steps)
 
-    def draw(hidden: Array, loop: _Loop) -> _Loop:
-        logits = constrain_vocab(model.logits(constrain_batch(hidden)))
-        uniform = jax.vmap(jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, loop.drawn))))(keys)
-        token = jnp.where(loop.done, sampling.pad_id, choose(logits, uniform, sampling))
-        logprob = jnp.where(loop.done, jnp.float32(0), token_logprob(logits, token, sampling.temperature))
-        end = ~loop.done & jnp.any(token[..., None] == jnp.asarray(sampling.end_ids, jnp.int32)[None, None], axis=-1)
-        at = (0, 0, loop.drawn)
-        return loop._replace(
-            drawn=loop.drawn + 1,
-            token=token,
-            done=loop.done | end,
-            ended=loop.ended | end,
-            length=loop.length + (~loop.done).astype(jnp.int32),
-            ids=jax.lax.dynamic_update_slice(loop.ids, token[..., None], at),
-            logprobs=jax.lax.dynamic_update_slice(loop.logprobs, logprob[..., None], at),
-        )
 
-    def step(loop: _Loop) -> _Loop:
-        written = loop.drawn - 1
-        positions = jnp.broadcast_to((prompt.next_position + written)[:, None], (b, r))
-        hidden, cache = model.decode(loop.token, positions, prefix, prefix_mask, loop.cache, written, rows)
-        return draw(hidden, loop._replace(cache=cache))
+def begin(
+    model: Qwen25VL,
+    prompt: Prompt,
+    visual: Visual | None,
+    pairs: Int[Array, "B S F 2"] | None,
+    active: Bool[Array, "B"],
+    key: PRNGKeyArray,
+    row_numbers: Int[Array, "B R"],
+    most: Int[Array, "B R"],
+    rows: Sequence[int],
+    lanes: Sequence[int],
+    sampling: Sampling,
+) -> Slots:
+    """Slots of B prompts: one prefill, and the first token of the first `lanes[s]` rows of each stream."""
+    held, first = enter(model, prompt, visual, pairs, active, key, row_numbers, most, rows, lanes, sampling)
+    layers, b, _, _, heads, size = held.kv.k.shape
+    shape = (layers, b, sum(lanes), sampling.max_tokens, heads, size)
+    return Slots(held, first, KV(*(jnp.zeros(shape, held.kv.k.dtype) for _ in range(2))), jnp.int32(1))
 
-    empty = KV(*(jnp.zeros((layers, b, r, c, heads, size), prefix.k.dtype) for _ in range(2)))
-    loop = _Loop(
-        drawn=jnp.int32(0),
-        token=jnp.zeros((b, r), jnp.int32),
-        done=jnp.broadcast_to(~active[:, None], (b, r)),
-        ended=jnp.zeros((b, r), bool),
-        length=jnp.zeros((b, r), jnp.int32),
+
+def enter(
+    model: Qwen25VL,
+    prompt: Prompt,
+    visual: Visual | None,
+    pairs: Int[Array, "B S F 2"] | None,
+    active: Bool[Array, "B"],
+    key: PRNGKeyArray,
+    row_numbers: Int[Array, "B R"],
+    most: Int[Array, "B R"],
+    rows: Sequence[int],
+    lanes: Sequence[int],
+    sampling: Sampling,
+) -> tuple[Held, Lanes]:
+    """`begin` without a ring: what `place` puts into slots that are under way."""
+    last, kv = model.prefill(prompt, visual, pairs)
+    (b, r), m, c = row_numbers.shape, sum(lanes), sampling.max_tokens
+    held = Held(kv, prompt.mask, prompt.next_position, last, row_numbers, jnp.minimum(most, c))
+    starts = np.cumsum([0, *rows[:-1]])
+    first = np.concatenate([start + np.arange(n) for start, n in zip(starts, lanes, strict=True)]).astype(np.int32)
+    state = Lanes(
+        row=jnp.where(active[:, None], first[None], r),
+        drawn=jnp.zeros((b, m), jnp.int32),
+        token=jnp.zeros((b, m), jnp.int32),
+        begun=jnp.broadcast_to(jnp.asarray(lanes, jnp.int32)[None], (b, len(lanes))),
         ids=jnp.full((b, r, c), sampling.pad_id, jnp.int32),
         logprobs=jnp.zeros((b, r, c), jnp.float32),
-        cache=empty,
+        length=jnp.zeros((b, r), jnp.int32),
+        ended=jnp.zeros((b, r), bool),
     )
-    streams = np.repeat(np.arange(len(rows)), rows)
-    loop = draw(last[:, streams], loop)
+    return held, _draw(model, held, state, key, last[:, _streams(lanes)], rows, lanes, sampling)
+
+
+def place(held: Held, lanes: Lanes, new_held: Held, new_lanes: Lanes, into: Int[Array, "W k"]) -> tuple[Held, Lanes]:
+    """Puts prompts that `enter` made into slots whose rows have all ended.
+
+    Slots and prompts are both W equal parts, which lie on different devices: prompt i of part w goes into slot
+    into[w, i] of the same part; nowhere where there is no such slot.
+    """
+
+    def put(old: Array, new: Array, axis: int) -> Array:
+        x, y = (x.reshape(*x.shape[:axis], into.shape[0], -1, *x.shape[axis + 1 :]) for x in (old, new))
+        at = (slice(None),) * axis
+        write = jax.vmap(lambda x, y, i: x.at[(*at, i)].set(y, mode="drop"), (axis, axis, 0), axis)
+        return write(x, y, into).reshape(old.shape)
+
+    kv = KV(*(put(x, y, 1) for x, y in zip(held.kv, new_held.kv, strict=True)))
+    rest: Any
+    rest, lanes = jax.tree.map(partial(put, axis=0), (held[1:], lanes), (new_held[1:], new_lanes))
+    return Held(kv, *rest), lanes
+
+
+def advance(
+    model: Qwen25VL,
+    slots: Slots,
+    key: PRNGKeyArray,
+    rows: Sequence[int],
+    lanes: Sequence[int],
+    sampling: Sampling,
+    enough: Int[Array, ""] | None = None,
+    more: Int[Array, ""] | None = None,
+) -> Slots:
+    """Decodes until all rows have ended; or as many as `enough` slots have, or `more` tokens a lane were drawn.
+
+    A lane whose row has ended takes the next of its stream that no lane has begun.
+    """
+    b = slots.lanes.row.shape[0]
+    enough = jnp.int32(b) if enough is None else enough
+    until = jnp.int32(2**30) if more is None else slots.steps + more
+    mask = jnp.broadcast_to(slots.held.mask[:, None], (b, len(lanes), slots.held.mask.shape[1]))
+    streams = _streams(lanes)
+
+    def step(carry: tuple[Lanes, KV, Array]) -> tuple[Lanes, KV, Array]:
+        state, cache, steps = carry
+        written = steps - 1
+        positions = slots.held.next_position[:, None] + state.drawn - 1
+        hidden, cache = model.decode(
+            state.token, positions, slots.held.kv, mask, cache, written % sampling.max_tokens, state.drawn, lanes
+        )
+        begins = (state.drawn == 0)[..., None]
+        hidden = jnp.where(begins, slots.held.last[:, streams], hidden)
+        return _draw(model, slots.held, state, key, hidden, rows, lanes, sampling), cache, steps + 1
+
+    def goes_on(carry: tuple[Lanes, KV, Array]) -> Bool[Array, ""]:
+        state, _, steps = carry
+        return (jnp.sum(state.idle, dtype=jnp.int32) < enough) & (steps < until)
+
     with jax.named_scope("decode"):  # by this name the loop is found in the compiled program
-        loop = jax.lax.while_loop(lambda s: (s.drawn < c) & ~jnp.all(s.done), step, loop)
-    # split here as in the loop: where the result goes must not change how the loop is split
-    ids, length, ended, logprobs = (constrain_batch(x) for x in (loop.ids, loop.length, loop.ended, loop.logprobs))
-    return Completions(ids, length, ended, logprobs, loop.drawn)
+        state, cache, steps = jax.lax.while_loop(goes_on, step, (slots.lanes, slots.cache, slots.steps))
+    return Slots(slots.held, state, cache, steps)
+
+
+def _streams(lanes: Sequence[int]) -> Int[np.ndarray, "M"]:
+    """The stream of each lane."""
+    return np.repeat(np.arange(len(lanes)), lanes)
+
+
+def _draw(
+    model: Qwen25VL,
+    held: Held,
+    state: Lanes,
+    key: PRNGKeyArray,
+    hidden: Float[Array, "B M D"],
+    rows: Sequence[int],
+    lanes: Sequence[int],
+    sampling: Sampling,
+) -> Lanes:
+    """Draws a token a lane from the hidden state before it; lanes whose row ends with it go on to the next."""
+    r, c = state.ids.shape[1:]
+    busy = state.row < r
+    logits = constrain_vocab(model.logits(constrain_batch(hidden)))
+    # which row a lane is at, [B,M,R]; all that moves between lanes and rows is a sum over it, as scatters and gathers
+    # over a batch that is split between devices may talk to the others
+    at = state.row[:, :, None] == jnp.arange(r)[None, None]
+    number, most = (jnp.sum(jnp.where(at, x[:, None], 0), axis=2) for x in (held.number, held.most))
+    uniform = jax.vmap(jax.vmap(lambda n, i: jax.random.uniform(jax.random.fold_in(jax.random.fold_in(key, n), i))))(
+        number, state.drawn
+    )
+    token = jnp.where(busy, choose(logits, uniform, sampling), sampling.pad_id)
+    logprob = token_logprob(logits, token, sampling.temperature)
+    end = busy & jnp.any(token[..., None] == jnp.asarray(sampling.end_ids, jnp.int32)[None, None], axis=-1)
+    drawn = state.drawn + busy.astype(jnp.int32)
+    over = busy & (end | (drawn >= most))
+    row, begun = _next_rows(state, over, rows, lanes)
+    drew = jnp.any(at, axis=1)
+    here = drew[..., None] & (jnp.arange(c)[None, None] == state.length[..., None])
+
+    def written(x: Array, value: Array) -> Array:
+        of_row = jnp.sum(jnp.where(at, value[..., None], jnp.zeros((), value.dtype)), axis=1)
+        return jnp.where(here, of_row[..., None], x)
+
+    return Lanes(
+        row=row,
+        drawn=jnp.where(over, 0, drawn),
+        token=token,
+        begun=begun,
+        ids=written(state.ids, token),
+        logprobs=written(state.logprobs, logprob),
+        length=state.length + drew.astype(jnp.int32),
+        ended=state.ended | jnp.any(at & end[..., None], axis=1),
+    )
+
+
+def _next_rows(
+    state: Lanes, over: Bool[Array, "B M"], rows: Sequence[int], lanes: Sequence[int]
+) -> tuple[Int[Array, "B M"], Int[Array, "B S"]]:
+    """Each lane's row, with that of the lanes which are `over` replaced by the stream's next; and rows begun."""
+    r, row, begun = sum(rows), [], []
+    for s, (n, m) in enumerate(zip(rows, lanes, strict=True)):
+        own = slice(sum(lanes[:s]), sum(lanes[:s]) + m)
+        turn = jnp.cumsum(over[:, own].astype(jnp.int32), axis=1)  # 1 for the first lane that is over
+        following = state.begun[:, s, None] + turn - 1
+        following = jnp.where(following < n, sum(rows[:s]) + following, r)
+        row.append(jnp.where(over[:, own], following, state.row[:, own]))
+        begun.append(jnp.minimum(state.begun[:, s] + turn[:, -1], n))
+    return jnp.concatenate(row, axis=1), jnp.stack(begun, axis=1)
 
 
 def token_logprob(logits: Float[Array, "*X V"], token: Int[Array, "*X"], temperature: float) -> Float[Array, "*X"]:

@@ -15,16 +15,25 @@ import jax
 import numpy as np
 
 from jvr1 import config as settings
-from jvr1.eval.run import texts_of
+from jvr1.eval.run import Sampled, texts_of
 from jvr1.sharding import put_batch, take_local
-from jvr1.train.decode import make_judge, shared_scores, to_host
+from jvr1.train.decode import make_judge, shared_scores
 from jvr1.train.flops import step_flops
-from jvr1.train.guard import run_training
+from jvr1.train.guard import run_distributed
 from jvr1.train.loop import Loop
 from jvr1.train.metrics import write_rollouts
 from jvr1.train.optimizer import combine
 from jvr1.train.reference import open_reference
-from jvr1.train.rollouts import Rollout, log_pictures, rollout_rows, score_maxima, score_sums
+from jvr1.train.rollouts import (
+    Rollout,
+    log_pictures,
+    ordered,
+    rollout_rows,
+    rows_of,
+    score_maxima,
+    score_sums,
+    training_task,
+)
 from jvr1.train.setup import open_run
 from jvr1.train.steps import make_advantages, make_policy_gradients, make_reference_scores
 from jvr1.train.trees import zeros_like
@@ -58,22 +67,20 @@ def main(command: settings.Command) -> int:
     reference_scores = make_reference_scores(reference.graphdef if reference else run.graphdef, mesh, **scoring)
     gradients = make_policy_gradients(run.graphdef, algorithm, run.shardings, **scoring)
 
-    # --- one microbatch: sample, score, compare within groups
-    def sample(step: int, weights: dict, micro) -> Rollout:
-        rows = (group, shuffled) if micro.bucket.kind == "video" and shuffled else (group,)
-        with loop.phase("generate"):
-            arrays = put_batch(micro.arrays, mesh)
-            key = jax.random.fold_in(run.key, step)
-            sampling = run.decoder.sampling(micro.bucket, **config.sampling)
-            done = run.decoder.rollout(weights, arrays, key, rows, sampling)
-            host = to_host(done)
+    # --- sample: the prompts of a bucket take turns, whatever microbatch they are of
+    def sample(step: int, weights: dict, microbatches) -> list[Sampled]:
+        key, turns = jax.random.fold_in(run.key, step), {"slots": config.rl.slots, "lanes": config.rl.lanes}
+        tasks = [training_task(micro, group, shuffled) for micro in microbatches]
+        return run.decoder.answers(weights, tasks, key, **turns, **config.sampling)
+
+    # --- one microbatch: score, compare within groups
+    def judged_rollout(micro, host: Sampled) -> Rollout:
+        rows = rows_of(micro, group, shuffled)
         with loop.phase("reward"):
             texts = texts_of(run.tokenizer, host)
             judged = shared_scores(judge(micro, texts, host, rows), run.share)
-            ids, sampled = done.ids[:, :group], done.logprobs[:, :group]
-            result, mask, denominator, statistics = advantages(
-                put_batch(judged.rollout, mesh), done.length[:, :group], ids
-            )
+            arrays, ids, sampled, length = put_batch((micro.arrays, *ordered(host, group)), mesh)
+            result, mask, denominator, statistics = advantages(put_batch(judged.rollout, mesh), length, ids)
             rollout = Rollout(
                 micro, rows, arrays, ids, sampled, result.advantage, mask, float(denominator), host, texts, judged,
                 jax.tree.map(take_local, result),
@@ -89,8 +96,9 @@ def main(command: settings.Command) -> int:
     def train_step(step: int, microbatches) -> None:
         with loop.phase("generate"):
             weights = run.decoder.weights(combine(loop.state.params, run.frozen))
-        rollouts = [sample(step, weights, micro) for micro in microbatches]
-        del weights  # memory: the update needs it
+            completions = sample(step, weights, microbatches)
+            del weights  # memory: the update needs it
+        rollouts = [judged_rollout(micro, host) for micro, host in zip(microbatches, completions, strict=True)]
         denominator = sum(r.denominator for r in rollouts)
         old = [r.sampled for r in rollouts]
         with loop.phase("update"):
@@ -127,4 +135,4 @@ def main(command: settings.Command) -> int:
 
 
 if __name__ == "__main__":
-    run_training(main, lambda: settings.parse(sys.argv))
+    run_distributed(main, lambda: settings.parse(sys.argv))

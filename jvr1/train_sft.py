@@ -12,7 +12,7 @@ import sys
 from jvr1 import config as settings
 from jvr1.sharding import put_batch
 from jvr1.train.flops import sft_flops
-from jvr1.train.guard import run_training
+from jvr1.train.guard import run_distributed
 from jvr1.train.loop import Loop
 from jvr1.train.setup import open_run
 from jvr1.train.steps import make_answer_count, make_answer_gradients
@@ -49,4 +49,4 @@ def main(command: settings.Command) -> int:
 
 
 if __name__ == "__main__":
-    run_training(main, lambda: settings.parse(sys.argv))
+    run_distributed(main, lambda: settings.parse(sys.argv))

@@ -18,6 +18,8 @@ from jvr1.demo.dataset import Settings, write_dataset
 from jvr1.demo.tiny_model import write_tiny_model
 
 REPOSITORY = Path(__file__).parents[1]
+TINY = f"--config={REPOSITORY / 'configs' / 'tiny.py'}:rl"
+ALL = "--variants=ordered,shuffled,reversed,single"
 STEPS = 50
 SETTINGS = {
     "train.steps": STEPS, "train.save_every": 7, "train.validate_every": 0, "train.pictures_every": 20,
@@ -94,6 +96,28 @@ class Demo:
         out, err = process.communicate()
         assert process.returncode == 0, err
         return Finished(workdir, out, json.loads((self.root / f"{stage}.compiled.json").read_text()))
+
+    @functools.cache  # noqa: B019
+    def exported(self) -> Path:
+        """A trained model, whose answers differ from question to question, as an HF folder."""
+        out = self.root / "exported"
+        self.done(["tools/export.py"], [str(self.finished("sft").workdir), str(out), "--dtype=float32"])
+        return out
+
+    @functools.cache  # noqa: B019
+    def evaluated(self) -> Path:
+        """An evaluation of it in all variants, two questions at a time."""
+        out = self.root / "evaluated"
+        asked = [f"--model={self.exported()}", "--suite=valid.json", f"--data={self.root}", f"--out={out}"]
+        self.done(["-mjvr1.evaluate"], [*asked, TINY, ALL, "--batch=2", "--workers=0"])
+        return out
+
+    def done(self, program: list[str], arguments: list[str]) -> str:
+        """What a program that must end well wrote to stdout."""
+        process = self.start(program, arguments)
+        stdout, stderr = process.communicate()
+        assert process.returncode == 0, stderr
+        return stdout
 
 
 @dataclass(frozen=True)

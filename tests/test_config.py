@@ -89,6 +89,8 @@ def test_flag_and_value_may_be_apart():
         ("--config.batch.micro=0", "batch.micro is 0; it must be at least 1"),
         ("--config.seed=-1", "seed is -1; it must be at least 0"),
         ("--config.rl.group=1", "rl.group is 1; it must be at least 2"),
+        ("--config.rl.lanes=9", "rl.lanes is 9; it must be at most rl.group, 8, or 0 for all"),
+        ("--config.rl.slots=-1", "rl.slots is -1; it must be at least 0"),
         ("--config.model.remat=some", "model.remat is 'some'; use one of"),
         ("--config.model.dtype=float16", "model.dtype is 'float16'; use one of"),
         ("--config.reward.mode=kind", "reward.mode is 'kind'; use one of"),

@@ -1,6 +1,7 @@
 """Measures a part of jvr1 on this machine: python tools/bench.py PART [--shape NAME] [--json FILE]
 
-PART: data (tools/bench_data.py) or step (tools/bench_step.py, whose sizes --shape names).
+PART: data (tools/bench_data.py), step (tools/bench_step.py) or decode (tools/bench_decode.py); --shape names the sizes
+of the latter two.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from jvr1.errors import UserError, run_main
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("part", choices=("data", "step"), help="what is measured")
-    parser.add_argument("--shape", help="the size of the model and its input, for part step")
+    parser.add_argument("part", choices=("data", "step", "decode"), help="what is measured")
+    parser.add_argument("--shape", help="the size of the model and its input, for parts step and decode")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
     flags = parser.parse_args(arguments)
     if flags.json and not flags.json.resolve().parent.is_dir():
@@ -33,14 +34,16 @@ def main(arguments: list[str] | None = None) -> None:
 
 def measure(flags: argparse.Namespace) -> dict[str, Any]:
     """Runs a part. Each is imported only when asked for: they load different things, slowly."""
-    if flags.part == "step":
+    if flags.part in ("step", "decode"):
         if flags.shape is None:
-            raise UserError("part step needs --shape NAME; tools/bench_step.py lists the names")
-        from bench_step import run
-
+            raise UserError(f"part {flags.part} needs --shape NAME; tools/bench_{flags.part}.py lists the names")
+        if flags.part == "step":
+            from bench_step import run
+        else:
+            from bench_decode import run
         return run(flags.shape)
     if flags.shape is not None:
-        raise UserError("--shape is for part step; part data has none")
+        raise UserError("--shape is for parts step and decode; part data has none")
     from bench_data import run as run_data
 
     return run_data()

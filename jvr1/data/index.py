@@ -166,6 +166,12 @@ def build_index(
     return [done[row] for row in range(len(records))]
 
 
+def measure_one(record: Record, media: MediaCache, measure: Measure, timeout: float | int = 60.0) -> IndexEntry:
+    """The entry of a record by itself, its media probed in a helper process."""
+    ((entry,),) = _in_helpers(_Prober(media, measure), [record], [[0]], 1, timeout)
+    return entry
+
+
 def _jobs(records: Sequence[Record], done: Mapping[int, IndexEntry]) -> list[list[int]]:
     """Rows still to do, those with the same media together (text one by one)."""
     groups: dict[Any, list[int]] = {}

@@ -134,7 +134,7 @@ def record(split: Split, item: Item, question: Question, problem_id: int, path: 
         "data_type": kind,
         "problem_type": item.task.problem_type,
         "options": options,
-        **({"process": f"<think>{question.think}</think>"} if split.thoughts else {}),
+        **({"process": f"<think>{question.thought}</think>"} if split.thoughts else {}),
         "solution": f"<answer>{question.letter}</answer>",
         "path": path,
         "data_source": item.task.name,

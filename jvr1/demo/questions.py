@@ -38,6 +38,11 @@ class Question:
         """What to answer: the letter of the right option, or the answer itself where there are no options."""
         return LETTERS[self.options.index(self.answer)] if self.options else self.answer
 
+    @property
+    def thought(self) -> str:
+        """What is written between the tags: `think`, and where there are options, the answer's, as in `blue=C`."""
+        return f"{self.think}={self.letter}" if self.options else self.think
+
 
 @dataclass(frozen=True)
 class Draw:
@@ -262,7 +267,7 @@ HARD = (
 )
 """What the hard file holds: kinds never trained on."""
 WARMUP = (
-    Task("lookup", CHOICE, False, 1.0, 6, 0.75, lookup),
-    Task("told_order", CHOICE, False, 1.0, 24, 0.25, told_order),
+    Task("lookup", CHOICE, False, 1.0, 6, 0.5, lookup),
+    Task("told_order", CHOICE, False, 1.0, 24, 0.5, told_order),
 )
 """What the text-only warm-up holds."""

@@ -92,7 +92,7 @@ def corpus(questions: Iterable[Question]) -> Iterator[str]:
     Written glyphs are left out: pieces of chance words would take the place of words.
     """
     for question in questions:
-        written = [] if question.answer.isupper() else [question.think, question.answer]
+        written = [] if question.answer.isupper() else [question.thought, question.answer]
         options = (f"{letter}. {text}\n" for letter, text in zip(LETTERS, question.options, strict=False))
         yield from (question.problem, *options, *written, *SYMBOLS)
     for sentence in SENTENCES:

@@ -1,10 +1,10 @@
-"""What an evaluation has answered so far: written down microbatch by microbatch, found again after a kill."""
+"""What an evaluation has answered so far: written down as the answers come, found again after a kill."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -12,7 +12,6 @@ from etils import epath
 
 from jvr1.data.cache import is_remote
 from jvr1.data.records import Record
-from jvr1.data.schedule import Plan
 from jvr1.data.store import RecordStore
 from jvr1.errors import UserError
 from jvr1.eval.score import Question, Reply
@@ -24,7 +23,7 @@ PARTIAL = "answers.partial"
 
 class Journal:
     """Answers of an unfinished evaluation in its folder: local, one growing file a process; in a bucket, whose objects
-    cannot grow, one file a microbatch."""
+    cannot grow, one file for each time that some came."""
 
     def __init__(self, folder: epath.Path, process: int):
         self.folder, self.process = folder, process
@@ -112,9 +111,3 @@ def write_whole(path: epath.Path, text: str) -> None:
     staged = path.with_name(f".{path.name}.partial")
     staged.write_text(text)
     staged.replace(path)
-
-
-def pending(plans: Iterable[Plan], done: Mapping[int, Question]) -> list[Plan]:
-    """The microbatches with a question that has no answer yet. One that was torn in two is answered again whole: each
-    row is computed in the company it had."""
-    return [plan for plan in plans if any(row >= 0 and int(row) not in done for row in plan.rows)]

@@ -27,7 +27,7 @@ class Asked(NamedTuple):
 def build(asked: Sequence[Asked], asking: Asking, settings: Mapping[str, Any], mode: str, paper: int | None) -> dict:
     """All numbers. mode: of `tasks`; paper: the most frames a video for which the paper's numbers are comparable."""
     everything = [q for one in asked for q in one.questions.values()]
-    failures = [row for one in asked for row in _failures(one)]
+    failed = [row for one in asked for row in failures(one)]
     report: dict[str, Any] = {
         "model": settings["model"],
         "suite": [one.suite.name for one in asked],
@@ -35,8 +35,8 @@ def build(asked: Sequence[Asked], asking: Asking, settings: Mapping[str, Any], m
         "answered": sum(q.error is None for q in everything),
         "benchmarks": {one.suite.name: _benchmark(one, asking, paper) for one in asked},
         "tasks": {task: s._asdict() for task, s in summarise(everything, mode).items()},
-        "failure_causes": dict(Counter(f["cause"] for f in failures).most_common()),
-        "failures": failures,
+        "failure_causes": dict(Counter(f["cause"] for f in failed).most_common()),
+        "failures": failed,
         "settings": dict(settings),
     }
     if len(asking.variants) > 1:
@@ -62,7 +62,8 @@ def _benchmark(one: Asked, asking: Asking, paper: int | None) -> dict[str, Any]:
     return out
 
 
-def _failures(one: Asked) -> list[dict[str, Any]]:
+def failures(one: Asked) -> list[dict[str, Any]]:
+    """What could not be asked and why, in the order of the file; what is no question among it."""
     rows: list[dict[str, Any]] = [
         {"index": f.index, "problem_id": f.problem_id, "cause": "malformed", "error": f"malformed: {f.message}"}
         for f in one.suite.faults

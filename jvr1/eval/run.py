@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Int32
 from transformers import PreTrainedTokenizerBase
 
-from jvr1.data.batch import Arrays, Bucket, Microbatch, Row, shuffled_order
+from jvr1.data.batch import Arrays, Microbatch, shuffled_order
 from jvr1.data.records import Record
 from jvr1.errors import UserError
 from jvr1.eval.score import Question, grouped, reply
@@ -127,50 +127,69 @@ class Asking:
 VALIDATION = Asking(VARIANTS)
 
 
-Decode = Callable[[Arrays, Bucket, np.ndarray | None, tuple[int, ...]], Sampled]
-"""The device's part, (arrays, bucket, pairs, rows): rows[s] completions for each stream s of a microbatch, whose frames
-pairs[:, s] [B,F,2] names (None: no media)."""
+class Task(NamedTuple):
+    """A microbatch to answer: rows[s] completions of each prompt for each stream s, whose frames pairs[:, s] names
+    (None: no media). most: tokens a row may have (None: what its bucket holds)."""
+
+    micro: Microbatch
+    arrays: Arrays
+    pairs: Int32[np.ndarray, "B S F 2"] | None
+    rows: tuple[int, ...]
+    most: Int32[np.ndarray, "B R"] | None = None
+
+
+class Done(NamedTuple):
+    """Row `row` of a task, answered: `sampled` without the axis B."""
+
+    task: Task
+    row: int
+    sampled: Sampled
+
+
+Decode = Callable[[Iterable[Task]], Iterator[list[Done]]]
+"""The device's part: answers every row of every task, in any order; lists of what has ended since the last."""
 
 
 def answer_questions(
     microbatches: Iterable[Microbatch], decode: Decode, tokenizer: PreTrainedTokenizerBase, asking: Asking
 ) -> Iterator[list[Question]]:
-    """Answers every row: a video's `samples` times in each variant, any other's on what it is. A list a microbatch."""
-    for micro in microbatches:
-        variants = asking.variants if micro.bucket.kind == "video" else ("ordered",)
-        identities = [0 if row.record is None else identity(row.record) for row in micro.rows]
-        pairs = None
-        if micro.arrays.visual is not None:
-            visual = micro.arrays.visual
-            pairs = np.stack(
-                [frame_streams(*v, variants) for v in zip(visual.pair, visual.hw, identities, strict=True)]
-            )
-        arrays = micro.arrays._replace(number=np.asarray(identities, np.int32))
-        sampled = decode(arrays, micro.bucket, pairs, (asking.samples,) * len(variants))
-        texts = texts_of(tokenizer, sampled)
-        yield [
-            _question(row, texts[b], sampled.length[b], sampled.ended[b], variants, asking.samples)
-            for b, row in enumerate(micro.rows)
-            if row.record is not None
-        ]
+    """Answers every row: a video's `samples` times in each variant, any other's on what it is. Lists of questions as
+    their answers come."""
+    for done in decode(_task(micro, asking) for micro in microbatches):
+        yield [_question(one, tokenizer, asking) for one in done if one.task.micro.rows[one.row].record is not None]
 
 
-def _question(
-    row: Row, texts: Sequence[str], length: np.ndarray, ended: np.ndarray, variants: Sequence[str], samples: int
-) -> Question:
+def _variants(micro: Microbatch, asking: Asking) -> tuple[str, ...]:
+    return asking.variants if micro.bucket.kind == "video" else ("ordered",)
+
+
+def _task(micro: Microbatch, asking: Asking) -> Task:
+    variants = _variants(micro, asking)
+    identities = [0 if row.record is None else identity(row.record) for row in micro.rows]
+    pairs = None
+    if micro.arrays.visual is not None:
+        visual = micro.arrays.visual
+        pairs = np.stack([frame_streams(*v, variants) for v in zip(visual.pair, visual.hw, identities, strict=True)])
+    arrays = micro.arrays._replace(number=np.asarray(identities, np.int32))
+    return Task(micro, arrays, pairs, (asking.samples,) * len(variants))
+
+
+def _question(done: Done, tokenizer: PreTrainedTokenizerBase, asking: Asking) -> Question:
+    row, sampled, variants = done.task.micro.rows[done.row], done.sampled, _variants(done.task.micro, asking)
     assert row.record is not None
     if row.error is not None:
         return Question(row.record, row.error, number=row.number)
-    gold, kind = row.record.solution, row.record.problem_type
+    gold, kind, samples = row.record.solution, row.record.problem_type, asking.samples
+    (texts,) = texts_of(tokenizer, Sampled(*(x[None] for x in sampled)))
     replies = [
-        reply(variants[r // samples], r % samples, text, int(length[r]), bool(ended[r]), gold, kind)
+        reply(variants[r // samples], r % samples, text, int(sampled.length[r]), bool(sampled.ended[r]), gold, kind)
         for r, text in enumerate(texts)
     ]
     return Question(row.record, None, tuple(replies), row.number)
 
 
 IDENTITIES = 2**19
-"""Questions' numbers, of which random keys are made: below 2^31 when multiplied by `train.decode.MAX_ROWS`."""
+"""Questions' numbers, of which random keys are made: below 2^31 when multiplied by `train.queue.MAX_ROWS`."""
 
 
 def identity(record: Record) -> int:

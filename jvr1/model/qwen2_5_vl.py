@@ -125,12 +125,14 @@ class Qwen25VL(nnx.Module):
         prefix_mask: Bool[Array, "B S P"],
         cache: KV,
         index: Int[Array, ""],
+        length: Int[Array, "B R"],
         rows: Sequence[int],
     ) -> tuple[Float[Array, "B R D"], KV]:
-        """Hidden state after each row's token number `index`, and the cache with that token."""
+        """Hidden state after each row's newest token, and the cache with it: a ring in which it stands at `index`, the
+        last of the row's `length` tokens."""
         y = self.text.embed(ids)[:, :, None]
         angles = self._flat_angles(positions[:, :, None])
-        hidden, cache = self.text.step(y, angles, prefix, prefix_mask, cache, index, rows)
+        hidden, cache = self.text.step(y, angles, prefix, prefix_mask, cache, index, length, rows)
         return hidden[:, :, 0], cache
 
     def logits(self, hidden: Float[Array, "*X D"]) -> Float[Array, "*X V"]:

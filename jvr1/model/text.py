@@ -150,11 +150,14 @@ class TextDecoder(nnx.Module):
         prefix_mask: Bool[Array, "B S P"],
         cache: KV,
         index: Int[Array, ""],
+        length: Int[Array, "B R"],
         rows: Sequence[int],
     ) -> tuple[Float[Array, "B R 1 D"], KV]:
-        """One token a row: attends to the prefix of its stream and its own tokens 0..index; extends the cache."""
-        written = jnp.arange(cache.k.shape[3]) <= index
-        own_mask = jnp.broadcast_to(written, (*y.shape[:3], cache.k.shape[3]))
+        """One token a row: written at `index` of the cache, a ring, of which the last `length` entries are the row's
+        own; attends to these and to the prefix of its stream."""
+        size = cache.k.shape[3]
+        age = (index - jnp.arange(size)) % size
+        own_mask = age[None, None, None] < length[:, :, None, None]
 
         def body(layer: TextLayer, carry: tuple[Array, KV], item: tuple[KV, Array]):
             y, cache = carry

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from itertools import groupby
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +20,7 @@ from jvr1.data.batch import Arrays, Bucket
 from jvr1.data.pipeline import Pipeline
 from jvr1.distributed import Share, from_owner, gather
 from jvr1.eval.journal import from_line, to_line
-from jvr1.eval.run import VALIDATION, Decode, Judge, Judged, Sampled, answer_questions
+from jvr1.eval.run import VALIDATION, Decode, Done, Judge, Judged, Sampled, Task, answer_questions
 from jvr1.eval.score import Question
 from jvr1.generate import Completions, Sampling, generate
 from jvr1.model.config import ModelConfig
@@ -30,13 +32,10 @@ from jvr1.sharding import (
     check_mesh,
     decode_mesh,
     param_shardings,
-    put_batch,
     replicated,
     take_local,
 )
-
-MAX_ROWS = 4096
-"""Completions a prompt may have: rows are numbered alike in all buckets, so that no two of a step share a key."""
+from jvr1.train.queue import Programs, answer_queue, make_programs, row_numbers
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class Decoder:
     what lies so already is not copied. rollout(weights, arrays, key, rows, sampling, pairs): rows[0] completions a
     prompt on the ordered frames, rows[1] on the shuffled ones, or on those that `pairs` [B,S,F,2] names; compiled once
     for each bucket, rows and sampling. lower(weights, arrays, bits, rows, sampling): the same program from shapes, not
-    run.
+    run. programs: what a queue of prompts runs.
     """
 
     mesh: Mesh
@@ -56,6 +55,7 @@ class Decoder:
     weights: Callable[[dict], dict]
     rollout: Callable[..., Completions]
     lower: Callable[..., jax.stages.Lowered]
+    programs: Programs
 
     def sampling(self, bucket: Bucket, *, temperature: float = 0.0, top_p: float = 1.0, top_k: int = 0) -> Sampling:
         """How a bucket is sampled: as many tokens as it holds, no visual placeholder ever."""
@@ -71,13 +71,52 @@ class Decoder:
 
     def answering(self, weights: dict, key: jax.Array, *, temperature: float = 0.0, top_p: float = 1.0) -> Decode:
         """What `eval.run.answer_questions` calls: by default the best token each time."""
+        return partial(self.queue, weights, key=key, temperature=temperature, top_p=top_p)
 
-        def decode(arrays: Arrays, bucket: Bucket, pairs: np.ndarray | None, rows: tuple[int, ...]) -> Sampled:
-            sampling = self.sampling(bucket, temperature=temperature, top_p=top_p)
-            put, pairs = put_batch((arrays, pairs), self.mesh)
-            return to_host(self.rollout(weights, put, key, rows, sampling, pairs))
+    def queue(
+        self,
+        weights: dict,
+        tasks: Iterable[Task],
+        key: jax.Array,
+        *,
+        slots: int = 0,
+        lanes: int = 0,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+    ) -> Iterator[list[Done]]:
+        """Answers all rows of microbatches; yields this process's as they end. Neighbours of one bucket are one queue,
+        which keeps `slots` prompts under way (0: as many as a microbatch has) and of each prompt's first stream `lanes`
+        completions at a time, of the others in proportion (0: all at once). Neither changes what a row's tokens are."""
+        for (bucket, rows), same in groupby(tasks, key=lambda task: (task.micro.bucket, task.rows)):
+            sampling = self.sampling(bucket, temperature=temperature, top_p=top_p, top_k=top_k)
+            at_a_time = tuple(-(-n * min(lanes or rows[0], rows[0]) // rows[0]) for n in rows)
+            yield from answer_queue(self.programs, weights, same, key, sampling, rows, at_a_time, slots)
 
-        return decode
+    def answers(self, weights: dict, tasks: Sequence[Task], key: jax.Array, **how) -> list[Sampled]:
+        """What `queue` gives, as one array a task: those of one bucket are one queue, wherever they stand."""
+        order = list(dict.fromkeys(task.micro.bucket for task in tasks))
+        which = {id(task): number for number, task in enumerate(tasks)}
+        found: list[list[Any]] = [[None] * len(task.arrays.valid) for task in tasks]
+        for done in self.queue(weights, sorted(tasks, key=lambda task: order.index(task.micro.bucket)), key, **how):
+            for task, row, sampled in done:
+                found[which[id(task)]][row] = sampled
+        return [Sampled(*(np.stack(x) for x in zip(*rows, strict=True))) for rows in found]
+
+    def stream(
+        self, weights: dict, arrays: Arrays, key: jax.Array, sampling: Sampling, every: int = 8
+    ) -> Iterator[Sampled]:
+        """One completion a prompt as it grows: this process's rows with the first token, with each `every` more, and
+        whole. arrays: on the host; the mesh must divide their rows."""
+        how = {"rows": (1,), "lanes": (1,), "sampling": sampling}
+        bits, pairs = np.asarray(jax.random.key_data(key)), None
+        if arrays.visual is not None:
+            pairs = arrays.visual.pair[:, None]
+        slots, more, going = self.programs.begin(weights, bits, (arrays, pairs, None), **how), 0, True
+        while going:
+            slots, idle = self.programs.advance(weights, bits, slots, slots.lanes.row.shape[0], more, **how)
+            yield self.programs.results(slots)
+            more, going = every, not np.asarray(idle).all()
 
 
 def make_decoder(
@@ -104,7 +143,7 @@ def make_decoder(
         module, key = merge(graphdef, weights), jax.random.wrap_key_data(bits)
         if arrays.visual is not None and pairs is None:
             pairs = jnp.stack([arrays.visual.pair, arrays.shuffled][: len(rows)], axis=1)
-        numbers = arrays.number[:, None] * MAX_ROWS + jnp.arange(sum(rows))[None]
+        numbers = row_numbers(arrays.number, rows)
         return generate(module, arrays.prompt, arrays.visual, pairs, arrays.valid, key, numbers, rows, sampling)
 
     def roll(weights: dict, arrays: Arrays, key, rows: tuple[int, ...], sampling: Sampling, pairs=None) -> Completions:
@@ -117,7 +156,8 @@ def make_decoder(
         with jax.set_mesh(generation):
             return rollout.lower(*arguments)
 
-    return Decoder(mesh, model, end_ids, partial(lay_out, mesh=generation, dtype=dtype), roll, lower)
+    programs = make_programs(graphdef, mesh, generation, model.text.kv_heads)
+    return Decoder(mesh, model, end_ids, partial(lay_out, mesh=generation, dtype=dtype), roll, lower, programs)
 
 
 def lay_out(params: dict, mesh: Mesh, dtype: str | None = None) -> dict:
@@ -167,4 +207,5 @@ def answer_all(
     batches = answer_questions(pipeline.microbatches(0, count, {}), decode, tokenizer, VALIDATION)
     own = [to_line(question) for batch in batches for question in batch]
     every = gather(own if share.owner else [])
-    return [from_line(line, pipeline.store) for lines in every for line in lines]
+    found = [from_line(line, pipeline.store) for lines in every for line in lines]
+    return sorted(found, key=lambda question: question.number)

@@ -10,12 +10,11 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import NoReturn, Protocol, TypeVar
 
 import jax
 
-from jvr1.config import Command
-from jvr1.distributed import connect
+from jvr1.distributed import Peers, connect
 from jvr1.errors import UserError, run_main
 
 RESTART = 75
@@ -27,8 +26,18 @@ _LOST = ("gloo", "heartbeat", "connection closed by peer", "connection reset by 
          "unavailable:", "deadline_exceeded", "socket closed", "nccl")  # fmt: skip
 
 
-def run_training(main: Callable[[Command], int], parse: Callable[[], Command]) -> None:
-    """Reads the command line, joins the processes, runs a training `main` and exits, also where another process fails.
+class Command(Protocol):
+    """What a command line says, the run's processes among it."""
+
+    @property
+    def peers(self) -> Peers: ...
+
+
+C = TypeVar("C", bound=Command)
+
+
+def run_distributed(main: Callable[[C], int], parse: Callable[[], C]) -> None:
+    """Reads the command line, joins the processes, runs a `main` and exits, also where another process fails.
 
     Codes: 0 done, 2 a mistake or out of memory, RESTART a lost peer or a step over its limit. Several processes end at
     once, without waiting for each other: one of them may be gone.
@@ -37,12 +46,8 @@ def run_training(main: Callable[[Command], int], parse: Callable[[], Command]) -
     def guarded() -> int:
         command = parse()
         connect(command.peers)
-        try:
+        with explaining():
             return main(command)
-        except Exception as error:
-            if (said := explain(error)) is None:
-                raise
-            raise said from error
 
     try:
         run_main(guarded)
@@ -58,6 +63,17 @@ def run_training(main: Callable[[Command], int], parse: Callable[[], Command]) -
             raise
         traceback.print_exc()
         leave(1)
+
+
+@contextmanager
+def explaining() -> Iterator[None]:
+    """Errors of the runtime become what `explain` says of them."""
+    try:
+        yield
+    except Exception as error:
+        if (said := explain(error)) is None:
+            raise
+        raise said from error
 
 
 class LostPeerError(RuntimeError):
@@ -76,8 +92,8 @@ def explain(error: BaseException) -> Exception | None:
     full = next((t for t in texts if "RESOURCE_EXHAUSTED" in t), None)
     if full is not None:
         return UserError(
-            f"out of memory on the device ({_first_line(full)}); tools/plan.py shows what takes it and what to change: "
-            "batch.micro, model.remat, mesh.fsdp, model.reference"
+            f"out of memory on the device ({_first_line(full)}); tools/plan.py shows what takes it in training; "
+            "change batch.micro, model.remat, mesh.fsdp, model.reference, or in evaluation --batch, --mesh tensor=N"
         )
     return None
 

@@ -198,6 +198,7 @@ def locate(source: epath.PathLike) -> Location:
 
 
 def _latest_step(workdir: epath.Path) -> int:
+    quieten_orbax()
     options = ocp.CheckpointManagerOptions(read_only=True)
     with ocp.CheckpointManager(_absolute(workdir / CHECKPOINTS), options=options) as manager:
         step = manager.latest_step()

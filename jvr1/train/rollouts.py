@@ -11,7 +11,7 @@ import numpy as np
 
 from jvr1.data.batch import Arrays, Microbatch
 from jvr1.data.vision import frames_of
-from jvr1.eval.run import VARIANTS, Judged, Sampled
+from jvr1.eval.run import VARIANTS, Judged, Sampled, Task
 from jvr1.model.config import ModelConfig
 from jvr1.rl.tgrpo import Advantages
 from jvr1.train.metrics import MetricsWriter, frame_strip
@@ -36,6 +36,24 @@ class Rollout:
     texts: list[list[str]]
     judged: Judged
     result: Advantages
+
+
+def rows_of(micro: Microbatch, group: int, shuffled: int) -> tuple[int, ...]:
+    """Completions of each stream: `group` on ordered frames, and for videos `shuffled` on shuffled ones."""
+    return (group, shuffled) if micro.bucket.kind == "video" and shuffled else (group,)
+
+
+def training_task(micro: Microbatch, group: int, shuffled: int) -> Task:
+    """What the decoder is asked for a microbatch."""
+    rows, pairs = rows_of(micro, group, shuffled), None
+    if micro.arrays.visual is not None:
+        pairs = np.stack([micro.arrays.visual.pair, micro.arrays.shuffled][: len(rows)], axis=1)
+    return Task(micro, micro.arrays, pairs, rows)
+
+
+def ordered(sampled: Sampled, group: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Ids, log-probabilities and lengths of the completions that are learned from."""
+    return sampled.ids[:, :group], sampled.logprobs[:, :group], sampled.length[:, :group]
 
 
 def rollout_rows(step: int, rollouts: Sequence[Rollout]) -> list[dict[str, Any]]:

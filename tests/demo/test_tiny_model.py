@@ -67,7 +67,7 @@ def test_special_tokens_have_their_names_order_and_use(tiny, tokenizer):
 
 
 def test_text_survives_the_round_trip(tokenizer):
-    texts = [q.think + q.problem + "".join(q.options) for q in questions((*TASKS, *HARD, *WARMUP), 6, seed=8)]
+    texts = [q.thought + q.problem + "".join(q.options) for q in questions((*TASKS, *HARD, *WARMUP), 6, seed=8)]
     for text in [*texts, "  two  spaces\n\n\ttab ", "ünïcode 视频 🎬 é", "a\r\nb", "<|im_start|>user\n</think>", ""]:
         assert tokenizer.decode(tokenizer(text).input_ids) == text
 
@@ -76,15 +76,15 @@ def test_the_demos_words_are_few_tokens(tokenizer):
     words = [f" {w}" for w in (*COLOURS, *DIRECTIONS, "first", "second", "third", "fourth", "then", "so", "is")]
     for word in [*words, *COLOURS, *DIRECTIONS, *"ABCD", *"0123456789", "which", " colour", " came"]:
         assert len(tokenizer.tokenize(word)) == 1, word
-    reply = "<think>red then green then blue then yellow so third is blue</think>\n<answer>B</answer><|im_end|>"
+    reply = "<think>red then green then blue then yellow so third is blue=B</think>\n<answer>B</answer><|im_end|>"
     assert tokenizer.tokenize(reply) == [
         "<think", ">", "red", "Ġthen", "Ġgreen", "Ġthen", "Ġblue", "Ġthen", "Ġyellow", "Ġso", "Ġthird", "Ġis", "Ġblue",
-        "</", "think", ">Ċ", "<answer", ">", "B", "</", "answer", ">", "<|im_end|>",
+        "=B", "</", "think", ">Ċ", "<answer", ">", "B", "</", "answer", ">", "<|im_end|>",
     ]  # fmt: skip
     letter = tokenizer.convert_tokens_to_ids("B")
     assert letter in tokenizer("Options:\nA. red\nB. blue\n").input_ids
     for q in questions((*TASKS, *HARD, *WARMUP), 24, seed=9):
-        text = f"<think>{q.think}</think>\n<answer>{q.letter}</answer><|im_end|>"
+        text = f"<think>{q.thought}</think>\n<answer>{q.letter}</answer><|im_end|>"
         assert len(tokenizer(text).input_ids) <= 28, text
         assert len(tokenizer(q.problem).input_ids) <= 20, q.problem
 

@@ -1,18 +1,15 @@
-"""An evaluation's journal: torn lines, several processes, settings that changed, microbatches still to do."""
+"""An evaluation's journal: torn lines, several processes, settings that changed."""
 
 from __future__ import annotations
 
 import json
 
-import numpy as np
 import pytest
 from etils import epath
 
-from jvr1.data.batch import Bucket
 from jvr1.data.records import parse_record
-from jvr1.data.schedule import Plan
 from jvr1.errors import UserError
-from jvr1.eval.journal import ANSWERS, Journal, claim, from_line, pending, write_whole
+from jvr1.eval.journal import ANSWERS, Journal, claim, from_line, write_whole
 from jvr1.eval.score import Question, Reply
 
 RAW = {
@@ -75,13 +72,6 @@ def test_answers_to_other_settings_are_refused_and_named(tmp_path):
         (folder / "settings.json").write_text("{") if damage == "write" else (folder / "settings.json").unlink()
         with pytest.raises(UserError, match=r"no readable settings\.json"):
             claim(folder, settings, write=True)
-
-
-def test_microbatches_with_an_open_question_are_asked_whole():
-    plans = [Plan(Bucket("video", 4, 1, 64, 8), np.asarray(rows)) for rows in ([0, 1], [2, 3], [4, -1], [5, -1])]
-    some = {n: question(n) for n in (0, 1, 2, 4)}
-    assert [plan.rows.tolist() for plan in pending(plans, some)] == [[2, 3], [5, -1]]
-    assert pending(plans, {n: question(n) for n in range(6)}) == []
 
 
 def test_files_appear_whole(tmp_path):

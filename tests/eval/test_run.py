@@ -15,6 +15,7 @@ from jvr1.eval.run import (
     IDENTITIES,
     VALIDATION,
     Asking,
+    Done,
     Judge,
     Sampled,
     Summary,
@@ -80,16 +81,18 @@ ANSWERS = [sampled([[1, 2], [3, 2]]), sampled([[1, 1], [1, 1]]), sampled([[2], [
 def questions():
     asked = []
 
-    def decode(arrays, bucket, pairs, rows):
-        streams = 2 if bucket.kind == "video" else 1
-        assert pairs.shape == (2, streams, bucket.steps, 2)
-        asked.append((bucket.kind, rows))
-        return ANSWERS[len(asked) - 1]
+    def decode(tasks):
+        """The rows of each microbatch in turn, the last first."""
+        for task, answers in zip(tasks, ANSWERS, strict=True):
+            streams, bucket = 2 if task.micro.bucket.kind == "video" else 1, task.micro.bucket
+            assert task.pairs.shape == (2, streams, bucket.steps, 2)
+            asked.append((bucket.kind, task.rows))
+            yield [Done(task, b, Sampled(*(x[b] for x in answers))) for b in (1, 0)]
 
     batches = list(answer_questions(MICROBATCHES, decode, Tokenizer(), VALIDATION))
     assert asked == [("video", (1, 1)), ("video", (1, 1)), ("image", (1,))]
     assert [len(batch) for batch in batches] == [2, 1, 1]
-    return [question for batch in batches for question in batch]
+    return [question for batch in batches for question in batch[::-1]]
 
 
 def test_texts_leave_the_end_token_out():
@@ -134,7 +137,10 @@ def test_summaries_by_task(questions):
 
 
 def test_a_task_whose_media_all_failed_has_no_accuracy_to_divide():
-    (failed,) = answer_questions([MICROBATCHES[1]], lambda *_: ANSWERS[1], Tokenizer(), VALIDATION)
+    def decode(tasks):
+        return ([Done(task, b, Sampled(*(x[b] for x in ANSWERS[1]))) for b in (0, 1)] for task in tasks)
+
+    (failed,) = answer_questions([MICROBATCHES[1]], decode, Tokenizer(), VALIDATION)
     assert summarise(failed, "robust")["order"] == Summary(0, 0.0, None, 0.0, 0.0, 1)
 
 
@@ -142,9 +148,10 @@ def test_samples_and_variants_have_their_places():
     """Streams in the order asked for, a stream's samples side by side."""
     asked = []
 
-    def decode(arrays, bucket, pairs, rows):
-        asked.append((rows, arrays.number.tolist()))
-        return sampled([[1, 2, 3, 1, 1, 2]] * 2)
+    def decode(tasks):
+        for task in tasks:
+            asked.append((task.rows, task.arrays.number.tolist()))
+            yield [Done(task, b, Sampled(*(x[0] for x in sampled([[1, 2, 3, 1, 1, 2]])))) for b in (0, 1)]
 
     (batch,) = answer_questions(
         [MICROBATCHES[0]], decode, Tokenizer(), Asking(("ordered", "single", "reversed"), 2, 1.0)

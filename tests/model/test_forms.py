@@ -88,8 +88,9 @@ def test_prefix_and_completions_equal_separate_forwards(model):
         assert np.linalg.norm(g - w) <= 1e-4 * np.linalg.norm(w) + 1e-6, path
 
 
-def test_prefill_and_decode_equal_the_full_forward(model):
-    """Two streams, the frames of the second in another order, with two and one rows."""
+@pytest.mark.parametrize("start", [0, 2])
+def test_prefill_and_decode_equal_the_full_forward(model, start):
+    """Two streams, the frames of the second in another order, with two and one rows; wherever the ring begins."""
     graphdef, params = model
     prompt, visual = batch(left=True)  # the test above pads on the right
     rows, ids = (2, 1), completions(3)
@@ -104,7 +105,8 @@ def test_prefill_and_decode_equal_the_full_forward(model):
         out = [jnp.stack([last[:, 0], last[:, 0], last[:, 1]], axis=1)]
         for i in range(C - 1):
             at = jnp.broadcast_to(prompt.next_position[:, None] + jnp.int32(i), (2, 3))
-            hidden, cache = module.decode(ids[:, :, i], at, prefix, mask, cache, jnp.int32(i), rows)
+            index, length = jnp.int32((i + start) % C), jnp.full((2, 3), i + 1, jnp.int32)
+            hidden, cache = module.decode(ids[:, :, i], at, prefix, mask, cache, index, length, rows)
             out.append(hidden)
         return jnp.stack(out, axis=2)
 

@@ -178,7 +178,8 @@ def greedy_ours(model, prompt, visual, count):
     out = [_best(model.logits(last)[0, 0])]
     for i in range(count - 1):
         token, position = jnp.asarray([[out[-1]]], jnp.int32), (prompt.next_position + np.int32(i))[:, None]
-        hidden, cache = step(token, position, prefix, prompt.mask[:, None], cache, jnp.int32(i))
+        written = jnp.full((1, 1), i + 1, jnp.int32)
+        hidden, cache = step(token, position, prefix, prompt.mask[:, None], cache, jnp.int32(i), written)
         out.append(_best(model.logits(hidden)[0, 0]))
     return out
 

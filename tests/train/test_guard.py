@@ -62,9 +62,9 @@ def failing(error: str, processes: int = 1) -> str:
         f"jax.process_count = lambda: {processes}\n"
         "from types import SimpleNamespace\n"
         "from jvr1.distributed import Peers\n"
-        "from jvr1.train.guard import run_training\n"
+        "from jvr1.train.guard import run_distributed\n"
         f"def main(command): {error}\n"
-        "run_training(main, lambda: SimpleNamespace(peers=Peers()))\n"
+        "run_distributed(main, lambda: SimpleNamespace(peers=Peers()))\n"
     )
 
 

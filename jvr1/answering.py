@@ -1,0 +1,253 @@
+"""What evaluate, annotate and ask share: the command line, how questions are put, and questions answered one by one."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, NoReturn
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from jvr1 import config as settings
+from jvr1.data.encode import Encoder
+from jvr1.data.pipeline import Pipeline, ahead
+from jvr1.data.prompts import end_ids
+from jvr1.data.schedule import Sequential
+from jvr1.data.store import RecordStore
+from jvr1.distributed import Peers, gather, share_of
+from jvr1.errors import UserError
+from jvr1.eval.journal import Journal, claim, from_line, to_line
+from jvr1.eval.plan import Plan, make_plan
+from jvr1.eval.run import Asking, answer_questions
+from jvr1.eval.score import Question
+from jvr1.eval.settings import describe, reference_settings, with_changes
+from jvr1.eval.suites import open_suites
+from jvr1.model.hf import CONFIG, read_carried, read_config
+from jvr1.sharding import decode_mesh, make_mesh
+from jvr1.train.decode import Decoder, make_decoder
+from jvr1.train.models import CHECKPOINTS, locate, make_tokenizer, open_model
+from jvr1.train.setup import check_batch, index_of, local_cache, make_encoder
+
+# --- command line -----------------------------------------------------------------------------------------------------
+
+
+class Parser(argparse.ArgumentParser):
+    """Its mistakes are one line, as all others are."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; {self.prog} --help lists what there is")
+
+
+def add_model_options(parser: Parser) -> None:
+    """Which model, and how it is asked."""
+    parser.add_argument("--model", required=True, help="HF folder, hub id, converted folder or workdir")
+    parser.add_argument("--config", help="config file FILE[:ARG]; default: the workdir's own, or the reference's")
+    parser.add_argument("--frames", type=int, help="most frames a video, at 2 a second (reference: 16, 32 or 64)")
+    parser.add_argument("--max-pixels", type=int, help="most pixels a frame or image (reference: 256*28*28 = 200704)")
+    parser.add_argument("--prompt", choices=("think", "direct"), help="Video-R1's prompt, or the bare question")
+    parser.add_argument("--max-tokens", type=int, help="most new tokens (reference: 1024)")
+    parser.add_argument("--temperature", type=float, help="default 0, the best token; several samples: 1")
+    parser.add_argument("--top-p", type=float, default=1.0)
+    parser.add_argument("--seed", type=int)
+    parser.add_argument(
+        "--mesh", help="such as data=1,fsdp=4,tensor=2; default: the config's, or fsdp over all devices"
+    )
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"))
+
+
+def add_batch_options(parser: Parser) -> None:
+    """How many questions and answers at a time, on which processes."""
+    parser.add_argument("--samples", type=int, default=1, help="answers a question")
+    parser.add_argument("--batch", type=int, help="questions decoded together; default: the config's, or 8")
+    parser.add_argument("--workers", type=int, help="processes that read media")
+    parser.add_argument("--coordinator", help="HOST:PORT of process 0, of several")
+    parser.add_argument("--processes", type=int, help="number of processes")
+    parser.add_argument("--process", type=int, help="number of this process, from 0")
+
+
+def parse(parser: Parser, argv: Sequence[str]) -> argparse.Namespace:
+    """The options, and `peers` made of them. Raises UserError."""
+    args = parser.parse_args(argv)
+    args.peers = Peers(args.coordinator, args.processes, args.process)
+    return args
+
+
+def asking_of(args: argparse.Namespace, variants: Sequence[str] = ("ordered",)) -> Asking:
+    temperature = args.temperature
+    if temperature is None:
+        temperature = 1.0 if args.samples > 1 else 0.0
+    return Asking(tuple(variants), args.samples, temperature, args.top_p)
+
+
+def config_of(args: argparse.Namespace, files: Sequence[str], root: str) -> tuple[ConfigDict, bool]:
+    """The config file named, else that of the workdir the model is, else the reference's, with the changes of the
+    command line, for question files under a root; and whether buckets are to be fitted to the questions."""
+    kept = workdir_of(epath.Path(args.model))
+    if args.config:
+        config = settings.from_file(args.config)
+    elif kept is not None:
+        if not (kept / CONFIG).exists():
+            raise UserError(f"{kept / CONFIG} is missing, so it does not say how questions are put; name a --config")
+        config = settings.from_json((kept / CONFIG).read_text(), args.model)
+    else:
+        config = reference_settings()
+    config.model.source, config.data.root = args.model, root
+    config.data.train, config.data.weights = tuple(files), ()
+    own = not args.config and kept is None
+    fitted = with_changes(
+        config, frames=args.frames, max_pixels=args.max_pixels, prompt=args.prompt, max_tokens=args.max_tokens, fit=own
+    )
+    for section, name, value in (
+        (config, "seed", args.seed),
+        (config.model, "dtype", args.dtype),
+    ):
+        if value is not None:
+            section[name] = value
+    return settings.check(config), fitted
+
+
+def set_workers(config: ConfigDict, workers: int | None) -> None:
+    """Processes that read media, of an index one at least."""
+    if workers is None:
+        return
+    if workers < 0:
+        raise UserError(f"--workers is {workers}; it must be at least 0")
+    config.data.workers, config.data.index_workers = workers, max(workers, 1)
+
+
+def workdir_of(model: epath.Path) -> epath.Path | None:
+    """The workdir that a model is or lies in as a checkpoint."""
+    if (model / CHECKPOINTS).is_dir():
+        return model
+    return model.parent.parent if model.name.isdigit() and model.parent.name == CHECKPOINTS else None
+
+
+def mesh_of(config: ConfigDict, given: str | None) -> Mesh:
+    """The devices as they generate: `given` as 'data=1,fsdp=4', an axis not named being 1, or the config's."""
+    if given is None:
+        wanted = settings.mesh_shape(config)
+    else:
+        try:
+            wanted = {name: int(size) for name, size in (part.split("=") for part in given.split(","))}
+        except ValueError:
+            raise UserError(f"--mesh {given} is not of the form data=1,fsdp=4,tensor=2") from None
+    return decode_mesh(make_mesh(wanted), config.mesh.decode_tensor)
+
+
+def set_batch(config: ConfigDict, batch: int | None, mesh: Mesh) -> None:
+    """Rows a microbatch: as asked, else the config's, made to divide by the devices."""
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    config.batch.micro = -(-config.batch.micro // ways) * ways if batch is None else batch
+    if config.batch.micro < 1:
+        raise UserError(f"--batch is {batch}; it must be at least 1")
+    check_batch(config, mesh)
+
+
+# --- the model --------------------------------------------------------------------------------------------------------
+
+
+def open_encoder(config: ConfigDict) -> tuple[Encoder, str]:
+    """How the model's questions become examples, and where its weights lie, which are not read. Raises UserError."""
+    place = locate(config.model.source)
+    model = read_config(place.folder)
+    tokenizer = make_tokenizer(read_carried(place.folder), config.model.source)
+    return make_encoder(config, model, tokenizer, targets=False), str(place.params or place.folder)
+
+
+def open_decoder(config: ConfigDict, mesh: Mesh, tokenizer: PreTrainedTokenizerBase) -> tuple[Decoder, dict]:
+    """The model, and its weights laid out for generation. All processes call it. Raises UserError."""
+    dtype = jnp.dtype(config.model.dtype)
+    model = open_model(config.model.source, mesh, dtype=dtype, param_dtype=dtype)
+    decoder = make_decoder(model.graphdef, mesh, model.config, end_ids(tokenizer))
+    return decoder, decoder.weights(model.params)
+
+
+# --- questions of files -----------------------------------------------------------------------------------------------
+
+
+class Answered(NamedTuple):
+    """found: what came of each question of the plan, by number. settings: all that it depends on, and where it ran.
+    journal: of the answers, to be cleared when they are kept elsewhere."""
+
+    plan: Plan
+    found: dict[int, Question]
+    settings: dict[str, Any]
+    journal: Journal
+
+
+def answer_files(config: ConfigDict, asking: Asking, mesh: Mesh, out: epath.Path, *, fitted: bool) -> Answered:
+    """Answers the questions of `data.train`, those without an answer in the folder `out`; weights are read when there
+    is something left to ask. All processes call it. Raises UserError."""
+    suites = open_suites(config.data.train, config.data.root)
+    encoder, weights = open_encoder(config)
+    told = describe(config, asking, suites, weights, fitted)
+    claim(out, told, write=jax.process_index() == 0)
+
+    def index(file, records, measure, fingerprint):
+        return index_of(file, records, config, encoder, measure, fingerprint, out)
+
+    plan = make_plan(suites, encoder, index, fitted=fitted)
+    journal = Journal(out, jax.process_index())
+    found = {n: from_line(line, plan.records) for n, line in everyone(journal.read()).items() if n < len(plan.records)}
+    left = {bucket: [n for n in numbers if n not in found] for bucket, numbers in plan.rows.items()}
+    todo = Sequential(left, config.batch.micro)
+    if todo.plans:
+        own = answer(config, mesh, asking, todo, plan, journal, found)
+        lines = everyone({number: to_line(question) for number, question in own.items()})
+        found |= {number: from_line(line, plan.records) for number, line in lines.items()}
+    found |= plan.dropped
+    devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    where = {"buckets": [bucket.name for bucket in plan.rows], "mesh": dict(mesh.shape), "devices": devices}
+    return Answered(plan, found, told | where, journal)
+
+
+def answer(
+    config: ConfigDict,
+    mesh: Mesh,
+    asking: Asking,
+    todo: Sequential,
+    plan: Plan,
+    journal: Journal,
+    found: Mapping[int, Question],
+) -> dict[int, Question]:
+    """Answers the rows of `todo`, `batch.micro` at a time; each is in the journal before its place is given to
+    another."""
+    tokenizer = plan.encoder.tokenizer
+    decoder, weights = open_decoder(config, mesh, tokenizer)
+    key = jax.random.key(config.seed)
+    decode = decoder.answering(weights, key, temperature=asking.temperature, top_p=asking.top_p)
+    pipeline = Pipeline(
+        todo,
+        RecordStore.write(local_cache(journal.folder) / "questions", plan.records),
+        plan.encoder,
+        seed=config.seed,
+        per_step=1,
+        workers=config.data.workers,
+        share=share_of(mesh),
+    )
+    microbatches = ahead(pipeline.microbatches(0, len(todo.plans), {}), 1)
+    fresh: dict[int, Question] = {}
+    total, quiet = sum(map(len, plan.rows.values())), jax.process_index() > 0
+    every = 0.5 if sys.stderr.isatty() else 15.0
+    with (
+        jax.set_mesh(mesh),
+        tqdm(total=total, initial=len(found), unit="question", mininterval=every, disable=quiet) as bar,
+    ):
+        for questions in answer_questions(microbatches, decode, tokenizer, asking):
+            new = [q for q in questions if q.number not in found]
+            journal.add(new)
+            fresh |= {q.number: q for q in new}
+            bar.update(len(new) * jax.process_count())
+    return fresh
+
+
+def everyone(mine: Mapping[int, str]) -> dict[int, str]:
+    """Lines of all processes by the number of their question."""
+    return {number: line for lines in gather(list(mine.items())) for number, line in lines}

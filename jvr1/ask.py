@@ -1,0 +1,168 @@
+"""A question to a model: python -m jvr1.ask --model DIR [--video FILE | --image FILE] QUESTION
+
+DIR is any model: HF folder, hub id, converted folder, workdir. The reasoning and the answer appear as they are
+generated. How the question is put comes from --config or from the workdir that trained the model; for any other model
+it is how Video-R1 evaluates.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import string
+import sys
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from etils import epath
+
+from jvr1.answering import (
+    Parser,
+    add_model_options,
+    config_of,
+    mesh_of,
+    open_decoder,
+    open_encoder,
+    set_batch,
+)
+from jvr1.data.batch import Arrays, Bucket, choose_bucket, empty_example, stack
+from jvr1.data.encode import Encoder
+from jvr1.data.index import measure_one
+from jvr1.data.media import MediaError
+from jvr1.data.records import PROBLEM_TYPES, Record
+from jvr1.errors import UserError, run_main
+from jvr1.eval.run import Asking, identity
+from jvr1.eval.shapes import Measuring, fit_buckets, need_of
+from jvr1.eval.sheet import write_frames
+from jvr1.eval.stream import TextStream
+from jvr1.rl.answers import option_letters
+from jvr1.train.guard import explaining
+from jvr1.train.setup import use_compilation_cache
+
+TYPES = {name.replace(" ", "-"): name for name in PROBLEM_TYPES}
+
+
+def main(args: argparse.Namespace) -> int:
+    record, root = record_of(args)
+    asking = Asking(temperature=args.temperature or 0.0, top_p=args.top_p)
+    config, fitted = config_of(args, ("the command line",), root)
+    use_compilation_cache()
+    mesh = mesh_of(config, args.mesh)
+    config.batch.micro = 1
+    set_batch(config, None, mesh)
+
+    # --- the question as the model gets it
+    encoder, _ = open_encoder(config)
+    bucket = bucket_of(record, encoder, config.data.timeout, fitted=fitted)
+    arrays = rows_of(record, encoder, bucket, config.batch.micro)
+    if args.frames_out:
+        how = (record.data_type, encoder.video, encoder.limits(record), encoder.model.vision.factor)
+        write_frames(args.frames_out, [encoder.read(path, *how) for path in record.paths])
+
+    # --- its answer
+    decoder, weights = open_decoder(config, mesh, encoder.tokenizer)
+    sampling = decoder.sampling(bucket, temperature=asking.temperature, top_p=asking.top_p)
+    text, seen, cut = TextStream(encoder.tokenizer), 0, True
+    with jax.set_mesh(mesh):
+        for sampled in decoder.stream(weights, arrays, jax.random.key(config.seed), sampling):
+            length, cut = int(sampled.length[0, 0]), not sampled.ended[0, 0]
+            say(text.add(sampled.ids[0, 0, seen:length]))
+            seen = length
+    say(text.end() + "\n")
+    if cut:
+        print(f"cut off after {seen} tokens; --max-tokens allows more", file=sys.stderr)
+    return 0
+
+
+def say(text: str) -> None:
+    print(text, end="", flush=True)
+
+
+# --- the question -----------------------------------------------------------------------------------------------------
+
+
+def record_of(args: argparse.Namespace) -> tuple[Record, str]:
+    """The question of a command line, and the folder that its media lie in. Raises UserError."""
+    if not (args.question or "").strip():
+        raise UserError('the question is empty; write it in quotes before --options, such as "What happens here?"')
+    if args.video and args.image:
+        raise UserError("--video and --image do not go together; ask about one of them")
+    if args.frames_out and not (args.video or args.image):
+        raise UserError("--frames-out has no frames to show; name a --video or an --image")
+    kind = TYPES[args.type]
+    if (kind == "multiple choice") != bool(args.options):
+        raise UserError('--type multiple-choice and --options go together, such as --options "A. red" "B. blue"')
+    files = [args.video] if args.video else args.image or []
+    root, paths = placed(files) if files else (os.curdir, ())
+    record = Record(
+        problem_id=0,
+        problem=args.question,
+        data_type="video" if args.video else "image" if paths else "text",
+        problem_type=kind,
+        options=labelled(args.options or ()),
+        solution="",
+        process=None,
+        path=paths if len(paths) > 1 else paths[0] if paths else None,
+        data_source="",
+    )
+    return record, root
+
+
+def placed(files: Sequence[str]) -> tuple[str, tuple[str, ...]]:
+    """The deepest folder that holds all files, local or gs://, and their paths in it."""
+    paths = [epath.Path(file if "://" in file else os.path.abspath(file)) for file in files]
+    root = paths[0].parent
+    while not all(path.is_relative_to(root) for path in paths):
+        root = root.parent
+    return str(root), tuple(str(path.relative_to(root)) for path in paths)
+
+
+def labelled(options: Sequence[str]) -> tuple[str, ...]:
+    """Options with their letters: A, B, ... where they bring none."""
+    if all(option_letters(option) for option in options):
+        return tuple(options)
+    return tuple(f"{letter}. {option}" for letter, option in zip(string.ascii_uppercase, options, strict=False))
+
+
+def bucket_of(record: Record, encoder: Encoder, timeout: float, *, fitted: bool) -> Bucket:
+    """A shape that holds the question: one of the config's where it fits one, else made for it. Raises UserError."""
+    entry = measure_one(record, encoder.media, Measuring(encoder), timeout)
+    if entry.bucket is None:
+        raise UserError(f"the question cannot be asked: {entry.error}")
+    need = need_of(record, entry, encoder)
+    bucket = None if fitted else choose_bucket(need, encoder.buckets, encoder.model)[0]
+    completion = max(b.completion for b in encoder.buckets)
+    return bucket or fit_buckets([need], completion, encoder.model.vision.units)[0]
+
+
+def rows_of(record: Record, encoder: Encoder, bucket: Bucket, rows: int) -> Arrays:
+    """A microbatch with the question in its first row; the others, for the devices' sake, are empty. Raises
+    UserError."""
+    try:
+        arrays = encoder.encode(record, bucket, np.random.default_rng(0))
+    except (MediaError, ValueError) as error:
+        raise UserError(f"the question cannot be asked: {error}") from None
+    arrays = arrays._replace(number=np.asarray(identity(record), np.int32))
+    return stack([arrays, *[empty_example(bucket, encoder.model)] * (rows - 1)])
+
+
+def options() -> Parser:
+    parser = Parser(prog="python -m jvr1.ask", description=__doc__)
+    parser.add_argument("question", nargs="?", metavar="QUESTION")
+    parser.add_argument("--video", help="a video file")
+    parser.add_argument("--image", action="append", help="an image file; given several times, several images")
+    parser.add_argument("--type", choices=tuple(TYPES), default="free-form", help="the form its answer takes")
+    parser.add_argument("--options", nargs="+", help="of a multiple-choice question, after it")
+    parser.add_argument("--frames-out", help="file.png or folder for the frames that the model saw")
+    add_model_options(parser)
+    return parser
+
+
+def command() -> int:
+    with explaining():
+        return main(options().parse_args(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    run_main(command)

@@ -1,0 +1,165 @@
+"""A queue that keeps a batch full against fixed batches, each of which waits for its longest row.
+
+Both decode the same rows with the same programs. Single: one completion a question, as in evaluation; a place is given
+to the next question when its row ends. Group: 8 completions of a video and 4 on shuffled frames, as in training; the
+queue decodes 2 + 1 of a prompt at a time and four times as many prompts, so that both have as many rows under way.
+The lengths of rows are given: lognormal, cut off at 768, of mean 385, as those of
+the reference's runs.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from bench_step import SHAPES as STEP_SHAPES
+from bench_step import Shape, make_inputs
+
+from jvr1.data.batch import Bucket, Microbatch
+from jvr1.errors import UserError, run_main
+from jvr1.eval.run import Task
+from jvr1.model.config import ModelConfig, TextConfig, VisionConfig
+from jvr1.model.qwen2_5_vl import init
+from jvr1.sharding import make_mesh
+from jvr1.train.decode import Decoder, make_decoder
+from jvr1.train.queue import FOREVER
+
+LONGEST, MEAN, SPREAD = 768, 385, 0.55
+GROUP, LANES = (8, 4), 2
+
+
+class Load(NamedTuple):
+    """What is decoded: `rows` under way at a time, and so many batches of them."""
+
+    shape: Shape
+    rows: int
+    batches: int
+
+
+SMALL = ModelConfig(
+    TextConfig(256, 2, 4, 2, 704, 4_096, mrope_section=(8, 12, 12)),
+    VisionConfig(depth=2, hidden=64, heads=2, intermediate=176, out_hidden=256, full_blocks=(1,), tokens_per_second=2),
+    tied=False,
+    image_token=4_092,
+    video_token=4_093,
+    vision_start_token=4_094,
+    vision_end_token=4_095,
+)
+SHAPES = {
+    "mid": Load(STEP_SHAPES["mid"]._replace(bucket=Bucket("video", 8, 8, 1224, LONGEST)), 96, 8),
+    "small": Load(Shape(SMALL, 4, 112, 112, Bucket("video", 2, 1, 64, LONGEST), 8), 12, 8),
+    "smoke": Load(Shape(SMALL, 4, 112, 112, Bucket("video", 2, 1, 64, 24), 8), 12, 2),
+}
+
+
+def draw_lengths(count: int, longest: int, seed: int = 0) -> np.ndarray:
+    """`count` lengths of the distribution above, scaled to `longest`: its quantiles, in random order."""
+    normal = statistics.NormalDist()
+    z = np.asarray([normal.inv_cdf((i + 0.5) / count) for i in range(count)])
+    low, high = 1.0, float(LONGEST)
+    for _ in range(40):  # the median that gives the mean
+        middle = (low + high) / 2
+        lengths = np.clip(np.rint(middle * np.exp(SPREAD * z)), 1, LONGEST)
+        low, high = (middle, high) if lengths.mean() < MEAN else (low, middle)
+    lengths = np.maximum(1, np.rint(lengths * longest / LONGEST)).astype(np.int32)
+    return np.random.default_rng(seed).permutation(lengths)
+
+
+def make_tasks(load: Load, rows: tuple[int, ...], prompts: int) -> list[Task]:
+    """Microbatches of `prompts` prompts, as many as the load has rows; no row draws an end token."""
+    shape, of_batch = load.shape, prompts * sum(rows)
+    lengths = draw_lengths(load.batches * load.rows, shape.bucket.completion).reshape(-1, prompts, sum(rows))
+    assert of_batch == load.rows
+    tasks = []
+    for number, most in enumerate(lengths):
+        made = [make_inputs(shape, number * prompts + i)[0] for i in range(prompts)]
+        arrays = jax.tree.map(lambda *x: np.concatenate(x), *made)
+        arrays = arrays._replace(number=np.arange(prompts, dtype=np.int32) + number * prompts)
+        pairs = np.stack([arrays.visual.pair, arrays.shuffled][: len(rows)], axis=1)
+        tasks.append(Task(Microbatch(shape.bucket, arrays, (None,) * prompts), arrays, pairs, rows, most))
+    return tasks
+
+
+def fixed(decoder: Decoder, weights: dict, tasks: list[Task], key: jax.Array) -> Iterator[np.ndarray]:
+    """One batch after another, each to its last row; their lengths."""
+    bits = np.asarray(jax.random.key_data(key))
+    for task in tasks:
+        sampling = decoder.sampling(task.micro.bucket, temperature=1.0)
+        how = {"rows": task.rows, "lanes": task.rows, "sampling": sampling}
+        slots = decoder.programs.begin(weights, bits, (task.arrays, task.pairs, task.most), **how)
+        slots, _ = decoder.programs.advance(weights, bits, slots, len(task.arrays.valid), FOREVER, **how)
+        yield decoder.programs.results(slots).length
+
+
+def queued(decoder: Decoder, weights: dict, tasks: list[Task], key: jax.Array, **how: int) -> Iterator[np.ndarray]:
+    """All as one queue; the lengths of rows as they end."""
+    for done in decoder.queue(weights, tasks, key, temperature=1.0, **how):
+        yield from (one.sampled.length[None] for one in done)
+
+
+def compare(ways: dict[str, Callable[[], Iterator[np.ndarray]]], rounds: int) -> dict[str, Any]:
+    """Times the ways in turn after one round that compiles; the median over rounds of their ratio, above 1 where the
+    queue is faster."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    tokens = dict.fromkeys(ways, 0)
+    for turn in range(rounds + 1):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            tokens[name] = sum(int(lengths.sum()) for lengths in way())
+            if turn:
+                seconds[name].append(time.perf_counter() - start)
+    assert len(set(tokens.values())) == 1, tokens
+    ratios = [a / b for a, b in zip(seconds["fixed"], seconds["queue"], strict=True)]
+    return {
+        "seconds": {name: statistics.median(values) for name, values in seconds.items()},
+        "ratio": statistics.median(ratios),
+        "ratio_min": min(ratios),
+        "ratio_max": max(ratios),
+    }
+
+
+def run(shape: str, rounds: int = 3) -> dict[str, Any]:
+    """Both cases. Raises UserError for a shape that does not exist."""
+    if shape not in SHAPES:
+        raise UserError(f"no shape {shape!r}; there are {', '.join(SHAPES)}")
+    load = SHAPES[shape]
+    model, key = load.shape.model, jax.random.key(0)
+    graphdef, params = init(model, 0)
+    decoder = make_decoder(graphdef, make_mesh({"data": 1}, jax.devices()[:1]), model, (model.image_token,))
+    weights = decoder.weights(params)
+    report: dict[str, Any] = {"device": jax.devices()[0].device_kind}
+    for name, rows, lanes in (("single", (1,), 0), ("group", GROUP, LANES)):
+        prompts = load.rows // sum(rows)
+        tasks = make_tasks(load, rows, prompts)
+        slots = prompts * (rows[0] // lanes if lanes else 1)
+        lengths = np.concatenate([task.most.reshape(-1) for task in tasks])
+        report[name] = {
+            "rows": len(lengths),
+            "rows_at_a_time": load.rows,
+            "mean_length": float(lengths.mean()),
+            "longest": int(lengths.max()),
+        } | compare(
+            {
+                "fixed": lambda tasks=tasks: fixed(decoder, weights, tasks, key),
+                "queue": lambda tasks=tasks, slots=slots, lanes=lanes: queued(
+                    decoder, weights, tasks, key, slots=slots, lanes=lanes
+                ),
+            },
+            rounds,
+        )
+    return report
+
+
+def main() -> int:
+    print(json.dumps(run(sys.argv[1] if len(sys.argv) > 1 else "small"), indent=2))
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)
