@@ -1,6 +1,6 @@
 """The count against what JAX itself says of the same shapes: residuals, caches, state.
 
-Against the TPU compiler: tests/tools/test_plan.py (its figures, kept in docs/compiled), test_compile_tpu.py (nightly).
+Against the TPU compiler: tests/tools/test_compile_tpu.py (nightly).
 """
 
 from __future__ import annotations
