@@ -26,9 +26,9 @@ from jvr1 import config as settings
 from jvr1.data.batch import Bucket
 from jvr1.errors import UserError, run_main
 from jvr1.model.config import published
-from jvr1.train.chips import CHIPS, GIB, chip_named
-from jvr1.train.memory import phase_memory
-from jvr1.train.planning import (
+from jvr1.plan.chips import CHIPS, GIB, chip_named
+from jvr1.plan.memory import phase_memory
+from jvr1.plan.planning import (
     SIZES,
     Plan,
     changed,
@@ -166,8 +166,8 @@ def compile_step(plan: Plan, topology: str) -> None:
     """The real step by the real compiler, phase by phase, beside the count."""
     from compile_tpu import compile_all, report, topology_devices
 
+    from jvr1.plan.programs import step_shapes
     from jvr1.sharding import make_mesh
-    from jvr1.train.programs import step_shapes
 
     config = plan.step.config
     step = step_shapes(config, plan.step.model, make_mesh(settings.mesh_shape(config), topology_devices(topology)))

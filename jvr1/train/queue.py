@@ -49,7 +49,7 @@ class Programs:
     advance(weights, bits, slots, enough, more, **how) slots and which are idle; the slots they are given are gone.
     inputs: arrays, pairs and `most` of this process's rows, on the host. results(slots): those rows so far.
     share: of this process in a batch; across: how many ways a batch is split when generating. ready: shapes whose
-    refill is compiled.
+    refill is compiled. lower(weights, bits, inputs, **how): `begin` and `advance` from shapes, not run.
     """
 
     share: Share
@@ -58,6 +58,7 @@ class Programs:
     refill: Callable[..., Slots]
     advance: Callable[..., tuple[Slots, jax.Array]]
     results: Callable[[Slots], Sampled]
+    lower: Callable[..., tuple[jax.stages.Lowered, ...]]
     ready: set[str] = field(default_factory=set)
 
 
@@ -66,10 +67,13 @@ def make_programs(graphdef: nnx.GraphDef, mesh: Mesh, generation: Mesh, kv_heads
     batch, everywhere = batch_sharding(generation), replicated(generation)
     heads = "tensor" if kv_heads % generation.shape["tensor"] == 0 else None
     kv = KV(*(NamedSharding(generation, P(None, BATCH, None, None, heads, None)),) * 2)
+    scalar = jax.ShapeDtypeStruct((), jnp.int32)
     held, lanes = Held(kv, *(batch,) * (len(Held._fields) - 1)), Lanes(*(batch,) * len(Lanes._fields))
     jit = partial(jax.jit, static_argnames=("rows", "lanes", "sampling"))
 
-    @partial(jit, out_shardings=Slots(held, lanes, kv, everywhere))
+    layout = Slots(held, lanes, kv, everywhere)
+
+    @partial(jit, out_shardings=layout)
     def begin_slots(weights, bits, inputs, *, rows, lanes, sampling):
         return begin(*_asked(graphdef, weights, bits, inputs, rows, sampling), rows, lanes, sampling)
 
@@ -106,8 +110,20 @@ def make_programs(graphdef: nnx.GraphDef, mesh: Mesh, generation: Mesh, kv_heads
             *moved, idle = advance_slots(weights, bits, *slots, np.int32(enough), np.int32(more), **how)
         return Slots(slots.held, *moved), idle
 
+    def lower(weights, bits, inputs, **how) -> tuple[jax.stages.Lowered, ...]:
+        with jax.set_mesh(generation):
+            first = begin_slots.lower(weights, bits, inputs, **how)
+            slots = jax.tree.map(
+                lambda sharding, part: jax.tree.map(
+                    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), part
+                ),
+                layout,
+                first.out_info,
+            )
+            return first, advance_slots.lower(weights, bits, *slots, scalar, scalar, **how)
+
     across = math.prod(generation.shape[axis] for axis in BATCH)
-    return Programs(share_of(mesh), across, run_begin, run_refill, run_advance, results)
+    return Programs(share_of(mesh), across, run_begin, run_refill, run_advance, results, lower)
 
 
 def _asked(
@@ -122,6 +138,8 @@ def _asked(
     return merge(graphdef, weights), arrays.prompt, arrays.visual, pairs, arrays.valid, key, numbers, most
 
 
+LOOK = 8
+"""Tokens that a refill costs, about: the host looks on, encodes few prompts, writes them where others were."""
 FOREVER = 2**30
 """More tokens than any row has."""
 
@@ -151,7 +169,9 @@ def answer_queue(
     first = next(tasks)
     slots = slots or len(first.arrays.valid) // len(share.parts) * share.ways
     own = -(-slots // (share.ways * unit)) * unit
-    few = -(-max(1, own // 16) // unit) * unit  # a refill's prompts: each waits for the last of them
+    # a refill's prompts wait for the last of them; with fewer, or shorter rows, the device waits for the host too often
+    longest = sampling.max_tokens * rows[0] // lanes[0]
+    few = min(own, -(-max(own // 16, own * LOOK // longest, 1) // unit) * unit)
     table = _Table(chain([first], tasks), share, own)
     state = programs.begin(weights, bits, table.take(own)[0], **how)
     shape = f"{jax.tree.map(np.shape, first.arrays)} {own} {how}"
@@ -164,7 +184,8 @@ def answer_queue(
             state = programs.refill(weights, bits, state, inputs, into, **how)
         if table.waiting >= share.ways * few:
             continue  # there are more free slots than one refill takes
-        enough = min(table.free - table.waiting + share.ways * few, share.ways * own)
+        last = share.ways * own  # a look at the rows stops the device: with no prompt to put in, once, at the end
+        enough = min(table.free - table.waiting + share.ways * few, last) if table.more else last
         state, idle = programs.advance(weights, bits, state, enough, FOREVER, **how)
         yield table.done(np.asarray(idle), programs.results(state))
 
@@ -188,6 +209,11 @@ class _Table:
     @property
     def free(self) -> int:
         return int((self.row < 0).sum())
+
+    @property
+    def more(self) -> bool:
+        """Whether there are rows that are in no slot yet."""
+        return any(self._has(row) for row in self.next)
 
     @property
     def waiting(self) -> int:

@@ -20,11 +20,12 @@ from jvr1.data.batch import Bucket
 from jvr1.errors import UserError
 from jvr1.model import hf
 from jvr1.model.config import ModelConfig, published
+from jvr1.plan import memory
+from jvr1.plan.chips import Chip
+from jvr1.plan.programs import Shapes, chip_bytes, row_counts, step_shapes
 from jvr1.sharding import AXES, valid_tensor_sizes
-from jvr1.train import flops, memory
-from jvr1.train.chips import Chip
+from jvr1.train import flops
 from jvr1.train.models import locate
-from jvr1.train.programs import Shapes, chip_bytes, row_counts, step_shapes
 
 SIZES = ("3b", "7b", "32b", "72b")
 TOUCHED = {"forward": 4.0, "backward": 10.0}
@@ -181,7 +182,7 @@ def step_work(step: Shapes, bucket: Bucket, tokens: int | None = None) -> dict[s
 def _generation(step: Shapes, bucket: Bucket, tokens: float | int) -> tuple[float | int, ...]:
     """FLOPs, bytes and link bytes a chip of prefill, then of sampling `tokens` tokens, for one microbatch."""
     model, rows, chips = step.model, step.config.batch.micro, step.mesh.size
-    here, size = memory.local_generation(step), memory.itemsize(step)
+    here, size = memory.local_generation(step, rows), memory.itemsize(step)
     counts = row_counts(step.config, bucket)
     streams, drawn = len(counts), sum(counts)
     weights = chip_bytes(step.generation)
