@@ -69,7 +69,8 @@ def main(command: settings.Command) -> int:
 
     # --- sample: the prompts of a bucket take turns, whatever microbatch they are of
     def sample(step: int, weights: dict, microbatches) -> list[Sampled]:
-        key, turns = jax.random.fold_in(run.key, step), {"slots": config.rl.slots, "lanes": config.rl.lanes}
+        key = jax.random.fold_in(run.key, step)
+        turns = {"slots": config.rl.slots, "lanes": config.rl.lanes, "prepare": config.batch.per_step > 1}
         tasks = [training_task(micro, group, shuffled) for micro in microbatches]
         return run.decoder.answers(weights, tasks, key, **turns, **config.sampling)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import jax
 import numpy as np
 
-from jvr1.data.batch import Bucket, Clip, build_example, empty_example
+from jvr1.data.batch import Arrays, Bucket, Clip, Microbatch, build_example, empty_example
+from jvr1.eval.run import Task
 from jvr1.model.config import ModelConfig
 from jvr1.rl import tgrpo
 
@@ -29,6 +30,12 @@ def make_rows(config: ModelConfig, seed: int = 0):
     rng = np.random.default_rng(seed)
     rows = [example(rng, i, config) for i in range(ROWS)]
     return [empty_example(BUCKET, config) if i in INVALID else row for i, row in enumerate(rows)]
+
+
+def as_task(arrays: Arrays, rows: tuple[int, ...]) -> Task:
+    """rows[0] completions of each prompt on the ordered frames, rows[1] on the shuffled ones."""
+    pairs = np.stack([arrays.visual.pair, arrays.shuffled][: len(rows)], axis=1)
+    return Task(Microbatch(BUCKET, arrays, ()), arrays, pairs, rows)
 
 
 def make_scores(seed: int = 0):

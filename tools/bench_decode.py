@@ -43,7 +43,7 @@ class Load(NamedTuple):
 
 
 SMALL = ModelConfig(
-    TextConfig(256, 4, 4, 2, 704, 4_096, mrope_section=(8, 12, 12)),
+    TextConfig(256, 2, 4, 2, 704, 4_096, mrope_section=(8, 12, 12)),
     VisionConfig(depth=2, hidden=64, heads=2, intermediate=176, out_hidden=256, full_blocks=(1,), tokens_per_second=2),
     tied=False,
     image_token=4_092,
@@ -53,7 +53,7 @@ SMALL = ModelConfig(
 )
 SHAPES = {
     "mid": Load(STEP_SHAPES["mid"]._replace(bucket=Bucket("video", 8, 8, 1224, LONGEST)), 96, 8),
-    "small": Load(Shape(SMALL, 4, 112, 112, Bucket("video", 2, 1, 64, LONGEST), 8), 24, 8),
+    "small": Load(Shape(SMALL, 4, 112, 112, Bucket("video", 2, 1, 64, LONGEST), 8), 12, 8),
     "smoke": Load(Shape(SMALL, 4, 112, 112, Bucket("video", 2, 1, 64, 24), 8), 12, 2),
 }
 

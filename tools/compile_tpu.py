@@ -26,10 +26,10 @@ from jax.experimental import topologies
 from jvr1 import config as settings
 from jvr1.data.batch import Bucket
 from jvr1.errors import UserError, run_main
+from jvr1.plan.hlo import totals
+from jvr1.plan.planning import largest_bucket, named_model
+from jvr1.plan.programs import PHASES, Measured, Shapes, compile_phase, step_shapes
 from jvr1.sharding import make_mesh
-from jvr1.train.hlo import totals
-from jvr1.train.planning import largest_bucket, named_model
-from jvr1.train.programs import PHASES, Measured, Shapes, compile_phase, step_shapes
 
 GIB = 2**30
 

@@ -26,9 +26,9 @@ from jvr1 import config as settings
 from jvr1.data.batch import Bucket
 from jvr1.errors import UserError, run_main
 from jvr1.model.config import published
-from jvr1.train.chips import CHIPS, GIB, chip_named
-from jvr1.train.memory import phase_memory
-from jvr1.train.planning import (
+from jvr1.plan.chips import CHIPS, GIB, chip_named
+from jvr1.plan.memory import phase_memory
+from jvr1.plan.planning import (
     SIZES,
     Plan,
     changed,
@@ -166,8 +166,8 @@ def compile_step(plan: Plan, topology: str) -> None:
     """The real step by the real compiler, phase by phase, beside the count."""
     from compile_tpu import compile_all, report, topology_devices
 
+    from jvr1.plan.programs import step_shapes
     from jvr1.sharding import make_mesh
-    from jvr1.train.programs import step_shapes
 
     config = plan.step.config
     step = step_shapes(config, plan.step.model, make_mesh(settings.mesh_shape(config), topology_devices(topology)))
@@ -181,7 +181,7 @@ def compile_step(plan: Plan, topology: str) -> None:
 
 def table(config: settings.ConfigDict) -> Iterator[str]:
     """Markdown: for each published size and chip the fewest chips that hold the run, and a step's time at best."""
-    yield "| model | chip | chips | decode_tensor | peak GiB of | in | step s | prompts |"
+    yield "| model | chip | chips | mesh | peak GiB of | in | step s | prompts |"
     yield "|---|---|---|---|---|---|---|---|"
     for size in SIZES:
         for name in TABLE_CHIPS:
@@ -192,10 +192,11 @@ def table(config: settings.ConfigDict) -> Iterator[str]:
                 yield f"| {size} | {name} | more than {max(counts)} | | | | | |"
                 continue
             bytes_, phase, _ = plan.peak()
-            batch, tensor = plan.step.config.batch, plan.step.generation_mesh.shape["tensor"]
+            batch, sizes = plan.step.config.batch, plan.step.config.mesh
+            mesh = " ".join(f"{axis}={sizes[axis]}" for axis in ("fsdp", "tensor", "decode_tensor") if sizes[axis] > 1)
             memory = f"{bytes_ / GIB:.1f} of {chip.memory / GIB:.1f} | {phase}"
             time = f"{plan.seconds:.0f} | {batch.micro * batch.per_step}"
-            yield f"| {size} | {name} | {plan.chips} | {tensor} | {memory} | {time} |"
+            yield f"| {size} | {name} | {plan.chips} | {mesh} | {memory} | {time} |"
 
 
 def against(files: Sequence[Path]) -> Iterator[str]:

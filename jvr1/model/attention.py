@@ -141,31 +141,32 @@ def attend_prompt(prompt: QKV, mask: Bool[Array, "B P"], backend: Backend) -> Fl
 
 
 def attend_group(
-    prompt: QKV, mask: Bool[Array, "B P"], own: QKV, backend: Backend
-) -> tuple[Float[Array, "B P N H"], Float[Array, "B G C N H"]]:
-    """Attention of prompts [B,P] and of their completions [B,G,C]: these over [prompt | themselves], causally."""
+    packed: QKV, mask: Bool[Array, "B P"], rows: int, length: int, backend: Backend
+) -> Float[Array, "B T N H"]:
+    """Attention of prompts and their completions, T = P + G*C tokens [prompt | G = `rows` completions of `length`]: the
+    prompt causally, a completion over [prompt | itself]."""
     b, p = mask.shape
-    g, c = own.q.shape[1:3]
-    if backend == "xla" or (backend == "cudnn" and (p % 2 or c % 2)):
+    if backend in ("splash", "interpreted"):
+
+        def attended(q: Array, k: Array, v: Array, real: Array) -> Array:
+            return splash.attend_packed(q, k, v, real, p, rows, length, interpret=backend == "interpreted")
+
+        return _each_device(attended, packed, jnp.pad(mask, ((0, 0), (0, rows * length)), constant_values=True))
+    prompt = QKV(*(x[:, :p] for x in packed))
+    own = QKV(*(x[:, p:].reshape(b, rows, length, *x.shape[2:]) for x in packed))
+    if backend == "xla" or p % 2 or length % 2:
+        causal = jnp.broadcast_to(jnp.tril(jnp.ones((length, length), bool)), (b, rows, length, length))
         prefix = (prompt.k[:, None], prompt.v[:, None])
-        own_mask = jnp.broadcast_to(jnp.tril(jnp.ones((c, c), bool)), (b, g, c, c))
-        return attend_prompt(prompt, mask, "xla"), attend_shared(
-            own.q, prefix, mask[:, None], (own.k, own.v), own_mask, (g,)
-        )
-    if backend == "cudnn":
+        of_prompt = attend_prompt(prompt, mask, "xla")
+        of_own = attend_shared(own.q, prefix, mask[:, None], (own.k, own.v), causal, (rows,))
+    else:
 
         def prefixed(q: Array, k: Array, v: Array, own_k: Array, own_v: Array, mask: Array) -> Array:
             return cudnn.attend_prefixed(q, (k, v), mask, (own_k, own_v))
 
-        completions = _each_device(prefixed, (own.q, prompt.k, prompt.v, own.k, own.v), mask)
-        return attend_prompt(prompt, mask, backend), completions
-
-    def packed(q: Array, k: Array, v: Array, mask: Array) -> Array:
-        return splash.attend_packed(q, k, v, mask, p, g, c, interpret=backend == "interpreted")
-
-    both = [jnp.concatenate([x, y.reshape(b, g * c, *y.shape[3:])], axis=1) for x, y in zip(prompt, own, strict=True)]
-    out = _each_device(packed, both, jnp.pad(mask, ((0, 0), (0, g * c)), constant_values=True))
-    return out[:, :p], out[:, p:].reshape(own.q.shape)
+        of_prompt = attend_prompt(prompt, mask, backend)
+        of_own = _each_device(prefixed, (own.q, prompt.k, prompt.v, own.k, own.v), mask)
+    return jnp.concatenate([of_prompt, of_own.reshape(b, rows * length, *of_own.shape[3:])], axis=1)
 
 
 def _each_device(

@@ -119,18 +119,23 @@ class TextDecoder(nnx.Module):
     ) -> tuple[Float[Array, "B P D"], Float[Array, "B G C D"]]:
         """Prompts and their G completions through the same layers; a completion attends to [prompt | itself].
 
-        Values and gradients are those of G separate sequences; the prompt is computed once.
+        Values and gradients are those of G separate sequences; the prompt is computed once. Both are one row of tokens
+        but for attention: two products with one weight would add up its gradient over devices twice.
         """
+        (rows, length), prompt = y.shape[1:3], x.shape[1]
 
-        def body(layer: TextLayer, carry: tuple[Array, Array], _: None):
-            x, y = carry
-            prompt, own = layer.qkv(x, angles), layer.qkv(y, y_angles)
-            x_mixed, y_mixed = attend_group(prompt, mask, own, self.attention)
-            return (layer.finish(x, x_mixed), layer.finish(y, y_mixed)), None
+        def join(x: Array, y: Array) -> Array:
+            return jnp.concatenate([x, y.reshape(y.shape[0], rows * length, *y.shape[3:])], axis=1)
 
-        carry = (constrain_batch(x), constrain_batch(y))
-        (x, y), _ = scan_layers(self.layers, body, carry, remat=self.remat)
-        return self.norm(x), self.norm(y)
+        joined = join(angles, y_angles)
+
+        def body(layer: TextLayer, z: Array, _: None):
+            mixed = attend_group(layer.qkv(z, joined), mask, rows, length, self.attention)
+            return layer.finish(z, mixed), None
+
+        z, _ = scan_layers(self.layers, body, constrain_batch(join(x, y)), remat=self.remat)
+        z = self.norm(z)
+        return z[:, :prompt], z[:, prompt:].reshape(y.shape)
 
     def step(
         self,

@@ -1,4 +1,4 @@
-"""Generation over batches of the data pipeline: one jitted rollout for sampling, validation and evaluation."""
+"""Generation over batches of the data pipeline: one decoder for rollouts, validation and evaluation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from itertools import groupby
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
@@ -22,20 +21,12 @@ from jvr1.distributed import Share, from_owner, gather
 from jvr1.eval.journal import from_line, to_line
 from jvr1.eval.run import VALIDATION, Decode, Done, Judge, Judged, Sampled, Task, answer_questions
 from jvr1.eval.score import Question
-from jvr1.generate import Completions, Sampling, generate
+from jvr1.generate import Sampling
 from jvr1.model.config import ModelConfig
-from jvr1.model.qwen2_5_vl import merge
 from jvr1.rl.tgrpo import Rollout
 from jvr1.rl.user_reward import UserReward
-from jvr1.sharding import (
-    batch_sharding,
-    check_mesh,
-    decode_mesh,
-    param_shardings,
-    replicated,
-    take_local,
-)
-from jvr1.train.queue import Programs, answer_queue, make_programs, row_numbers
+from jvr1.sharding import check_mesh, decode_mesh, param_shardings
+from jvr1.train.queue import Programs, answer_queue, make_programs
 
 
 @dataclass(frozen=True)
@@ -43,18 +34,14 @@ class Decoder:
     """Completions of a model whose batches lie on `mesh`, its weights laid out for generation.
 
     weights(params): a copy in the compute dtype, split over `tensor` of the generation mesh and replicated otherwise;
-    what lies so already is not copied. rollout(weights, arrays, key, rows, sampling, pairs): rows[0] completions a
-    prompt on the ordered frames, rows[1] on the shuffled ones, or on those that `pairs` [B,S,F,2] names; compiled once
-    for each bucket, rows and sampling. lower(weights, arrays, bits, rows, sampling): the same program from shapes, not
-    run. programs: what a queue of prompts runs.
+    what lies so already is not copied. programs: what a queue of prompts runs; compiled once for each bucket, rows,
+    lanes and sampling.
     """
 
     mesh: Mesh
     model: ModelConfig
     end_ids: tuple[int, ...]
     weights: Callable[[dict], dict]
-    rollout: Callable[..., Completions]
-    lower: Callable[..., jax.stages.Lowered]
     programs: Programs
 
     def sampling(self, bucket: Bucket, *, temperature: float = 0.0, top_p: float = 1.0, top_k: int = 0) -> Sampling:
@@ -81,17 +68,20 @@ class Decoder:
         *,
         slots: int = 0,
         lanes: int = 0,
+        prepare: bool = False,
         temperature: float = 0.0,
         top_p: float = 1.0,
         top_k: int = 0,
     ) -> Iterator[list[Done]]:
         """Answers all rows of microbatches; yields this process's as they end. Neighbours of one bucket are one queue,
         which keeps `slots` prompts under way (0: as many as a microbatch has) and of each prompt's first stream `lanes`
-        completions at a time, of the others in proportion (0: all at once). Neither changes what a row's tokens are."""
+        completions at a time, of the others in proportion (0: all at once). Neither changes what a row's tokens are.
+        prepare: all programs of a shape compile when it first comes, not when a queue is first longer than it."""
         for (bucket, rows), same in groupby(tasks, key=lambda task: (task.micro.bucket, task.rows)):
             sampling = self.sampling(bucket, temperature=temperature, top_p=top_p, top_k=top_k)
-            at_a_time = tuple(-(-n * min(lanes or rows[0], rows[0]) // rows[0]) for n in rows)
-            yield from answer_queue(self.programs, weights, same, key, sampling, rows, at_a_time, slots)
+            yield from answer_queue(
+                self.programs, weights, same, key, sampling, rows, at_a_time(rows, lanes), slots, prepare=prepare
+            )
 
     def answers(self, weights: dict, tasks: Sequence[Task], key: jax.Array, **how) -> list[Sampled]:
         """What `queue` gives, as one array a task: those of one bucket are one queue, wherever they stand."""
@@ -119,6 +109,11 @@ class Decoder:
             more, going = every, not np.asarray(idle).all()
 
 
+def at_a_time(rows: Sequence[int], lanes: int) -> tuple[int, ...]:
+    """How many of each stream's rows are decoded at a time when `lanes` of the first are (0: all)."""
+    return tuple(-(-n * min(lanes or rows[0], rows[0]) // rows[0]) for n in rows)
+
+
 def make_decoder(
     graphdef: nnx.GraphDef,
     mesh: Mesh,
@@ -134,30 +129,9 @@ def make_decoder(
     """
     generation = decode_mesh(mesh, tensor)
     check_mesh(generation, model)
-    batch, everywhere = batch_sharding(mesh), replicated(mesh)
-
-    @partial(jax.jit, static_argnames=("rows", "sampling"), out_shardings=Completions(*(batch,) * 4, everywhere))
-    def rollout(
-        weights: dict, arrays: Arrays, bits, rows: tuple[int, ...], sampling: Sampling, pairs=None
-    ) -> Completions:
-        module, key = merge(graphdef, weights), jax.random.wrap_key_data(bits)
-        if arrays.visual is not None and pairs is None:
-            pairs = jnp.stack([arrays.visual.pair, arrays.shuffled][: len(rows)], axis=1)
-        numbers = row_numbers(arrays.number, rows)
-        return generate(module, arrays.prompt, arrays.visual, pairs, arrays.valid, key, numbers, rows, sampling)
-
-    def roll(weights: dict, arrays: Arrays, key, rows: tuple[int, ...], sampling: Sampling, pairs=None) -> Completions:
-        # a program takes its inputs from one mesh: the key goes through the host
-        arrays, pairs = jax.device_put((arrays, pairs), batch_sharding(generation))
-        with jax.set_mesh(generation):
-            return rollout(weights, arrays, np.asarray(jax.random.key_data(key)), rows, sampling, pairs)
-
-    def lower(*arguments) -> jax.stages.Lowered:
-        with jax.set_mesh(generation):
-            return rollout.lower(*arguments)
 
     programs = make_programs(graphdef, mesh, generation, model.text.kv_heads)
-    return Decoder(mesh, model, end_ids, partial(lay_out, mesh=generation, dtype=dtype), roll, lower, programs)
+    return Decoder(mesh, model, end_ids, partial(lay_out, mesh=generation, dtype=dtype), programs)
 
 
 def lay_out(params: dict, mesh: Mesh, dtype: str | None = None) -> dict:
@@ -176,11 +150,6 @@ def lay_out(params: dict, mesh: Mesh, dtype: str | None = None) -> dict:
 def mover(sharding: NamedSharding, dtype: str) -> jax.stages.Wrapped:
     """The jitted program that lays out a parameter."""
     return jax.jit(lambda x: x.astype(dtype), out_shardings=sharding)
-
-
-def to_host(completions: Completions) -> Sampled:
-    """This process's rows."""
-    return Sampled(*(take_local(x) for x in completions[:4]))
 
 
 def make_judge(config: ConfigDict) -> Judge:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -48,7 +48,8 @@ class Programs:
     begin(weights, bits, inputs, **how) and refill(weights, bits, slots, inputs, into, **how) give slots,
     advance(weights, bits, slots, enough, more, **how) slots and which are idle; the slots they are given are gone.
     inputs: arrays, pairs and `most` of this process's rows, on the host. results(slots): those rows so far.
-    share: of this process in a batch; across: how many ways a batch is split when generating.
+    share: of this process in a batch; across: how many ways a batch is split when generating. ready: shapes whose
+    refill is compiled. lower(weights, bits, inputs, **how): `begin` and `advance` from shapes, not run.
     """
 
     share: Share
@@ -57,6 +58,8 @@ class Programs:
     refill: Callable[..., Slots]
     advance: Callable[..., tuple[Slots, jax.Array]]
     results: Callable[[Slots], Sampled]
+    lower: Callable[..., tuple[jax.stages.Lowered, ...]]
+    ready: set[str] = field(default_factory=set)
 
 
 def make_programs(graphdef: nnx.GraphDef, mesh: Mesh, generation: Mesh, kv_heads: int) -> Programs:
@@ -64,20 +67,23 @@ def make_programs(graphdef: nnx.GraphDef, mesh: Mesh, generation: Mesh, kv_heads
     batch, everywhere = batch_sharding(generation), replicated(generation)
     heads = "tensor" if kv_heads % generation.shape["tensor"] == 0 else None
     kv = KV(*(NamedSharding(generation, P(None, BATCH, None, None, heads, None)),) * 2)
+    scalar = jax.ShapeDtypeStruct((), jnp.int32)
     held, lanes = Held(kv, *(batch,) * (len(Held._fields) - 1)), Lanes(*(batch,) * len(Lanes._fields))
     jit = partial(jax.jit, static_argnames=("rows", "lanes", "sampling"))
 
-    @partial(jit, out_shardings=Slots(held, lanes, kv, everywhere))
-    def first(weights, bits, inputs, *, rows, lanes, sampling):
+    layout = Slots(held, lanes, kv, everywhere)
+
+    @partial(jit, out_shardings=layout)
+    def begin_slots(weights, bits, inputs, *, rows, lanes, sampling):
         return begin(*_asked(graphdef, weights, bits, inputs, rows, sampling), rows, lanes, sampling)
 
     @partial(jit, donate_argnums=(2, 3), out_shardings=(held, lanes))
-    def replace(weights, bits, held, state, inputs, into, *, rows, lanes, sampling):
+    def refill_slots(weights, bits, held, state, inputs, into, *, rows, lanes, sampling):
         fresh = enter(*_asked(graphdef, weights, bits, inputs, rows, sampling), rows, lanes, sampling)
         return place(held, state, *fresh, into)
 
     @partial(jit, donate_argnums=(3, 4, 5), out_shardings=(lanes, kv, everywhere, everywhere))
-    def go_on(weights, bits, held, state, cache, steps, enough, more, *, rows, lanes, sampling):
+    def advance_slots(weights, bits, held, state, cache, steps, enough, more, *, rows, lanes, sampling):
         key, slots = jax.random.wrap_key_data(bits), Slots(held, state, cache, steps)
         slots = advance(merge(graphdef, weights), slots, key, rows, lanes, sampling, enough, more)
         return *slots[1:], slots.lanes.idle
@@ -92,20 +98,32 @@ def make_programs(graphdef: nnx.GraphDef, mesh: Mesh, generation: Mesh, kv_heads
 
     def run_begin(weights, bits, inputs, **how) -> Slots:
         with jax.set_mesh(generation):
-            return first(weights, bits, put(inputs), **how)
+            return begin_slots(weights, bits, put(inputs), **how)
 
     def run_refill(weights, bits, slots, inputs, into, **how) -> Slots:
         with jax.set_mesh(generation):
-            held, state = replace(weights, bits, *slots[:2], put(inputs), into, **how)
+            held, state = refill_slots(weights, bits, *slots[:2], put(inputs), into, **how)
         return slots._replace(held=held, lanes=state)
 
     def run_advance(weights, bits, slots, enough, more, **how) -> tuple[Slots, jax.Array]:
         with jax.set_mesh(generation):
-            *moved, idle = go_on(weights, bits, *slots, np.int32(enough), np.int32(more), **how)
+            *moved, idle = advance_slots(weights, bits, *slots, np.int32(enough), np.int32(more), **how)
         return Slots(slots.held, *moved), idle
 
+    def lower(weights, bits, inputs, **how) -> tuple[jax.stages.Lowered, ...]:
+        with jax.set_mesh(generation):
+            first = begin_slots.lower(weights, bits, inputs, **how)
+            slots = jax.tree.map(
+                lambda sharding, part: jax.tree.map(
+                    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), part
+                ),
+                layout,
+                first.out_info,
+            )
+            return first, advance_slots.lower(weights, bits, *slots, scalar, scalar, **how)
+
     across = math.prod(generation.shape[axis] for axis in BATCH)
-    return Programs(share_of(mesh), across, run_begin, run_refill, run_advance, results)
+    return Programs(share_of(mesh), across, run_begin, run_refill, run_advance, results, lower)
 
 
 def _asked(
@@ -120,6 +138,8 @@ def _asked(
     return merge(graphdef, weights), arrays.prompt, arrays.visual, pairs, arrays.valid, key, numbers, most
 
 
+LOOK = 8
+"""Tokens that a refill costs, about: the host looks on, encodes few prompts, writes them where others were."""
 FOREVER = 2**30
 """More tokens than any row has."""
 
@@ -133,12 +153,14 @@ def answer_queue(
     rows: tuple[int, ...],
     lanes: tuple[int, ...],
     slots: int,
+    *,
+    prepare: bool = False,
 ) -> Iterator[list[Done]]:
     """Answers every row of tasks of one shape, `slots` prompts at a time; yields this process's rows as they end.
 
     tasks: microbatches of one bucket and size, in which every process holds its own rows. rows, lanes: completions of
     each stream, and how many of them are decoded at a time. slots: 0 for a microbatch's; rounded up to what the devices
-    divide.
+    divide. prepare: a refill compiles with the first prompts of a shape, not when one is first needed.
     """
     bits, how = np.asarray(jax.random.key_data(key)), {"rows": rows, "lanes": lanes, "sampling": sampling}
     share = programs.share
@@ -147,16 +169,23 @@ def answer_queue(
     first = next(tasks)
     slots = slots or len(first.arrays.valid) // len(share.parts) * share.ways
     own = -(-slots // (share.ways * unit)) * unit
-    few = -(-max(1, own // 16) // unit) * unit  # a refill's prompts: each waits for the last of them
+    # a refill's prompts wait for the last of them; with fewer, or shorter rows, the device waits for the host too often
+    longest = sampling.max_tokens * rows[0] // lanes[0]
+    few = min(own, -(-max(own // 16, own * LOOK // longest, 1) // unit) * unit)
     table = _Table(chain([first], tasks), share, own)
     state = programs.begin(weights, bits, table.take(own)[0], **how)
+    shape = f"{jax.tree.map(np.shape, first.arrays)} {own} {how}"
+    if prepare and shape not in programs.ready:
+        state = programs.refill(weights, bits, state, *table.nobody(few), **how)
+        programs.ready.add(shape)
     while table.busy or table.waiting:
         inputs, into = table.take(few)
         if inputs is not None:
             state = programs.refill(weights, bits, state, inputs, into, **how)
         if table.waiting >= share.ways * few:
             continue  # there are more free slots than one refill takes
-        enough = min(table.free - table.waiting + share.ways * few, share.ways * own)
+        last = share.ways * own  # a look at the rows stops the device: with no prompt to put in, once, at the end
+        enough = min(table.free - table.waiting + share.ways * few, last) if table.more else last
         state, idle = programs.advance(weights, bits, state, enough, FOREVER, **how)
         yield table.done(np.asarray(idle), programs.results(state))
 
@@ -182,6 +211,11 @@ class _Table:
         return int((self.row < 0).sum())
 
     @property
+    def more(self) -> bool:
+        """Whether there are rows that are in no slot yet."""
+        return any(self._has(row) for row in self.next)
+
+    @property
     def waiting(self) -> int:
         """Free slots for which there are rows."""
         free = (self.row < 0).sum(axis=1)
@@ -201,6 +235,11 @@ class _Table:
         if (rows < 0).all():
             return None, into
         return self._inputs(rows[list(self.share.parts)]), into
+
+    def nobody(self, most: int) -> tuple[Any, np.ndarray]:
+        """What `take` gives, with no row for any slot."""
+        nowhere = np.full((len(self.row), most), self.row.shape[1], np.int32)
+        return self._inputs(np.full((len(self.share.parts), most), -1)), nowhere
 
     def done(self, idle: np.ndarray, sampled: Sampled) -> list[Done]:
         """Rows whose slots have ended, of this process; the slots are free."""

@@ -78,13 +78,26 @@ def group(rows: int, length: int, heads: int, left: bool) -> tuple[QKV, jax.Arra
     return draw(4, P), jnp.asarray(mask), draw(4, rows, length)
 
 
+def attended(prompt: QKV, mask: jax.Array, own: QKV, backend: str) -> tuple[jax.Array, jax.Array]:
+    """What prompts and completions get, of `attend_group`."""
+    rows, length = own.q.shape[1:3]
+    packed = QKV(
+        *(
+            jnp.concatenate([x, y.reshape(len(y), rows * length, *y.shape[3:])], 1)
+            for x, y in zip(prompt, own, strict=True)
+        )
+    )
+    both = attend_group(packed, mask, rows, length, backend)
+    return both[:, :P], both[:, P:].reshape(own.q.shape)
+
+
 def values_and_gradients(backend: str, prompt: QKV, mask: jax.Array, own: QKV):
     """Outputs at real tokens and gradients of a random function of them; everything must be finite."""
     rng = np.random.default_rng(9)
     weights = [jnp.asarray(rng.normal(size=x.q.shape), jnp.float32) for x in (prompt, own)]
 
     def loss(prompt, mask, own):
-        x, y = attend_group(prompt, mask, own, backend)
+        x, y = attended(prompt, mask, own, backend)
         real = jnp.where(mask[..., None, None], x, jnp.float32(0))
         return jnp.sum(real * weights[0]) + jnp.sum(y * weights[1]), (x, real, y)
 
@@ -130,7 +143,7 @@ def test_prompts_alone(kernels, backend):
 def test_odd_lengths_are_left_to_xla(kernels):
     """cuDNN takes no mask of odd length in training."""
     prompt, mask, own = group(2, 5, 2, False)
-    got, want = (jax.jit(attend_group, static_argnums=3)(prompt, mask, own, name) for name in ("cudnn", "xla"))
+    got, want = (jax.jit(attended, static_argnums=3)(prompt, mask, own, name) for name in ("cudnn", "xla"))
     for g, w in zip(got, want, strict=True):
         np.testing.assert_array_equal(g, w)
 
@@ -201,7 +214,7 @@ def test_for_cuda_cudnn_is_called_forward_and_backward(monkeypatch):
     monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
 
     def loss(prompt, mask, own):
-        x, y = attend_group(prompt, mask, own, "cudnn")
+        x, y = attended(prompt, mask, own, "cudnn")
         return jnp.sum(x.astype(jnp.float32)) + jnp.sum(y.astype(jnp.float32))
 
     prompt, mask, own = group(3, 6, 2, False)

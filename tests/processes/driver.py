@@ -10,7 +10,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from step_cases import BUCKET, ROWS, make_rows, make_scores
+from step_cases import ROWS, as_task, make_rows, make_scores
 
 from jvr1.data.batch import stack
 from jvr1.distributed import Peers, connect, gather, share_of
@@ -18,7 +18,7 @@ from jvr1.model import qwen2_5_vl
 from jvr1.model.config import from_hf
 from jvr1.rl import tgrpo
 from jvr1.sharding import AXES, make_mesh, param_shardings, path_name, put_batch, replicated
-from jvr1.train.decode import make_decoder, to_host
+from jvr1.train.decode import make_decoder
 from jvr1.train.steps import make_advantages, make_policy_gradients, make_reference_scores
 from jvr1.train.trees import cast, zeros_like
 
@@ -66,9 +66,9 @@ def step(mesh, sample):
         whole = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(total)
         if not sample:
             return jax.tree.map(np.asarray, whole), float(loss), None
-        decoder = make_decoder(graphdef, mesh, CONFIG, (2,))
-        sampling = decoder.sampling(BUCKET, temperature=1.0)
-        done = to_host(decoder.rollout(decoder.weights(params), arrays, jax.random.key(7), (2, 1), sampling))
+    decoder = make_decoder(graphdef, mesh, CONFIG, (2,))
+    task = as_task(stack([rows[i] for i in places]), (2, 1))
+    (done,) = decoder.answers(decoder.weights(params), [task], jax.random.key(7), temperature=1.0)
     tokens = {
         place: row
         for places, rows in gather([places, done.ids.tolist()])

@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from oracle import random_model, raw_config
-from step_cases import BUCKET, make_rows
+from step_cases import as_task, make_rows
 
 from jvr1.data.batch import stack
 from jvr1.errors import UserError
 from jvr1.model.config import from_hf
-from jvr1.sharding import make_mesh, param_shardings, path_name, put_batch
-from jvr1.train.decode import make_decoder, to_host
+from jvr1.sharding import make_mesh, param_shardings, path_name
+from jvr1.train.decode import make_decoder
 from jvr1.train.reference import open_reference
 
 CONFIG = from_hf(raw_config(vision_depth=1, vision_fullatt_block_indexes=[0], num_hidden_layers=2))
@@ -26,23 +26,21 @@ def sampled(sizes, devices, **how):
     params = jax.device_put(host, param_shardings(host, mesh))
     decoder = make_decoder(graphdef, mesh, CONFIG, (2,), **how)
     with jax.set_mesh(mesh):
-        arrays = put_batch(stack(make_rows(CONFIG)), mesh)
         weights = decoder.weights(params)
-        done = decoder.rollout(weights, arrays, jax.random.key(1), (2, 1), decoder.sampling(BUCKET, temperature=1.0))
+    (done,) = decoder.answers(weights, [as_task(stack(make_rows(CONFIG)), (2, 1))], jax.random.key(1), temperature=1.0)
     return params, weights, done
 
 
 @pytest.fixture(scope="module")
 def alone():
-    return to_host(sampled({"data": 1}, 1)[2])
+    return sampled({"data": 1}, 1)[2]
 
 
 @pytest.mark.parametrize(
     ("sizes", "tensor"), [({"fsdp": 8}, 0), ({"fsdp": 8}, 2), ({"fsdp": 2, "tensor": 4}, 1), ({"data": 8}, 4)]
 )
 def test_the_layout_changes_no_token(alone, sizes, tensor):
-    _, weights, done = sampled(sizes, 8, tensor=tensor)
-    got = to_host(done)
+    _, weights, got = sampled(sizes, 8, tensor=tensor)
     np.testing.assert_array_equal(got.ids, alone.ids)
     np.testing.assert_allclose(got.logprobs, alone.logprobs, atol=1e-4)
     ways = tensor or sizes.get("tensor", 1)

@@ -18,11 +18,12 @@ from step_cases import BUCKET, example
 from jvr1.data.batch import Bucket, Clip, Microbatch, build_example, empty_example, stack
 from jvr1.distributed import ALONE, Share
 from jvr1.eval.run import Sampled, Task
-from jvr1.generate import Sampling
+from jvr1.generate import Sampling, generate
 from jvr1.model.config import from_hf
-from jvr1.sharding import make_mesh, param_shardings, put_batch
-from jvr1.train.decode import make_decoder, to_host
-from jvr1.train.queue import Programs, answer_queue
+from jvr1.model.qwen2_5_vl import merge
+from jvr1.sharding import make_mesh, param_shardings
+from jvr1.train.decode import make_decoder
+from jvr1.train.queue import Programs, answer_queue, row_numbers
 
 CONFIG = from_hf(raw_config(vision_depth=1, vision_fullatt_block_indexes=[0], num_hidden_layers=2))
 C, MICRO = 16, 8
@@ -71,15 +72,23 @@ def one():
     return open_decoder({"data": 1}, 1)
 
 
+def batch(sampling: Sampling, weights: dict, task: Task) -> Sampled:
+    """A microbatch by `generate`, in one program."""
+    graphdef, _ = random_model(CONFIG, seed=3, scale=0.25)
+    run = jax.jit(
+        lambda weights, arrays, pairs: generate(
+            merge(graphdef, weights), arrays.prompt, arrays.visual, pairs, arrays.valid, KEY,
+            row_numbers(arrays.number, task.rows), task.rows, sampling,
+        )
+    )  # fmt: skip
+    return Sampled(*map(np.asarray, run(weights, task.arrays, task.pairs)[:4]))
+
+
 @pytest.fixture(scope="module")
 def fixed(one) -> list[Sampled]:
     """Each microbatch as one batch in one program."""
-    mesh, decoder, weights = one
-    found = []
-    for task in TASKS:
-        arrays, pairs = put_batch((task.arrays, task.pairs), mesh)
-        sampling = decoder.sampling(task.micro.bucket, temperature=1.0)
-        found.append(to_host(decoder.rollout(weights, arrays, KEY, task.rows, sampling, pairs)))
+    _, decoder, weights = one
+    found = [batch(decoder.sampling(task.micro.bucket, temperature=1.0), weights, task) for task in TASKS]
     lengths = {int(n) for x in found for n in x.length.reshape(-1)}
     assert {0, C} < lengths
     assert len(lengths) > C - 3
@@ -113,7 +122,7 @@ def test_rows_are_those_of_fixed_batches(one, fixed, slots, lanes):
     _, decoder, weights = one
     rounds = list(decoder.queue(weights, iter(TASKS), KEY, slots=slots, lanes=lanes, temperature=1.0))
     assert_same(collected(rounds), fixed)
-    assert len(rounds) > 4  # they come as they end
+    assert len(rounds) > 4 or slots > 24  # they come as they end, if others wait
 
 
 @pytest.mark.parametrize(
@@ -168,10 +177,10 @@ def test_ended_rows_never_change(one, fixed):
 
 
 def test_a_stream_grows_to_the_whole_answer(one):
-    mesh, decoder, weights = one
-    arrays = jax.tree.map(lambda x: x[5:6], TASKS[0].arrays)
+    _, decoder, weights = one
+    arrays, pairs = jax.tree.map(lambda x: x[5:6], (TASKS[0].arrays, TASKS[0].pairs))
     sampling = dataclasses.replace(decoder.sampling(VIDEO, temperature=1.0), end_ids=())
-    whole = to_host(decoder.rollout(weights, put_batch(arrays, mesh), KEY, (1,), sampling))
+    whole = batch(sampling, weights, Task(TASKS[0].micro, arrays, pairs[:, :1], (1,)))
     seen = list(decoder.stream(weights, arrays, KEY, sampling, every=6))
     assert [int(x.length[0, 0]) for x in seen] == [1, 7, 13, 16]
     for x in seen:
@@ -228,6 +237,9 @@ class Clockwork:
             self.steps += 1
         return self, (self.left <= 0).reshape(-1)
 
+    def lower(self, *_, **__):
+        raise AssertionError
+
     def results(self, slots):
         numbers = self.row[list(self.share.parts)].reshape(-1, 1)
         return Sampled(numbers[..., None], numbers, numbers >= 0, numbers[..., None].astype(float))
@@ -239,9 +251,11 @@ class Clockwork:
         for first in range(0, count, size):
             rows = [part * 100 + i for part in parts for i in range(first, first + size)]
             tasks.append(Task(None, Rows(np.ones(len(rows), bool), np.asarray(rows)), None, (1,)))
-        programs = Programs(self.share, len(self.lengths), self.begin, self.refill, self.advance, self.results)
+        programs = Programs(
+            self.share, len(self.lengths), self.begin, self.refill, self.advance, self.results, self.lower
+        )
         found = []
-        for done in answer_queue(programs, {}, tasks, KEY, Sampling(1, ()), (1,), (1,), slots):
+        for done in answer_queue(programs, {}, tasks, KEY, Sampling(1000, ()), (1,), (1,), slots):
             for task, row, sampled in done:
                 assert task.arrays.number[row] == sampled.length[0]
                 found.append(int(sampled.length[0]))

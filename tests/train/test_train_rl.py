@@ -13,7 +13,7 @@ import pytest
 from etils import epath
 from oracle import END, IMAGE, START, random_model
 from runs import OF_STAGE, SETTINGS, STEPS, scalars
-from step_cases import BUCKET, make_rows
+from step_cases import as_task, make_rows
 from train.test_microbatches import CONFIG
 
 from jvr1 import config as settings
@@ -23,7 +23,7 @@ from jvr1.distributed import ALONE
 from jvr1.eval.run import Judge, Sampled
 from jvr1.rl import tgrpo
 from jvr1.sharding import make_mesh
-from jvr1.train.decode import make_decoder, to_host
+from jvr1.train.decode import make_decoder
 from jvr1.train.models import open_model, read_tokenizer
 from jvr1.train.setup import make_encoder, open_training_rows
 from jvr1.train.steps import make_advantages
@@ -176,8 +176,8 @@ def decoder():
 def first_tokens(decoder, arrays, rows):
     """Greedy tokens and log-probabilities of each stream."""
     decode, params = decoder
-    done = decode.rollout(decode.weights(params), arrays, jax.random.key(0), rows, decode.sampling(BUCKET))
-    return to_host(jax.tree.map(jnp.asarray, done))
+    (done,) = decode.answers(decode.weights(params), [as_task(arrays, rows)], jax.random.key(0))
+    return done
 
 
 def test_the_shuffled_stream_is_encoded_from_the_shuffled_frames(decoder):

@@ -17,8 +17,9 @@ import jax
 
 from jvr1.data.batch import Bucket
 from jvr1.model.config import ModelConfig
+from jvr1.plan.programs import Shapes, batch_shapes, chip_bytes, row_counts, slot_count
 from jvr1.sharding import is_stacked, path_name
-from jvr1.train.programs import Shapes, batch_shapes, chip_bytes, row_counts
+from jvr1.train.decode import at_a_time
 
 FLOAT = 4
 SCORES = {"forward": 1.75, "backward": 5.5}
@@ -51,10 +52,10 @@ def local(step: Shapes) -> Local:
     return Local(step.config.batch.micro // (shape["data"] * shape["fsdp"]), shape["tensor"])
 
 
-def local_generation(step: Shapes) -> Local:
-    """As it is sampled from."""
+def local_generation(step: Shapes, prompts: int) -> Local:
+    """So many prompts as they are sampled from."""
     shape = step.generation_mesh.shape
-    return Local(step.config.batch.micro // shape["data"], shape["tensor"])
+    return Local(prompts // shape["data"], shape["tensor"])
 
 
 def phase_memory(step: Shapes, bucket: Bucket) -> dict[str, dict[str, int]]:
@@ -81,9 +82,9 @@ def phase_memory(step: Shapes, bucket: Bucket) -> dict[str, dict[str, int]]:
 
 def generation_memory(step: Shapes, bucket: Bucket) -> dict[str, int]:
     """Keys and values of prefixes and of completions, and the larger of what prefill and sampling need besides."""
-    model, here, size = step.model, local_generation(step), itemsize(step)
+    model, here, size = step.model, local_generation(step, slot_count(step)), itemsize(step)
     counts = row_counts(step.config, bucket)
-    streams, drawn = len(counts), sum(counts)
+    streams, drawn = len(counts), sum(at_a_time(counts, step.config.rl.lanes))
     encoded = Bucket(bucket.kind, bucket.steps * streams, bucket.windows, bucket.prompt, bucket.completion)
     prefill = max(
         VISION_SCORES["forward"] * vision_scores(model, encoded, here),

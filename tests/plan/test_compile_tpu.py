@@ -12,12 +12,12 @@ from step_shapes import SMALL, moved, small_config
 
 from jvr1 import config as settings
 from jvr1.model.config import published, to_hf
+from jvr1.plan.chips import chip_named
+from jvr1.plan.hlo import read, totals
+from jvr1.plan.memory import phase_memory
+from jvr1.plan.planning import changed, largest_bucket
+from jvr1.plan.programs import PHASES, chip_bytes, step_shapes
 from jvr1.sharding import make_mesh
-from jvr1.train.chips import chip_named
-from jvr1.train.hlo import read, totals
-from jvr1.train.memory import phase_memory
-from jvr1.train.planning import changed, largest_bucket
-from jvr1.train.programs import PHASES, chip_bytes, step_shapes
 
 ROOT = Path(__file__).parents[2]
 TOOL = runpy.run_path(str(ROOT / "tools" / "compile_tpu.py"))

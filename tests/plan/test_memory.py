@@ -1,6 +1,6 @@
 """The count against what JAX itself says of the same shapes: residuals, caches, state.
 
-Against the TPU compiler: tests/tools/test_plan.py (its figures, kept in docs/compiled), test_compile_tpu.py (nightly).
+Against the TPU compiler: tests/plan/test_compile_tpu.py (nightly).
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from jvr1.generate import Sampling, generate
 from jvr1.model import qwen2_5_vl
 from jvr1.model.config import published
 from jvr1.model.layers import REMAT_POLICIES
-from jvr1.train import memory
+from jvr1.plan import memory
+from jvr1.plan.planning import changed, counted_shapes, largest_bucket
+from jvr1.plan.programs import PHASES
 from jvr1.train.optimizer import combine
-from jvr1.train.planning import changed, counted_shapes, largest_bucket
-from jvr1.train.programs import PHASES
 
 ROOT = Path(__file__).parents[2]
 TGRPO = settings.from_file(str(ROOT / "configs" / "tgrpo_7b.py"))
@@ -77,7 +77,7 @@ def test_keys_and_values_are_those_of_generation():
 
     def run(params, arrays, key):
         module = qwen2_5_vl.merge(step.graphdef, params)
-        module.decode = lambda ids, positions, prefix, mask, cache, index, rows: (
+        module.decode = lambda ids, positions, prefix, mask, cache, index, length, rows: (
             found.extend([prefix, cache]),
             (jnp.zeros((1, 12, model.text.hidden), jnp.bfloat16), cache),
         )[1]

@@ -14,9 +14,9 @@ from ml_collections import ConfigDict
 from jvr1 import config as settings
 from jvr1.errors import UserError, run_main
 from jvr1.model.config import published, to_hf
-from jvr1.train.chips import CHIPS, GIB, chip_named
+from jvr1.plan.chips import CHIPS, GIB, chip_named
+from jvr1.plan.planning import changed, make_plan, named_model, read_mesh, smallest, suggestions
 from jvr1.train.metrics import peak_flops
-from jvr1.train.planning import changed, make_plan, named_model, read_mesh, smallest, suggestions
 
 ROOT = Path(__file__).parents[2]
 TOOL = runpy.run_path(str(ROOT / "tools" / "plan.py"))

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jvr1.plan.hlo import read, totals
 from jvr1.sharding import make_mesh
-from jvr1.train.hlo import read, totals
 
 TEXT = """HloModule jit_f, entry_computation_layout={()->f32[]}
 

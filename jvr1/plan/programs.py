@@ -6,6 +6,7 @@ of `jax.experimental.topologies` the real TPU compiler makes real executables of
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,10 +26,11 @@ from jvr1.errors import UserError
 from jvr1.model import qwen2_5_vl
 from jvr1.model.attention import Backend, choose
 from jvr1.model.config import ModelConfig
+from jvr1.model.layers import BATCH
 from jvr1.model.lora import ADAPTERS, LoRAConfig, without_adapters
+from jvr1.plan.hlo import Collective, read
 from jvr1.sharding import AXES, batch_sharding, check_mesh, decode_mesh, param_shardings
-from jvr1.train.decode import make_decoder, mover
-from jvr1.train.hlo import Collective, read
+from jvr1.train.decode import at_a_time, make_decoder, mover
 from jvr1.train.optimizer import make_optimizer, partition
 from jvr1.train.reference import Reference
 from jvr1.train.state import TrainState, abstract_state, make_update
@@ -155,6 +157,12 @@ def row_counts(config: ConfigDict, bucket: Bucket) -> tuple[int, ...]:
     return (group, shuffled) if bucket.kind == "video" and shuffled else (group,)
 
 
+def slot_count(step: Shapes) -> int:
+    """Prompts under way while tokens are sampled: rl.slots or a microbatch's, rounded up to what the devices divide."""
+    unit = math.lcm(*(math.prod(mesh.shape[axis] for axis in BATCH) for mesh in (step.mesh, step.generation_mesh)))
+    return -(-(step.config.rl.slots or step.config.batch.micro) // unit) * unit
+
+
 class Program(NamedTuple):
     """A program that a phase runs `times` over."""
 
@@ -188,11 +196,21 @@ def _generation(step: Shapes, bucket: Bucket) -> Iterator[Program]:
     tensor, dtype = step.config.mesh.decode_tensor, step.config.model.dtype
     decoder = make_decoder(step.graphdef, step.mesh, step.model, END_IDS, tensor=tensor, dtype=dtype)
     bits = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0)))
-    here = batch_sharding(step.generation_mesh)
-    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), batch_shapes(step, bucket))
     sampling = decoder.sampling(bucket, **step.config.sampling)
-    rows = row_counts(step.config, bucket)
-    yield Program(decoder.lower(step.generation, batch, bits, rows, sampling))
+    rows, slots = row_counts(step.config, bucket), slot_count(step)
+    here = batch_sharding(step.generation_mesh)
+
+    def shape(x: Any, *sizes: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((slots, *sizes, *x.shape[1:]), x.dtype, sharding=here)
+
+    batch = batch_shapes(step, bucket)
+    arrays = jax.tree.map(shape, batch)
+    pairs = None if batch.visual is None else shape(batch.visual.pair, len(rows))
+    lanes = at_a_time(rows, step.config.rl.lanes)
+    for lowered in decoder.programs.lower(
+        step.generation, bits, (arrays, pairs, None), rows=rows, lanes=lanes, sampling=sampling
+    ):
+        yield Program(lowered)
 
 
 def _scoring(step: Shapes) -> dict[str, Any]:

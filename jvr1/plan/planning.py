@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import itertools
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,11 +20,12 @@ from jvr1.data.batch import Bucket
 from jvr1.errors import UserError
 from jvr1.model import hf
 from jvr1.model.config import ModelConfig, published
+from jvr1.plan import memory
+from jvr1.plan.chips import Chip
+from jvr1.plan.programs import Shapes, chip_bytes, row_counts, step_shapes
 from jvr1.sharding import AXES, valid_tensor_sizes
-from jvr1.train import flops, memory
-from jvr1.train.chips import Chip
+from jvr1.train import flops
 from jvr1.train.models import locate
-from jvr1.train.programs import Shapes, chip_bytes, row_counts, step_shapes
 
 SIZES = ("3b", "7b", "32b", "72b")
 TOUCHED = {"forward": 4.0, "backward": 10.0}
@@ -154,7 +157,7 @@ def step_work(step: Shapes, bucket: Bucket, tokens: int | None = None) -> dict[s
     written = float(min(tokens or bucket.completion, bucket.completion))
     generation = [times * part for part in _generation(step, bucket, written)]
     forward, scores = _scoring(step, bucket, written)
-    copied, layer_reads = step.copied(), _gathered(step)
+    copied, layer_reads = step.copied(), _gathered(step, bucket)
     weights = chip_bytes([there for _, there in copied])
     fsdp = step.mesh.shape["fsdp"]
     received = layer_reads * (fsdp - 1) / fsdp
@@ -180,7 +183,7 @@ def step_work(step: Shapes, bucket: Bucket, tokens: int | None = None) -> dict[s
 def _generation(step: Shapes, bucket: Bucket, tokens: float | int) -> tuple[float | int, ...]:
     """FLOPs, bytes and link bytes a chip of prefill, then of sampling `tokens` tokens, for one microbatch."""
     model, rows, chips = step.model, step.config.batch.micro, step.mesh.size
-    here, size = memory.local_generation(step), memory.itemsize(step)
+    here, size = memory.local_generation(step, rows), memory.itemsize(step)
     counts = row_counts(step.config, bucket)
     streams, drawn = len(counts), sum(counts)
     weights = chip_bytes(step.generation)
@@ -216,10 +219,12 @@ def _scoring(step: Shapes, bucket: Bucket, tokens: float | int) -> tuple[float, 
     )
 
 
-def _gathered(step: Shapes) -> float:
-    """Bytes of all weights as a pass reads them: in the compute dtype, whole but for tensor."""
+def _gathered(step: Shapes, bucket: Bucket) -> float:
+    """Bytes of the weights as a pass reads them: in the compute dtype, whole but for tensor; the head for each chunk of
+    logits."""
     values = sum(x.size for x in jax.tree.leaves(step.params))
-    return values / step.mesh.shape["tensor"] * memory.itemsize(step)
+    chunks = math.ceil(bucket.completion / step.config.model.logit_chunk)
+    return values / step.mesh.shape["tensor"] * memory.itemsize(step) + (chunks - 1) * memory.head_bytes(step)
 
 
 ALTERS = ("optimizer.moment_dtype", "model.param_dtype", "rl.beta", "optimizer.freeze")
@@ -275,14 +280,14 @@ def candidates(config: ConfigDict, model: ModelConfig) -> list[dict[str, Any]]:
 
 
 def smallest(config: ConfigDict, model: ModelConfig, chip: Chip, sizes: Sequence[int]) -> Plan | None:
-    """The plan with the fewest chips that fits: one prompt a chip and microbatch, all chips on the fsdp axis, weights
-    split over as few chips as possible when generating. None when none of the sizes fits."""
-    for chips in sizes:
-        for tensor in valid_tensor_sizes(model):
-            if chips % tensor or tensor > chips:
-                continue
-            mesh = {"mesh.data": 1, "mesh.fsdp": chips, "mesh.tensor": 1, "mesh.decode_tensor": tensor}
-            plan = make_plan(changed(config, mesh | {"batch.micro": chips}), model, chip)
-            if plan.fits:
-                return plan
+    """The plan with the fewest chips that fits: over tensor as few ways as possible in training, then in generation,
+    the others over fsdp with one prompt of a microbatch each. None when none of the sizes fits."""
+    splits = valid_tensor_sizes(model)
+    for chips, tensor, decode in itertools.product(sizes, splits, splits):
+        if chips % tensor or chips % decode or (chips // tensor) % (chips // decode):
+            continue
+        mesh = {"mesh.data": 1, "mesh.fsdp": chips // tensor, "mesh.tensor": tensor, "mesh.decode_tensor": decode}
+        plan = make_plan(changed(config, mesh | {"batch.micro": chips // tensor}), model, chip)
+        if plan.fits:
+            return plan
     return None
