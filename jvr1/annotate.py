@@ -26,11 +26,8 @@ from jvr1.answering import (
     add_model_options,
     answer_files,
     asking_of,
-    config_of,
-    mesh_of,
     parse,
-    set_batch,
-    set_workers,
+    prepared,
 )
 from jvr1.data.records import Record
 from jvr1.errors import UserError
@@ -39,7 +36,6 @@ from jvr1.eval.report import Asked, answer_lines, failures
 from jvr1.eval.score import Question
 from jvr1.rl.rewards import MODES, score
 from jvr1.train.guard import run_distributed
-from jvr1.train.setup import check_writable, use_compilation_cache
 
 SUFFIXES = (".json", ".jsonl")
 FOLDER, FAILED = ".answers", "failed.json"
@@ -50,12 +46,7 @@ def main(args: argparse.Namespace) -> int:
     check(args)
     asking = asking_of(args)
     file = args.data if "://" in args.data else str(epath.Path(args.data).resolve())
-    config, fitted = config_of(args, (file,), args.root or str(epath.Path(file).parent))
-    set_workers(config, args.workers)
-    check_writable(folder)
-    use_compilation_cache()
-    mesh = mesh_of(config, args.mesh)
-    set_batch(config, args.batch, mesh)
+    config, fitted, mesh = prepared(args, (file,), args.root or str(epath.Path(file).parent), folder)
 
     # --- answers: those of before, then the rest
     done = answer_files(config, asking, mesh, folder, fitted=fitted)

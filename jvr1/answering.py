@@ -33,7 +33,7 @@ from jvr1.model.hf import CONFIG, read_carried, read_config
 from jvr1.sharding import decode_mesh, make_mesh
 from jvr1.train.decode import Decoder, make_decoder
 from jvr1.train.models import CHECKPOINTS, locate, make_tokenizer, open_model
-from jvr1.train.setup import check_batch, index_of, local_cache, make_encoder
+from jvr1.train.setup import check_batch, check_writable, index_of, local_cache, make_encoder, use_compilation_cache
 
 # --- command line -----------------------------------------------------------------------------------------------------
 
@@ -111,6 +111,19 @@ def config_of(args: argparse.Namespace, files: Sequence[str], root: str) -> tupl
         if value is not None:
             section[name] = value
     return settings.check(config), fitted
+
+
+def prepared(
+    args: argparse.Namespace, files: Sequence[str], root: str, out: epath.Path
+) -> tuple[ConfigDict, bool, Mesh]:
+    """Of `config_of`, with workers, batch and mesh as asked; `out` can be written. Raises UserError."""
+    config, fitted = config_of(args, files, root)
+    set_workers(config, args.workers)
+    check_writable(out)
+    use_compilation_cache()
+    mesh = mesh_of(config, args.mesh)
+    set_batch(config, args.batch, mesh)
+    return config, fitted, mesh
 
 
 def set_workers(config: ConfigDict, workers: int | None) -> None:

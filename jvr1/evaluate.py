@@ -22,11 +22,8 @@ from jvr1.answering import (
     add_model_options,
     answer_files,
     asking_of,
-    config_of,
-    mesh_of,
     parse,
-    set_batch,
-    set_workers,
+    prepared,
 )
 from jvr1.eval.journal import ANSWERS, write_whole
 from jvr1.eval.page import frames_seen, html
@@ -35,18 +32,12 @@ from jvr1.eval.run import Summary
 from jvr1.eval.score import mode_of
 from jvr1.eval.settings import paper_frames
 from jvr1.train.guard import run_distributed
-from jvr1.train.setup import check_writable, use_compilation_cache
 
 
 def main(args: argparse.Namespace) -> int:
     out = epath.Path(args.out)
     asking = asking_of(args, args.variants.split(","))
-    config, fitted = config_of(args, args.suite.split(","), args.data)
-    set_workers(config, args.workers)
-    check_writable(out)
-    use_compilation_cache()
-    mesh = mesh_of(config, args.mesh)
-    set_batch(config, args.batch, mesh)
+    config, fitted, mesh = prepared(args, args.suite.split(","), args.data, out)
 
     # --- answers: those of before, then the rest
     done = answer_files(config, asking, mesh, out, fitted=fitted)

@@ -68,6 +68,18 @@ class Completions(NamedTuple):
     steps: Int[Array, ""]
 
 
+class Asked(NamedTuple):
+    """B prompts, their media with the order of frames of each of S streams, which of them are asked, the numbers of the
+    R rows wanted of each (their random keys), and how many tokens each row may have."""
+
+    prompt: Prompt
+    visual: Visual | None
+    pairs: Int[Array, "B S F 2"] | None
+    active: Bool[Array, "B"]
+    number: Int[Array, "B R"]
+    most: Int[Array, "B R"]
+
+
 class Held(NamedTuple):
     """What slots keep of their prompts: each stream's keys and values and last hidden state, the numbers of the R rows
     asked for, and how many tokens each may have."""
@@ -129,7 +141,7 @@ def generate(
     fold_in(row key, index): the same draw on any mesh. Prompts that are not `active` cost no steps of their own.
     """
     most = jnp.full(row_numbers.shape, sampling.max_tokens, jnp.int32)
-    slots = begin(model, prompt, visual, pairs, active, key, row_numbers, most, rows, rows, sampling)
+    slots = begin(model, Asked(prompt, visual, pairs, active, row_numbers, most), key, rows, rows, sampling)
     slots = advance(model, slots, key, rows, rows, sampling)
     # split here as in the loop: where the result goes must not change how the loop is split
     state = jax.tree.map(constrain_batch, slots.lanes)
@@ -137,46 +149,27 @@ def generate(
 
 
 def begin(
-    model: Qwen25VL,
-    prompt: Prompt,
-    visual: Visual | None,
-    pairs: Int[Array, "B S F 2"] | None,
-    active: Bool[Array, "B"],
-    key: PRNGKeyArray,
-    row_numbers: Int[Array, "B R"],
-    most: Int[Array, "B R"],
-    rows: Sequence[int],
-    lanes: Sequence[int],
-    sampling: Sampling,
+    model: Qwen25VL, asked: Asked, key: PRNGKeyArray, rows: Sequence[int], lanes: Sequence[int], sampling: Sampling
 ) -> Slots:
     """Slots of B prompts: one prefill, and the first token of the first `lanes[s]` rows of each stream."""
-    held, first = enter(model, prompt, visual, pairs, active, key, row_numbers, most, rows, lanes, sampling)
+    held, first = enter(model, asked, key, rows, lanes, sampling)
     layers, b, _, _, heads, size = held.kv.k.shape
     shape = (layers, b, sum(lanes), sampling.max_tokens, heads, size)
     return Slots(held, first, KV(*(jnp.zeros(shape, held.kv.k.dtype) for _ in range(2))), jnp.int32(1))
 
 
 def enter(
-    model: Qwen25VL,
-    prompt: Prompt,
-    visual: Visual | None,
-    pairs: Int[Array, "B S F 2"] | None,
-    active: Bool[Array, "B"],
-    key: PRNGKeyArray,
-    row_numbers: Int[Array, "B R"],
-    most: Int[Array, "B R"],
-    rows: Sequence[int],
-    lanes: Sequence[int],
-    sampling: Sampling,
+    model: Qwen25VL, asked: Asked, key: PRNGKeyArray, rows: Sequence[int], lanes: Sequence[int], sampling: Sampling
 ) -> tuple[Held, Lanes]:
     """`begin` without a ring: what `place` puts into slots that are under way."""
-    last, kv = model.prefill(prompt, visual, pairs)
-    (b, r), m, c = row_numbers.shape, sum(lanes), sampling.max_tokens
-    held = Held(kv, prompt.mask, prompt.next_position, last, row_numbers, jnp.minimum(most, c))
+    prompt = asked.prompt
+    last, kv = model.prefill(prompt, asked.visual, asked.pairs)
+    (b, r), m, c = asked.number.shape, sum(lanes), sampling.max_tokens
+    held = Held(kv, prompt.mask, prompt.next_position, last, asked.number, jnp.minimum(asked.most, c))
     starts = np.cumsum([0, *rows[:-1]])
     first = np.concatenate([start + np.arange(n) for start, n in zip(starts, lanes, strict=True)]).astype(np.int32)
     state = Lanes(
-        row=jnp.where(active[:, None], first[None], r),
+        row=jnp.where(asked.active[:, None], first[None], r),
         drawn=jnp.zeros((b, m), jnp.int32),
         token=jnp.zeros((b, m), jnp.int32),
         begun=jnp.broadcast_to(jnp.asarray(lanes, jnp.int32)[None], (b, len(lanes))),

@@ -212,7 +212,7 @@ def test_a_mistake_is_one_line(demo, tmp_path, monkeypatch, capsys, arguments, m
     base = {"--model": demo.model, "--data": tmp_path / "valid.json", "--out": tmp_path / "out.json"}
     given += [f"{name}={value}" for name, value in base.items() if not any(a.startswith(name + "=") for a in given)]
     monkeypatch.setattr(sys, "argv", ["annotate", *given])
-    monkeypatch.setattr("jvr1.train.setup.use_compilation_cache", lambda: None)
+    monkeypatch.setattr("jvr1.answering.use_compilation_cache", lambda: None)
     monkeypatch.delitem(sys.modules, "jvr1.annotate")
     with pytest.raises(SystemExit) as end:
         runpy.run_module("jvr1.annotate", run_name="__main__")

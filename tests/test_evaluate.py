@@ -283,7 +283,7 @@ def test_the_exported_folder_answers_alike_in_transformers(demo, exported, undis
 def in_process(arguments: list[str], monkeypatch, capsys) -> tuple[int, str]:
     """Exit code and stderr; these end before anything is compiled."""
     monkeypatch.setattr(sys, "argv", ["evaluate", *arguments])
-    monkeypatch.setattr("jvr1.train.setup.use_compilation_cache", lambda: None)
+    monkeypatch.setattr("jvr1.answering.use_compilation_cache", lambda: None)
     with pytest.raises(SystemExit) as end:
         runpy.run_module("jvr1.evaluate", run_name="__main__")
     return end.value.code, capsys.readouterr().err

@@ -1,7 +1,10 @@
 """Measures a part of jvr1 on this machine: python tools/bench.py PART [--shape NAME] [--json FILE]
 
-PART: data (tools/bench_data.py), step (tools/bench_step.py) or decode (tools/bench_decode.py); --shape names the sizes
-of the latter two.
+vision, prefill, decode, score, update, step: the step's parts alone (tools/benchmarks/phases.py).
+growth: how their time grows with frames, group, completion length, prompts and layers, beside what is counted.
+against: the step beside the usual way with transformers + torch (against.py; needs the test dependencies).
+shared: the update beside one that repeats the prompt for each completion (shared.py).
+queue: a batch kept full beside fixed batches (queue.py). data: decoding, preparing, padding (data.py).
 """
 
 from __future__ import annotations
@@ -12,16 +15,20 @@ import os
 import platform
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from jvr1.errors import UserError, run_main
 
+PHASES = ("vision", "prefill", "decode", "score", "update", "step")
+SHAPED = ("growth", "against", "shared", "queue")
+
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("part", choices=("data", "step", "decode"), help="what is measured")
-    parser.add_argument("--shape", help="the size of the model and its input, for parts step and decode")
+    parser.add_argument("part", choices=(*PHASES, *SHAPED, "data"), help="what is measured")
+    parser.add_argument("--shape", help="sizes of the model and its input, for all parts but data")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
     flags = parser.parse_args(arguments)
     if flags.json and not flags.json.resolve().parent.is_dir():
@@ -34,19 +41,17 @@ def main(arguments: list[str] | None = None) -> None:
 
 def measure(flags: argparse.Namespace) -> dict[str, Any]:
     """Runs a part. Each is imported only when asked for: they load different things, slowly."""
-    if flags.part in ("step", "decode"):
-        if flags.shape is None:
-            raise UserError(f"part {flags.part} needs --shape NAME; tools/bench_{flags.part}.py lists the names")
-        if flags.part == "step":
-            from bench_step import run
-        else:
-            from bench_decode import run
-        return run(flags.shape)
-    if flags.shape is not None:
-        raise UserError("--shape is for parts step and decode; part data has none")
-    from bench_data import run as run_data
-
-    return run_data()
+    part, shape = flags.part, flags.shape
+    if part == "data":
+        if shape is not None:
+            raise UserError("part data has no --shape")
+        return import_module("benchmarks.data").run()
+    if shape is None:
+        raise UserError(f"part {part} needs --shape NAME, such as small")
+    if part in SHAPED:
+        module = import_module(f"benchmarks.{'phases' if part == 'growth' else part}")
+        return (module.growth if part == "growth" else module.run)(shape)
+    return import_module("benchmarks.phases").run(part, shape)
 
 
 def machine() -> str:

@@ -26,7 +26,7 @@ from jax.sharding import PartitionSpec as P
 
 from jvr1.distributed import Share, share_of
 from jvr1.eval.run import Done, Sampled, Task
-from jvr1.generate import Held, Lanes, Sampling, Slots, advance, begin, enter, place
+from jvr1.generate import Asked, Held, Lanes, Sampling, Slots, advance, begin, enter, place
 from jvr1.model.layers import BATCH
 from jvr1.model.qwen2_5_vl import merge
 from jvr1.model.text import KV
@@ -75,17 +75,18 @@ def make_programs(graphdef: nnx.GraphDef, mesh: Mesh, generation: Mesh, kv_heads
 
     @partial(jit, out_shardings=layout)
     def begin_slots(weights, bits, inputs, *, rows, lanes, sampling):
-        return begin(*_asked(graphdef, weights, bits, inputs, rows, sampling), rows, lanes, sampling)
+        return begin(merge(graphdef, weights), _asked(inputs, rows, sampling), _key(bits), rows, lanes, sampling)
 
     @partial(jit, donate_argnums=(2, 3), out_shardings=(held, lanes))
     def refill_slots(weights, bits, held, state, inputs, into, *, rows, lanes, sampling):
-        fresh = enter(*_asked(graphdef, weights, bits, inputs, rows, sampling), rows, lanes, sampling)
+        asked = _asked(inputs, rows, sampling)
+        fresh = enter(merge(graphdef, weights), asked, _key(bits), rows, lanes, sampling)
         return place(held, state, *fresh, into)
 
     @partial(jit, donate_argnums=(3, 4, 5), out_shardings=(lanes, kv, everywhere, everywhere))
     def advance_slots(weights, bits, held, state, cache, steps, enough, more, *, rows, lanes, sampling):
-        key, slots = jax.random.wrap_key_data(bits), Slots(held, state, cache, steps)
-        slots = advance(merge(graphdef, weights), slots, key, rows, lanes, sampling, enough, more)
+        slots, model = Slots(held, state, cache, steps), merge(graphdef, weights)
+        slots = advance(model, slots, _key(bits), rows, lanes, sampling, enough, more)
         return *slots[1:], slots.lanes.idle
 
     collect = jax.jit(lambda x: (x.ids, x.length, x.ended, x.logprobs), out_shardings=batch_sharding(mesh))
@@ -126,16 +127,16 @@ def make_programs(graphdef: nnx.GraphDef, mesh: Mesh, generation: Mesh, kv_heads
     return Programs(share_of(mesh), across, run_begin, run_refill, run_advance, results, lower)
 
 
-def _asked(
-    graphdef: nnx.GraphDef, weights: dict, bits: jax.Array, inputs: Any, rows: Sequence[int], sampling: Sampling
-):
-    """The first arguments of `begin` and `enter`."""
+_key = jax.random.wrap_key_data
+
+
+def _asked(inputs: Any, rows: Sequence[int], sampling: Sampling) -> Asked:
+    """Of arrays, pairs and `most`."""
     arrays, pairs, most = inputs
     numbers = row_numbers(arrays.number, rows)
     if most is None:
         most = jnp.full(numbers.shape, sampling.max_tokens, jnp.int32)
-    key = jax.random.wrap_key_data(bits)
-    return merge(graphdef, weights), arrays.prompt, arrays.visual, pairs, arrays.valid, key, numbers, most
+    return Asked(arrays.prompt, arrays.visual, pairs, arrays.valid, numbers, most)
 
 
 LOOK = 8

@@ -24,7 +24,7 @@ from jvr1.train.steps import (
     make_reference_scores,
 )
 from jvr1.train.trees import zeros_like
-from tools.bench_step import naive_logprobs
+from tools.benchmarks.shared import naive_logprobs
 
 CONFIG = from_hf(raw_config(vision_depth=1, vision_fullatt_block_indexes=[0], num_hidden_layers=2))
 CUTS = [(8, 1), (2, 4), (1, 8)]  # rows a microbatch, microbatches

@@ -3,32 +3,28 @@
 Both decode the same rows with the same programs. Single: one completion a question, as in evaluation; a place is given
 to the next question when its row ends. Group: 8 completions of a video and 4 on shuffled frames, as in training; the
 queue decodes 2 + 1 of a prompt at a time and four times as many prompts, so that both have as many rows under way.
-The lengths of rows are given: lognormal, cut off at 768, of mean 385, as those of
-the reference's runs.
+The lengths of rows are given: lognormal, cut off at 768, of mean 385, as those of the reference's runs.
 """
 
 from __future__ import annotations
 
-import json
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from bench_step import SHAPES as STEP_SHAPES
-from bench_step import Shape, make_inputs
 
 from jvr1.data.batch import Bucket, Microbatch
-from jvr1.errors import UserError, run_main
+from jvr1.errors import UserError
 from jvr1.eval.run import Task
-from jvr1.model.config import ModelConfig, TextConfig, VisionConfig
 from jvr1.model.qwen2_5_vl import init
 from jvr1.sharding import make_mesh
 from jvr1.train.decode import Decoder, make_decoder
 from jvr1.train.queue import FOREVER
+
+from .shapes import SHAPES, Shape, make_inputs
 
 LONGEST, MEAN, SPREAD = 768, 385, 0.55
 GROUP, LANES = (8, 4), 2
@@ -42,19 +38,16 @@ class Load(NamedTuple):
     batches: int
 
 
-SMALL = ModelConfig(
-    TextConfig(256, 2, 4, 2, 704, 4_096, mrope_section=(8, 12, 12)),
-    VisionConfig(depth=2, hidden=64, heads=2, intermediate=176, out_hidden=256, full_blocks=(1,), tokens_per_second=2),
-    tied=False,
-    image_token=4_092,
-    video_token=4_093,
-    vision_start_token=4_094,
-    vision_end_token=4_095,
-)
-SHAPES = {
-    "mid": Load(STEP_SHAPES["mid"]._replace(bucket=Bucket("video", 8, 8, 1224, LONGEST)), 96, 8),
-    "small": Load(Shape(SMALL, 4, 112, 112, Bucket("video", 2, 1, 64, LONGEST), 8), 12, 8),
-    "smoke": Load(Shape(SMALL, 4, 112, 112, Bucket("video", 2, 1, 64, 24), 8), 12, 2),
+def _load(name: str, steps: int, windows: int, prompt: int, longest: int, batches: int) -> Load:
+    shape = SHAPES[name]
+    bucket = Bucket("video", steps, windows, prompt, longest)
+    return Load(shape._replace(frames=2 * steps, bucket=bucket, prompts=1, group=GROUP[0]), 12, batches)
+
+
+LOADS = {
+    "mid": _load("mid", 8, 8, 1_224, LONGEST, 8),
+    "small": _load("small", 2, 1, 64, LONGEST, 6),
+    "smoke": _load("small", 2, 1, 64, 24, 2),
 }
 
 
@@ -124,11 +117,11 @@ def compare(ways: dict[str, Callable[[], Iterator[np.ndarray]]], rounds: int) ->
     }
 
 
-def run(shape: str, rounds: int = 3) -> dict[str, Any]:
+def run(shape: str, rounds: int = 2) -> dict[str, Any]:
     """Both cases. Raises UserError for a shape that does not exist."""
-    if shape not in SHAPES:
-        raise UserError(f"no shape {shape!r}; there are {', '.join(SHAPES)}")
-    load = SHAPES[shape]
+    if shape not in LOADS:
+        raise UserError(f"no shape {shape!r}; there are {', '.join(LOADS)}")
+    load = LOADS[shape]
     model, key = load.shape.model, jax.random.key(0)
     graphdef, params = init(model, 0)
     decoder = make_decoder(graphdef, make_mesh({"data": 1}, jax.devices()[:1]), model, (model.image_token,))
@@ -154,12 +147,3 @@ def run(shape: str, rounds: int = 3) -> dict[str, Any]:
             rounds,
         )
     return report
-
-
-def main() -> int:
-    print(json.dumps(run(sys.argv[1] if len(sys.argv) > 1 else "small"), indent=2))
-    return 0
-
-
-if __name__ == "__main__":
-    run_main(main)

@@ -6,13 +6,11 @@ the batch, one sequence each, logits of all positions at once. Shared: `jvr1.tra
 
 from __future__ import annotations
 
-import json
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +18,6 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from jvr1.data.batch import Arrays, Bucket, Clip, build_example, stack
-from jvr1.errors import UserError, run_main
-from jvr1.model.config import ModelConfig, TextConfig, VisionConfig
 from jvr1.model.qwen2_5_vl import Prompt, Qwen25VL, init, merge
 from jvr1.model.vision import Visual
 from jvr1.rl import tgrpo
@@ -30,33 +25,7 @@ from jvr1.sharding import make_mesh, param_shardings, put_batch
 from jvr1.train.steps import make_policy_gradients
 from jvr1.train.trees import zeros_like
 
-
-class Shape(NamedTuple):
-    """What is measured: a model, frames of `height` x `width` pixels, prompt, completion length, group size."""
-
-    model: ModelConfig
-    frames: int
-    height: int
-    width: int
-    bucket: Bucket
-    group: int
-
-
-MID = ModelConfig(
-    TextConfig(512, 8, 8, 2, 1408, 16_384, mrope_section=(8, 12, 12)),
-    VisionConfig(
-        depth=8, hidden=320, heads=8, intermediate=864, out_hidden=512, full_blocks=(3, 7), tokens_per_second=2
-    ),
-    tied=False,
-    image_token=16_380,
-    video_token=16_381,
-    vision_start_token=16_382,
-    vision_end_token=16_383,
-)
-SHAPES = {
-    "mid": Shape(MID, 16, 224, 448, Bucket("video", 8, 8, 1224, 128), 8),  # 1,024 visual and 200 text tokens
-    "small": Shape(MID, 4, 112, 112, Bucket("video", 2, 1, 64, 16), 4),
-}
+from .shapes import make_inputs, named
 
 
 def naive_logprobs(
@@ -96,37 +65,18 @@ def make_naive_gradients(graphdef: nnx.GraphDef, algorithm: tgrpo.TGRPOConfig) -
     return gradients
 
 
-def make_inputs(shape: Shape, seed: int = 0) -> tuple[Arrays, np.ndarray, np.ndarray, np.ndarray]:
-    """One prompt with a clip of random pixels; random completions of several lengths; advantages."""
-    rng, model, bucket = np.random.default_rng(seed), shape.model, shape.bucket
-    clip = Clip(rng.integers(0, 256, (shape.frames, shape.height, shape.width, 3), np.uint8), 1.0)
-    grid, merge_size = clip.grid(model), model.vision.merge
-    visual = grid.steps * (grid.height // merge_size) * (grid.width // merge_size)
-    text = rng.integers(0, model.image_token, bucket.prompt - visual - 2)
-    media = [model.vision_start_token, *[model.video_token] * visual, model.vision_end_token]
-    ids = np.concatenate([text[:8], media, text[8:]]).astype(np.int32)
-    arrays = stack([build_example(ids, [clip], np.zeros(0, np.int32), bucket, model, rng)])
-    completions = rng.integers(0, model.image_token, (1, shape.group, bucket.completion)).astype(np.int32)
-    length = rng.integers(bucket.completion // 2, bucket.completion + 1, (1, shape.group))
-    mask = np.arange(bucket.completion) < length[..., None]
-    return arrays, completions, mask, rng.normal(size=(1, shape.group)).astype(np.float32)
-
-
 def run(shape: str, rounds: int = 3) -> dict[str, Any]:
     """Times both ways in turn, after one call each that compiles; the ratio of their medians (above 1: shared is
     faster), and the largest difference of their gradients, relative to the largest gradient of that parameter.
 
     Raises UserError for a shape that does not exist.
     """
-    if shape not in SHAPES:
-        raise UserError(f"no shape {shape!r}; there are {', '.join(SHAPES)}")
-    one = SHAPES[shape]
+    one = named(shape)._replace(prompts=1)
     mesh, algorithm = make_mesh({"data": 1}, jax.devices()[:1]), tgrpo.TGRPOConfig(beta=0.0)
     graphdef, params = init(one.model, 0, remat="full")
     shardings = param_shardings(params, mesh)
     params = jax.device_put(params, shardings)
-    arrays, *rest = put_batch(make_inputs(one), mesh)
-    ids, mask, advantage = rest
+    arrays, ids, mask, advantage = put_batch(make_inputs(one), mesh)
     denominator = np.float32(one.group)
     shared_gradients = make_policy_gradients(graphdef, algorithm, shardings, temperature=1.0, chunk=128)
     naive_gradients = make_naive_gradients(graphdef, algorithm)
@@ -164,12 +114,3 @@ def difference(a: Any, b: Any) -> float:
         float(jnp.max(jnp.abs(x - y)) / jnp.maximum(jnp.max(jnp.abs(y)), 1e-30))
         for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     )
-
-
-def main() -> int:
-    print(json.dumps(run(sys.argv[1] if len(sys.argv) > 1 else "mid"), indent=2))
-    return 0
-
-
-if __name__ == "__main__":
-    run_main(main)

@@ -1,0 +1,238 @@
+"""The parts of a T-GRPO step as `jvr1.train_rl` runs them, timed one by one, and how their time grows with sizes."""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jvr1.data.batch import Microbatch
+from jvr1.eval.run import Task
+from jvr1.generate import Slots
+from jvr1.model.attention import choose
+from jvr1.model.lora import ADAPTERS, LoRAConfig
+from jvr1.model.qwen2_5_vl import init, merge
+from jvr1.plan.chips import CHIPS
+from jvr1.rl import tgrpo
+from jvr1.sharding import make_mesh, param_shardings, put_batch
+from jvr1.train import flops
+from jvr1.train.decode import make_decoder
+from jvr1.train.metrics import device_peak_flops
+from jvr1.train.optimizer import OptimizerConfig, combine, make_optimizer, partition
+from jvr1.train.queue import FOREVER
+from jvr1.train.reference import open_reference
+from jvr1.train.state import init_state, make_update
+from jvr1.train.steps import make_policy_gradients, make_reference_scores
+from jvr1.train.trees import zeros_like
+
+from .shapes import Shape, make_inputs, named, resized
+
+PARTS = ("vision", "prefill", "decode", "score", "update", "step")
+CHUNK = 128
+"""Tokens whose logits exist at a time, as `model.logit_chunk`."""
+
+
+class Phase(NamedTuple):
+    """A part of the step. run(prepare()) is what is timed; flops: useful ones; bytes: it must at least read, where
+    that and not arithmetic is its limit."""
+
+    run: Callable[[Any], Any]
+    flops: float
+    prepare: Callable[[], Any] = lambda: None
+    bytes: float | None = None
+
+
+def build(shape: Shape) -> tuple[nnx.GraphDef, dict]:
+    """A model of random weights with the attention of this machine, all activations recomputed."""
+    dtype = jnp.dtype(shape.dtype)
+    backend = choose("auto", jax.default_backend(), dtype, shape.model.text.head_size)
+    lora = LoRAConfig(shape.lora, 32.0) if shape.lora else None
+    kept = dtype if lora else jnp.float32
+    return init(shape.model, 0, lora=lora, dtype=dtype, param_dtype=kept, remat="full", attention=backend)
+
+
+def open_phases(graphdef: nnx.GraphDef, params: dict, shape: Shape) -> dict[str, Phase]:
+    """Of one microbatch on one device: trained parameters and moments in fp32, generation and the reference in the
+    dtype of activations. generate: prefill and decode as a run has them; update: gradients and AdamW."""
+    mesh, bucket, model = make_mesh({"data": 1}, jax.devices()[:1]), shape.bucket, shape.model
+    params = jax.device_put(params, param_shardings(params, mesh))
+    trained, frozen = partition(params, (), ADAPTERS if shape.lora else ".*")
+    given, completions, _, advantages = make_inputs(shape)
+    arrays, ids, advantage = put_batch((given, completions, advantages), mesh)
+    written = jnp.ones(ids.shape, bool)
+    decoder = make_decoder(graphdef, mesh, model, (model.image_token,), dtype=shape.dtype)  # an end never drawn
+    kept = open_reference(graphdef, params, shape.dtype, adapters=bool(shape.lora))
+    base, reference = kept.graphdef, kept.params
+    rows = (shape.group, shape.shuffled) if shape.shuffled else (shape.group,)
+    pairs = np.stack([given.visual.pair, given.shuffled][: len(rows)], axis=1)
+    task = Task(Microbatch(bucket, given, ()), given, pairs, rows)
+    how = {"rows": rows, "lanes": rows, "sampling": decoder.sampling(bucket, temperature=1.0)}
+    key = jax.random.key(0)
+    bits = np.asarray(jax.random.key_data(key))
+    scores = make_reference_scores(base, mesh, temperature=1.0, chunk=CHUNK)
+    tx = make_optimizer(OptimizerConfig(), trained)
+    state = init_state(tx, trained)
+    shardings = jax.tree.map(lambda x: x.sharding, state)
+    update = make_update(tx, shardings)
+    algorithm = tgrpo.TGRPOConfig(beta=0.04)
+    gradients = make_policy_gradients(graphdef, algorithm, shardings.params, temperature=1.0, chunk=CHUNK)
+    anchor = jnp.zeros(ids.shape, jnp.float32)
+    encode = jax.jit(lambda weights, visual: merge(base, weights).visual(visual))
+    prefill = jax.jit(lambda weights, x, pairs: merge(base, weights).prefill(x.prompt, x.visual, pairs))
+    own_pairs = put_batch(pairs, mesh)
+
+    def weights() -> dict:
+        return decoder.weights(combine(state.params, frozen))
+
+    def generate(_=None):
+        (sampled,) = decoder.answers(weights(), [task], key, temperature=1.0)
+        assert (sampled.length == bucket.completion).all()
+
+    def filled() -> tuple[dict, Slots]:
+        laid_out = weights()
+        return laid_out, jax.block_until_ready(decoder.programs.begin(laid_out, bits, (given, pairs, None), **how))
+
+    def decode(ready: tuple[dict, Slots]):
+        slots, _ = decoder.programs.advance(ready[0], bits, ready[1], shape.prompts, FOREVER, **how)
+        return slots.lanes
+
+    def score(_=None):
+        nonlocal anchor
+        anchor = scores(reference, arrays, ids)
+        return anchor
+
+    def step_update(_=None):
+        nonlocal state
+        total, *_ = gradients(
+            state.params, frozen, zeros_like(state.params), arrays, ids, anchor, anchor, anchor, np.bool_(True),
+            advantage, written, np.float32(ids.size),
+        )  # fmt: skip
+        state, _ = update(state, total, np.bool_(True))
+        return state
+
+    def step(_=None):
+        generate()
+        score()
+        return step_update()
+
+    n, tokens = shape.prompts, bucket.completion
+    forward = flops.prompt_flops(model, bucket, 1) + flops.completion_flops(model, bucket, shape.group, tokens)
+    sampled = flops.completion_flops(model, bucket, sum(rows), tokens)
+    encoded = flops.prompt_flops(model, bucket, len(rows))
+    seen = flops.vision_flops(model, bucket.steps, bucket.windows)
+    return {
+        "vision": Phase(lambda _: encode(reference, arrays.visual), n * seen),
+        "prefill": Phase(lambda _: prefill(reference, arrays, own_pairs), n * encoded),
+        "decode": Phase(
+            decode,
+            n * sampled,
+            filled,
+            read_bytes(weights(), shape, len(rows), sum(rows)),
+        ),
+        "generate": Phase(generate, n * (encoded + sampled)),
+        "score": Phase(score, n * forward),
+        "update": Phase(step_update, n * 3 * forward),
+        "step": Phase(step, n * (encoded + sampled + 4 * forward)),
+    }  # fmt: skip
+
+
+def read_bytes(weights: dict, shape: Shape, streams: int, rows: int) -> float:
+    """Bytes that drawing a bucket's tokens reads: for each token the decoder's weights and all keys and values."""
+    text, size = shape.model.text, jnp.dtype(shape.dtype).itemsize
+    read = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(weights["text"]))
+    if not shape.model.tied:
+        read -= weights["text"]["embedding"].size * size  # looked up
+    kv = 2 * text.layers * text.kv_heads * text.head_size * size
+    tokens = streams * shape.bucket.prompt + rows * shape.bucket.completion / 2
+    return shape.bucket.completion * (read + shape.prompts * kv * tokens)
+
+
+def measure(phase: Phase, rounds: int) -> tuple[float, float]:
+    """Seconds of the first run, which compiles, and the median of the others."""
+    seconds = []
+    for _ in range(rounds + 1):
+        given = phase.prepare()
+        start = time.perf_counter()
+        jax.block_until_ready(phase.run(given))
+        seconds.append(time.perf_counter() - start)
+    return seconds[0], statistics.median(seconds[1:])
+
+
+def run(part: str, name: str, rounds: int = 3) -> dict[str, Any]:
+    """A part's time, the share of this device it makes use of, and its count. Raises UserError for an unknown shape."""
+    shape = named(name)
+    phases = open_phases(*build(shape), shape)
+    compiled: list[str] = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, *_, **__: compiled.append(event) if "backend_compile" in event else None
+    )
+    phase = phases[part]
+    first, seconds = measure(phase, rounds)
+    device = jax.devices()[0]
+    chip = next((chip for chip in CHIPS.values() if chip.kind in device.device_kind), None)
+    peak, stats = device_peak_flops(device), device.memory_stats() or {}
+    figures: dict[str, Any] = {
+        "shape": name,
+        "device": device.device_kind,
+        "seconds": seconds,
+        "first_seconds": first,
+        "programs": len(compiled),
+        "flops": phase.flops,
+        "flops_per_second": phase.flops / seconds,
+        "peak_gib": stats.get("peak_bytes_in_use", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024) / 2**30,
+    }
+    if peak is not None:
+        figures["flops_share_of_peak"] = phase.flops / seconds / peak
+    if phase.bytes is not None:
+        figures |= {"bytes": phase.bytes, "bytes_per_second": phase.bytes / seconds}
+        if chip is not None:
+            figures["bytes_share_of_bandwidth"] = phase.bytes / seconds / chip.bandwidth
+    return figures
+
+
+GROWTH = {
+    "frames": (8, 16, 32, 64, 128),
+    "group": (2, 4, 8, 16, 32),
+    "completion": (32, 64, 128, 256, 512),
+    "prompts": (1, 2, 4, 8),
+    "layers": (2, 4, 8, 16),
+}
+GROWING = ("generate", "score", "update")
+
+
+def growth(name: str, rounds: int = 3) -> dict[str, Any]:
+    """Parts of the step over each size, the others as they are: seconds, FLOPs as counted, and by how much time grew
+    more than the count from a value to any larger one (1.3: 30% more). Raises UserError for an unknown shape."""
+    shape = named(name)
+    tables: dict[str, dict[str, dict[int, tuple[float, float]]]] = {}
+    worst: dict[str, dict[str, float]] = {}
+    for axis, values in GROWTH.items():
+        for value in values:
+            one = resized(shape, **{axis: value})
+            phases = open_phases(*build(one), one)
+            for part in GROWING:
+                _, seconds = measure(phases[part], rounds)
+                tables.setdefault(axis, {}).setdefault(part, {})[value] = (seconds, phases[part].flops)
+            jax.clear_caches()
+        for part, cells in tables[axis].items():
+            pairs = [(a, b) for a in values for b in values if a < b]
+            worst.setdefault(axis, {})[part] = max(
+                cells[b][0] / cells[a][0] / (cells[b][1] / cells[a][1]) for a, b in pairs
+            )
+    return {
+        "shape": name,
+        "device": jax.devices()[0].device_kind,
+        "table": {axis: {part: written(cells) for part, cells in of.items()} for axis, of in tables.items()},
+        "grows_more_than_counted": worst,
+    }
+
+
+def written(cells: dict[int, tuple[float, float]]) -> dict[int, str]:
+    return {value: f"{seconds:.3f} s {count / 1e9:.1f} GFLOP" for value, (seconds, count) in cells.items()}
