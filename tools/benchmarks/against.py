@@ -87,6 +87,7 @@ def open_usual(folder: str, shape: Shape) -> dict[str, Callable[[], Any]]:
     from transformers import Qwen2_5_VLForConditionalGeneration
 
     torch.manual_seed(0)
+    torch.set_num_threads(len(os.sched_getaffinity(0)))  # by itself it leaves out hyperthreads, which XLA uses
     policy = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
     reference = deepcopy(policy).eval().requires_grad_(False)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-6)
