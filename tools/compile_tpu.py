@@ -101,7 +101,7 @@ def topology_devices(name: str) -> list[jax.Device]:
 def figures(one: Measured, bucket: Bucket) -> dict[str, Any]:
     """What is kept of a phase: docs/compiled holds such files, tools/plan.py --against reads them."""
     sizes = ("seconds", "processor", "peak", "arguments", "outputs", "temporary", "beside", "flops", "accessed")
-    return {name: round(getattr(one, name)) for name in sizes} | {
+    return {name: round(getattr(one, name)) for name in (*sizes, "products")} | {
         "collectives": totals(one.collectives, bucket.completion)
     }
 

@@ -39,6 +39,7 @@ from jvr1.plan.planning import (
     read_mesh,
     smallest,
     suggestions,
+    useful_flops,
 )
 
 TABLE_CHIPS = ("v5e", "v5p", "v6e", "h100-80", "h200")
@@ -200,26 +201,30 @@ def table(config: settings.ConfigDict) -> Iterator[str]:
 
 
 def against(files: Sequence[Path]) -> Iterator[str]:
-    """Markdown: the count beside the compiler's figure, of what compile_tpu.py --json wrote."""
-    yield "| model | slice | mesh | phase | counted GiB | compiled GiB | difference |"
-    yield "|---|---|---|---|---|---|---|"
+    """Markdown: the count beside the compiler's figure, of what compile_tpu.py --json wrote: memory, and useful FLOPs
+    of a microbatch on a chip beside those of the program's matrix products, but for kernels."""
+    yield "| model | slice | mesh | phase | counted GiB | compiled GiB | difference | useful TFLOP | products TFLOP |"
+    yield "|---|---|---|---|---|---|---|---|---|"
     for file in files:
         said = json.loads(file.read_text())
         mesh = " ".join(f"{axis}={size}" for axis, size in said["mesh"].items() if size > 1)
-        for phase, counted, compiled in beside(said):
+        for phase, counted, useful in beside(said):
+            compiled = said["phases"][phase]
             yield (
                 f"| {said['model']} | {said['topology']} | {mesh} | {phase} | {counted / GIB:.2f} | "
-                f"{compiled / GIB:.2f} | {counted / compiled - 1:+.1%} |"
+                f"{compiled['peak'] / GIB:.2f} | {counted / compiled['peak'] - 1:+.1%} | {useful / 1e12:.1f} | "
+                f"{compiled['products'] / 1e12:.1f} |"
             )
 
 
-def beside(said: dict[str, Any]) -> list[tuple[str, int, int]]:
-    """(phase, bytes a chip as counted now, as compiled then)."""
+def beside(said: dict[str, Any]) -> list[tuple[str, int, float]]:
+    """(phase, bytes a chip as counted now, useful FLOPs of a microbatch on a chip) for what was compiled."""
     config = settings.from_file(str(ROOT / said["config"]), said["settings"])
     config = changed(config, {f"mesh.{axis}": size for axis, size in said["mesh"].items()})
     bucket = next(one for one in settings.buckets(config) if one.name == said["bucket"])
-    counted = phase_memory(counted_shapes(config, named_model(said["model"])), bucket)
-    return [(phase, sum(counted[phase].values()), one["peak"]) for phase, one in said["phases"].items()]
+    step = counted_shapes(config, named_model(said["model"]))
+    counted, useful = phase_memory(step, bucket), useful_flops(step, bucket)
+    return [(phase, sum(counted[phase].values()), useful[phase]) for phase in said["phases"]]
 
 
 if __name__ == "__main__":

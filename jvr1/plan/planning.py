@@ -180,6 +180,20 @@ def step_work(step: Shapes, bucket: Bucket, tokens: int | None = None) -> dict[s
     return {name: one for name, one in work.items() if name != "reference" or step.reference}
 
 
+def useful_flops(step: Shapes, bucket: Bucket) -> dict[str, float]:
+    """Phase -> useful FLOPs of one microbatch on one chip, all completions of full length; nothing computed again."""
+    forward, _ = _scoring(step, bucket, bucket.completion)
+    prefill, _, _, decode, _, _ = _generation(step, bucket, bucket.completion)
+    backward = 1 if step.config.lora.rank else 2  # of a forward pass: a frozen weight needs no gradient of its own
+    return {
+        "weights": 0.0,
+        "generation": prefill + decode,
+        "reference": forward / step.mesh.size,
+        "gradients": (1 + backward) * forward / step.mesh.size,
+        "update": 0.0,
+    }
+
+
 def _generation(step: Shapes, bucket: Bucket, tokens: float | int) -> tuple[float | int, ...]:
     """FLOPs, bytes and link bytes a chip of prefill, then of sampling `tokens` tokens, for one microbatch."""
     model, rows, chips = step.model, step.config.batch.micro, step.mesh.size

@@ -288,8 +288,9 @@ class Measured:
     """What the compiler says of a phase, in bytes on one chip; of its largest program where it runs several.
 
     seconds, processor: how long compiling took, and its processor time. beside: what lives on the chip while the phase
-    runs without being its argument. flops and accessed: as the compiler counts them, each loop's body ONCE.
-    collectives: of all its programs, each as often as it runs.
+    runs without being its argument. flops and accessed: as the compiler counts them, each loop's body ONCE. products:
+    operations of matrix products, loops and all, but for kernels. collectives: of all its programs, each as often as it
+    runs.
     """
 
     phase: str
@@ -301,6 +302,7 @@ class Measured:
     beside: int
     flops: float
     accessed: float
+    products: float
     collectives: tuple[Collective, ...]
 
     @property
@@ -311,7 +313,7 @@ class Measured:
 
 def compile_phase(step: Shapes, phase: str, bucket: Bucket, keep: Callable[[str], None] | None = None) -> Measured:
     """Compiles a phase; `keep` gets the text of each program. Raises the compiler's error when one does not fit."""
-    seconds, processor, sizes, costs, collectives = 0.0, 0.0, [], [], []
+    seconds, processor, products, sizes, costs, collectives = 0.0, 0.0, 0.0, [], [], []
     for program in lower_phase(step, phase, bucket):
         start, used = time.perf_counter(), time.process_time()
         compiled = program.lowered.compile()
@@ -323,7 +325,9 @@ def compile_phase(step: Shapes, phase: str, bucket: Bucket, keep: Callable[[str]
         outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
         sizes.append((memory.argument_size_in_bytes, outputs, memory.temp_size_in_bytes))
         costs.append((program.times * cost.get("flops", 0.0), program.times * cost.get("bytes accessed", 0.0)))
-        collectives += read(text).collectives() * program.times
+        found = read(text)
+        collectives += found.collectives() * program.times
+        products += found.flops(bucket.completion) * program.times
         if keep is not None:
             keep(text)
     largest = max(sizes, key=lambda size: size[2] if phase == "weights" else sum(size), default=(0, 0, 0))
@@ -331,5 +335,5 @@ def compile_phase(step: Shapes, phase: str, bucket: Bucket, keep: Callable[[str]
     beside = resident(step, phase, bucket)
     arguments, outputs, temporary = largest
     return Measured(
-        phase, seconds, processor, arguments, outputs, temporary, beside, flops, accessed, tuple(collectives)
+        phase, seconds, processor, arguments, outputs, temporary, beside, flops, accessed, products, tuple(collectives)
     )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
+import pytest
+from jax.sharding import NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 from jvr1.plan.hlo import read, totals
@@ -82,6 +83,30 @@ def test_loops_collectives_and_bytes():
         "all-reduce": (4, 10 + 10 + 5 + 5, 10 * 34 + 10 * 4 + 5 * 34 + 5 * 4),
         "collective-permute": (1, 20, 20 * 64),
     }
+
+
+@pytest.mark.parametrize("place", ["cpu", "v5p:2x2x1"])
+def test_products_are_counted_as_often_as_they_run(topology, place):
+    """A scan of products, one of them in one of two branches, and a convolution."""
+    device = jax.devices()[0] if place == "cpu" else topology(place)[0]
+    layers, n, heads = 5, 256, 4
+
+    def f(weights, x, kernel, flag):
+        def layer(x, w):
+            y = jnp.einsum("nd,dhe->nhe", x, w)
+            y = jax.lax.cond(flag, lambda y: jnp.tanh(jnp.einsum("nhe,mhe->nhm", y, y)), jnp.sin, y)
+            return y.sum(1), None
+
+        x, _ = jax.lax.scan(layer, x, weights)
+        how = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(x.reshape(1, 8, 8, -1), kernel, (1, 1), "VALID", dimension_numbers=how)
+
+    shapes = [(layers, n, heads, n), (n, n), (3, 3, n * n // 64, 32)]
+    given = [jax.ShapeDtypeStruct(s, jnp.bfloat16, sharding=SingleDeviceSharding(device)) for s in shapes]
+    flag = jax.ShapeDtypeStruct((), jnp.bool_, sharding=SingleDeviceSharding(device))
+    found = read(jax.jit(f).lower(*given, flag).compile().as_text()).flops(unknown=0)
+    want = layers * 2 * 2 * heads * n**3 + 2 * 6 * 6 * 9 * (n * n // 64) * 32
+    assert found == pytest.approx(want, rel=1e-3)
 
 
 def test_a_program_of_xla():

@@ -143,12 +143,14 @@ def test_counts_beside_compiled_figures_as_a_table(tmp_path, capsys):
     said = {
         "config": "configs/tgrpo_7b.py", "settings": [], "model": "7b", "topology": "v5p:2x2x2",
         "mesh": {"data": 1, "fsdp": 8, "tensor": 1}, "bucket": "video-F8-W14-P1536-C768",
-        "phases": {"update": {"peak": 20 * GIB}},
+        "phases": {"update": {"peak": 20 * GIB, "products": 5e11}},
     }  # fmt: skip
     (tmp_path / "x.json").write_text(json.dumps(said))
     assert TOOL["main"](["--against", f"{tmp_path}/x.json"]) == 0
     line = capsys.readouterr().out.splitlines()[-1]
-    assert re.fullmatch(r"\| 7b \| v5p:2x2x2 \| fsdp=8 \| update \| 17\.\d\d \| 20\.00 \| -1[23]\.\d% \|", line), line
+    assert re.fullmatch(
+        r"\| 7b \| v5p:2x2x2 \| fsdp=8 \| update \| 17\.\d\d \| 20\.00 \| -1[23]\.\d% \| 0\.0 \| 0\.5 \|", line
+    ), line
 
 
 def test_a_mesh_is_read():

@@ -62,7 +62,10 @@ def test_lengths_are_those_of_the_reference():
     ("arguments", "message"),
     [
         (["score"], "part score needs --shape NAME"),
-        (["score", "--shape=huge"], "no shape 'huge'; there are tiny, small, mid, 3b, 7b, 7b-lora, tiny-lora"),
+        (
+            ["score", "--shape=huge"],
+            "no shape 'huge'; there are tiny, small, mid, 3b, 3b-64-rows, 3b-256-rows, 7b, 7b-lora, tiny-lora",
+        ),
         (["against", "--shape=huge"], "no shape 'huge'; there are small, mid, mid-400, mid-64-frames"),
         (["data", "--shape=mid"], "part data has no --shape"),
         (["data", "--json=/no/such/folder/x.json"], "the folder /no/such/folder does not exist"),

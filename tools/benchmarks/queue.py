@@ -46,7 +46,7 @@ def _load(name: str, steps: int, windows: int, prompt: int, longest: int, batche
 
 LOADS = {
     "mid": _load("mid", 8, 8, 1_224, LONGEST, 8),
-    "small": _load("small", 2, 1, 64, LONGEST, 6),
+    "small": _load("small", 2, 1, 64, LONGEST, 8),
     "smoke": _load("small", 2, 1, 64, 24, 2),
 }
 

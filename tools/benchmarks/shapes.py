@@ -59,6 +59,8 @@ SHAPES = {
     "small": Shape(SMALL, 16, 112, 112, Bucket("video", 8, 1, 184, 64)),
     "mid": Shape(MID, 16, 224, 448, Bucket("video", 8, 8, 1_224, 128)),  # 1,024 visual and 200 text tokens
     "3b": _published("3b"),
+    "3b-64-rows": _published("3b")._replace(shuffled=0),
+    "3b-256-rows": _published("3b")._replace(shuffled=0, prompts=32),
     "7b": _published("7b"),
     "7b-lora": _published("7b")._replace(lora=16),
     "tiny-lora": Shape(TINY, 8, 56, 56, Bucket("video", 4, 1, 66, 24), prompts=8, dtype="bfloat16", lora=4),
