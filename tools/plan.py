@@ -201,12 +201,12 @@ def table(config: settings.ConfigDict) -> Iterator[str]:
 
 
 def against(files: Sequence[Path]) -> Iterator[str]:
-    """Markdown: the count beside the compiler's figure, of what compile_tpu.py --json wrote: memory, and useful FLOPs
-    of a microbatch on a chip beside those of the program's matrix products, but for kernels."""
+    """Markdown of what compile_tpu.py --json wrote. The count beside the compiler's figure: memory, and useful FLOPs of
+    a microbatch on a chip beside those of the program's matrix products, but for kernels. Then what moves."""
+    every = [json.loads(file.read_text()) for file in files]
     yield "| model | slice | mesh | phase | counted GiB | compiled GiB | difference | useful TFLOP | products TFLOP |"
     yield "|---|---|---|---|---|---|---|---|---|"
-    for file in files:
-        said = json.loads(file.read_text())
+    for said in every:
         mesh = " ".join(f"{axis}={size}" for axis, size in said["mesh"].items() if size > 1)
         for phase, counted, useful in beside(said):
             compiled = said["phases"][phase]
@@ -215,6 +215,13 @@ def against(files: Sequence[Path]) -> Iterator[str]:
                 f"{compiled['peak'] / GIB:.2f} | {counted / compiled['peak'] - 1:+.1%} | {useful / 1e12:.1f} | "
                 f"{compiled['products'] / 1e12:.1f} |"
             )
+    yield "\n| model | slice | phase | compiled in s | collectives: how many, GB a chip |"
+    yield "|---|---|---|---|---|"
+    for said in every:
+        for phase, one in said["phases"].items():
+            moved = [f"{kind}: {runs}, {size / 1e9:.2f}" for kind, (_, runs, size) in one["collectives"].items()]
+            start = f"| {said['model']} | {said['topology']} | {phase} | {one['seconds']} |"
+            yield f"{start} {'; '.join(moved) or 'none'} |"
 
 
 def beside(said: dict[str, Any]) -> list[tuple[str, int, float]]:

@@ -77,7 +77,7 @@ def wilson(successes: float | int, n: int) -> tuple[float, float]:
     """95% score interval of a share (Wilson 1927)."""
     p, z = successes / n, Z * Z / n
     centre, half = (p + z / 2) / (1 + z), Z * math.sqrt(p * (1 - p) / n + z / (4 * n)) / (1 + z)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return centre - half if successes else 0.0, centre + half if successes < n else 1.0  # exact at the ends
 
 
 def resampled_means(values: Sequence[float], rng: np.random.Generator) -> Float[np.ndarray, "R"]:

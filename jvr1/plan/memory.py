@@ -30,11 +30,13 @@ VISION_SCORES = {"forward": 1.5, "backward": 4.0}
 """The same of a layer of the tower."""
 MLP = {"forward": 3.0, "backward": 6.0}
 """Copies of what a gated MLP holds between its products, in the compute dtype."""
-LOGITS = {"forward": 3.0, "backward": 4.0}
+LOGITS = {"forward": 1.75, "backward": 4.0}
 """Copies of a chunk's fp32 logits alive at once."""
-GATHERED = {"forward": 2.0, "backward": 4.0}
-"""Whole layers of weights alive at once: the one in use and the one on its way, and in the backward pass their
-gradients before they are added up over chips."""
+GATHERED = {"forward": 3.0, "backward": 5.8}
+"""Whole layers of weights alive at once: the one in use, the one on its way and parts that go around; in the backward
+pass also their gradients before they are added up over chips."""
+NEW_GRADIENTS = 1.75
+"""Copies of a microbatch's gradients: in fp32, and in the compute dtype those that were just made."""
 TILE = 8
 """Completion rows of a key/value cache are padded to it."""
 
@@ -102,7 +104,6 @@ def scoring_memory(step: Shapes, bucket: Bucket) -> dict[str, int]:
     """A forward pass over prompts and completions, and the chunks of logits after it."""
     return {
         "hidden": 2 * hidden_bytes(step, bucket),
-        "gathered weights": int(GATHERED["forward"] * layer_bytes(step)),
         "working": working(step, bucket, "forward"),
     }
 
@@ -111,28 +112,26 @@ def gradient_memory(step: Shapes, bucket: Bucket) -> dict[str, int]:
     """Forward and backward pass: this microbatch's gradients before they are added, what the remat policy keeps, and
     what the layer or the chunk at hand needs."""
     return {
-        "new gradients": chip_bytes(step.state.params),
+        "new gradients": int(NEW_GRADIENTS * chip_bytes(step.state.params)),
         "kept": kept_bytes(step, bucket),
-        "gathered weights": int(GATHERED["backward"] * layer_bytes(step)),
         "working": working(step, bucket, "backward"),
     }
 
 
 def working(step: Shapes, bucket: Bucket, direction: str) -> int:
-    """The largest of a layer's attention, the tower's, the MLP's and a chunk of logits, with the head they take."""
+    """The larger of what a layer takes (its weights, and its attention, the tower's or its MLP) and what a chunk of
+    logits takes with the head."""
     model, here = step.model, local(step)
     group = step.config.rl.group
     scores = max(completion_scores(model, bucket, here, group), prompt_scores(model, bucket, here))
     tokens = bucket.prompt + group * bucket.completion
     mlp = here.rows * tokens * model.text.intermediate / here.tensor
-    return int(
-        max(
-            attention_bytes(step, here, scores, tokens, direction),
-            VISION_SCORES[direction if trains_vision(step) else "forward"] * vision_scores(model, bucket, here),
-            MLP[direction] * mlp * itemsize(step),
-            LOGITS[direction] * chunk_logits(step, here) + head_bytes(step),
-        )
+    layer = GATHERED[direction] * layer_bytes(step) + max(
+        attention_bytes(step, here, scores, tokens, direction),
+        VISION_SCORES[direction if trains_vision(step) else "forward"] * vision_scores(model, bucket, here),
+        MLP[direction] * mlp * itemsize(step),
     )
+    return int(max(layer, LOGITS[direction] * chunk_logits(step, here) + head_bytes(step)))
 
 
 def attention_bytes(step: Shapes, here: Local, scores: int, tokens: int, direction: str) -> float:

@@ -16,6 +16,7 @@ from jvr1.errors import UserError, run_main
 from jvr1.model.config import published, to_hf
 from jvr1.plan.chips import CHIPS, GIB, chip_named
 from jvr1.plan.planning import changed, make_plan, named_model, read_mesh, smallest, suggestions
+from jvr1.plan.programs import PHASES
 from jvr1.train.metrics import peak_flops
 
 ROOT = Path(__file__).parents[2]
@@ -143,14 +144,30 @@ def test_counts_beside_compiled_figures_as_a_table(tmp_path, capsys):
     said = {
         "config": "configs/tgrpo_7b.py", "settings": [], "model": "7b", "topology": "v5p:2x2x2",
         "mesh": {"data": 1, "fsdp": 8, "tensor": 1}, "bucket": "video-F8-W14-P1536-C768",
-        "phases": {"update": {"peak": 20 * GIB, "products": 5e11}},
+        "phases": {
+            "update": {"peak": 20 * GIB, "products": 5e11, "seconds": 9, "collectives": {"all-reduce": (1, 2, 3e9)}}
+        },
     }  # fmt: skip
     (tmp_path / "x.json").write_text(json.dumps(said))
     assert TOOL["main"](["--against", f"{tmp_path}/x.json"]) == 0
-    line = capsys.readouterr().out.splitlines()[-1]
+    _, _, line, *_, moved = capsys.readouterr().out.splitlines()
+    assert moved == "| 7b | v5p:2x2x2 | update | 9 | all-reduce: 2, 3.00 |"
     assert re.fullmatch(
         r"\| 7b \| v5p:2x2x2 \| fsdp=8 \| update \| 17\.\d\d \| 20\.00 \| -1[23]\.\d% \| 0\.0 \| 0\.5 \|", line
     ), line
+
+
+def test_the_count_is_within_15_percent_of_the_tpu_compiler():
+    """What tools/compile_tpu.py wrote of the 3B and the 7B, two meshes each; compiled anew in test_compile_tpu.py."""
+    files = sorted((ROOT / "docs" / "compiled").glob("*.json"))
+    seen = []
+    for file in files:
+        said = json.loads(file.read_text())
+        for phase, counted, _ in TOOL["beside"](said):
+            assert counted == pytest.approx(said["phases"][phase]["peak"], rel=0.15), (file.name, phase)
+        assert list(said["phases"]) == list(PHASES)
+        seen.append((said["model"], said["topology"]))
+    assert {("3b", "v5p:2x2x1"), ("3b", "v6e:4x4"), ("7b", "v5p:2x2x2"), ("7b", "v6e:4x4")} <= set(seen)
 
 
 def test_a_mesh_is_read():
