@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental.mesh_utils import create_device_mesh
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -67,7 +68,9 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     if math.prod(sizes) != len(devices):
         wanted = "x".join(f"{axis}={shape.get(axis, 1)}" for axis in AXES)
         raise UserError(f"mesh {wanted} does not fit {len(devices)} devices; the sizes must multiply to that")
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    # by itself JAX refuses sizes such as 8 x 2 on a slice of 4 x 4: a mesh axis may take part of one of the slice's
+    placed = create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def decode_mesh(mesh: Mesh, tensor: int) -> Mesh:

@@ -142,6 +142,24 @@ def test_one_mesh_size_may_be_left_open():
     assert mesh.axis_types == (AxisType.Auto,) * 3
 
 
+@pytest.mark.parametrize(
+    ("slice_", "shape"),
+    [
+        ("v6e:4x4", {"fsdp": 8, "tensor": 2}),
+        ("v5p:4x4x4", {"fsdp": 32, "tensor": 2}),
+        ("v5e:4x8", {"data": 2, "fsdp": 16}),
+    ],
+)
+def test_sizes_need_not_be_those_of_a_slice(topology, slice_, shape):
+    """A mesh axis may take part of an axis of the slice; tensor's chips are neighbours."""
+    mesh = make_mesh(shape, topology(slice_))
+    assert mesh.shape == {"data": 1, "fsdp": 1, "tensor": 1} | shape
+    assert len(set(mesh.devices.reshape(-1))) == mesh.size
+    for pair in mesh.devices.reshape(-1, mesh.shape["tensor"]):
+        if len(pair) == 2:
+            assert sum(abs(a - b) for a, b in zip(pair[0].coords, pair[1].coords, strict=True)) == 1
+
+
 def test_put_batch_splits_rows_over_data_and_fsdp():
     mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
     rows = put_batch({"x": np.arange(16).reshape(8, 2)}, mesh)["x"]
