@@ -37,7 +37,7 @@ def get_config(stage: str = "rl") -> ConfigDict:
 def _warmup(config: ConfigDict) -> None:
     config.batch.micro = 48
     config.optimizer.update({"learning_rate": 1e-3, "warmup_steps": 50})
-    config.train.update({"steps": 450, "validate_every": 0})
+    config.train.update({"steps": 350, "validate_every": 0})
 
 
 def _sft(config: ConfigDict) -> None:
@@ -50,7 +50,7 @@ def _sft(config: ConfigDict) -> None:
 def _rl(config: ConfigDict) -> None:
     config.rl.update({"group": 8, "shuffled": 4, "alpha": 0.3, "beta": 0.04, "length_reward": 0.0})
     config.optimizer.update({"learning_rate": 1e-4})
-    config.train.update({"steps": 200, "validate_every": 25, "pictures_every": 25})
+    config.train.update({"steps": 200, "validate_every": 50, "pictures_every": 50})
 
 
 STAGES = {"warmup": _warmup, "sft": _sft, "rl": _rl}
