@@ -18,8 +18,7 @@ done
 
 source tools/setup_env.sh
 export JAX_PLATFORMS=cpu JVR1_EXIT_ON_PREEMPTION=75 # a stage that was stopped ends the demo
-# XLA takes 256 bits unless told: a tenth of a step
-export XLA_FLAGS="${XLA_FLAGS-} --xla_cpu_prefer_vector_width=512"
+export XLA_FLAGS=${XLA_FLAGS-}
 SECONDS=0
 data=$out/data
 index=$out/index # one for all stages
