@@ -26,8 +26,12 @@ def main() -> None:
         "--shortcut", type=float, metavar="SHARE",
         help="draw borders that have the answer's colour in this share of training clips, and by chance in the others",
     )  # fmt: skip
+    parser.add_argument(
+        "--temporal", type=int, default=default.temporal, metavar="N",
+        help="also temporal.json: N questions of each kind whose frames' order matters",
+    )  # fmt: skip
     args = parser.parse_args()
-    settings = Settings(args.train, args.valid, args.test, args.seed, args.shortcut)
+    settings = Settings(args.train, args.valid, args.test, args.seed, args.shortcut, args.temporal)
     if not wanted(args.out, settings):
         print(f"{args.out} is already made with these settings")
         return

@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ class Settings:
     train: questions of the SFT file, and as many others for RL and for the warm-up. test: half as many are hard ones.
     shortcut: share of training clips of `order` whose border has the answer's colour, the rest having another
     option's; in validation and test one in four agrees, as by chance. None: no borders.
+    temporal: questions of each kind whose frames' order matters, in a file of their own; 0: no such file.
     """
 
     train: int = 4096
@@ -41,6 +42,7 @@ class Settings:
     test: int = 768
     seed: int = 0
     shortcut: float | None = None
+    temporal: int = 0
 
     def __post_init__(self) -> None:
         for name in ("train", "valid", "test"):
@@ -50,6 +52,8 @@ class Settings:
             raise UserError(f"--seed is {self.seed}; it must be 0 or more")
         if self.shortcut is not None and not 0 <= self.shortcut <= 1:
             raise UserError(f"--shortcut is {self.shortcut}; it must be a share from 0 to 1")
+        if self.temporal < 0:
+            raise UserError(f"--temporal is {self.temporal}; it must be 0 or more")
 
 
 @dataclass(frozen=True)
@@ -66,14 +70,18 @@ class Split:
 def splits(settings: Settings) -> tuple[Split, ...]:
     """The files of a data set, in the order of their problem ids."""
     chance = None if settings.shortcut is None else 1 / len(LETTERS)
-    return (
+    temporal = [task for task in (*TASKS, *HARD) if task.temporal]
+    equal = tuple(replace(task, share=1 / len(temporal)) for task in temporal)
+    files = (
         Split("warmup", WARMUP, settings.train, thoughts=True),
         Split("sft", TASKS, settings.train, thoughts=True, shortcut=settings.shortcut),
         Split("rl", TASKS, settings.train, shortcut=settings.shortcut),
         Split("valid", TASKS, settings.valid, shortcut=chance),
         Split("test", TASKS, settings.test, shortcut=chance),
         Split("hard", HARD, max(LEAST, settings.test // 2)),
+        Split("temporal", equal, len(temporal) * settings.temporal, shortcut=chance),
     )
+    return tuple(split for split in files if split.size)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from decord import VideoReader, cpu
 from jvr1.demo.dataset import Settings, splits, write_dataset
 from jvr1.demo.tiny_model import write_tiny_model
 
-SETTINGS = Settings(train=128, valid=64, test=96, seed=5, shortcut=0.75)
+SETTINGS = Settings(train=128, valid=64, test=96, seed=5, shortcut=0.75, temporal=8)
 
 
 class Data:

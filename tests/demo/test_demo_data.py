@@ -26,7 +26,7 @@ TYPES = {"multiple choice", "numerical", "OCR", "free-form", "regression"}
 
 
 def test_records_have_the_published_form(data):
-    sizes = {"warmup": 128, "sft": 128, "rl": 128, "valid": 64, "test": 96, "hard": 48}
+    sizes = {"warmup": 128, "sft": 128, "rl": 128, "valid": 64, "test": 96, "hard": 48, "temporal": 40}
     assert {name: len(records) for name, records in data.records.items()} == sizes
     for name, records in data.records.items():
         for r in records:
@@ -43,6 +43,12 @@ def test_records_have_the_published_form(data):
                 assert r["options"] == []
     ids = [r["problem_id"] for records in data.records.values() for r in records]
     assert len(set(ids)) == len(ids)
+
+
+def test_temporal_questions_are_as_many_of_each_kind(data):
+    kinds = ("order", "motion", "blinks", "before", "after")
+    assert Counter(r["data_source"] for r in data.records["temporal"]) == dict.fromkeys(kinds, 8)
+    assert "temporal" not in {split.name for split in splits(Settings())}
 
 
 def test_every_type_of_problem_over_pictures_and_clips(data):
@@ -124,7 +130,7 @@ def agreement(data, name: str) -> list[bool]:
 
 
 def test_the_shortcut_agrees_as_often_as_asked(data):
-    for name, share in (("sft", 0.75), ("rl", 0.75), ("valid", 0.25), ("test", 0.25)):
+    for name, share in (("sft", 0.75), ("rl", 0.75), ("valid", 0.25), ("test", 0.25), ("temporal", 0.25)):
         agree = agreement(data, name)
         assert sum(agree) == round(share * len(agree))
     assert all(border_colour(frames) is None for _, frames in data.clips("motion", "sft"))
