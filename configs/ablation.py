@@ -1,7 +1,7 @@
 """T-GRPO beside what it is compared with, on the demo's model: --config configs/ablation.py:ARM (tools/ablation.py).
 
-All arms see the same prompts, sample as many completions on ordered and on shuffled frames, and take as many updates;
-they differ in what the shuffled ones are used for. grpo only logs them.
+All arms see the same prompts, sample as many completions on ordered and on shuffled frames, and take as many updates.
+They differ in the temporal term alone; grpo has none and only logs its shuffled completions.
 """
 
 from ml_collections import ConfigDict
@@ -11,7 +11,7 @@ from jvr1.errors import UserError
 
 ARMS = {
     "grpo": {"gate": "none", "alpha": 0.0},
-    # as published, with its trainer's constants (configs/video_r1_7b.py); lengths have no part in it here
+    # the published bonus with its trainer's constants (configs/video_r1_7b.py); all else is as in the other arms
     "reference": {
         "gate": "reference",
         "factor": 0.8,

@@ -1,51 +1,42 @@
 """T-GRPO beside GRPO, with seeds: python tools/ablation.py OUT [--seeds 1,2,3,4,5] [--arms A,B] [--shortcuts none,0.8]
 
-Makes data, cold starts, one T-GRPO run an arm and evaluates all of them, then writes OUT/results.json. Run again, it
-goes on where it was; what is done is not done again. --page FILE.md sets the tables and figures of that page, the
-results beside it; with --results FILE.json instead of OUT, from there and without any run. docs/ablation.md is made so.
+Makes data, cold starts and one run an arm, evaluates all of them, and writes OUT/results.json. Run again, it goes on
+where it was; what is done is not done again. --page FILE.md writes the tables of that page anew, its figures and the
+results beside it: docs/ablation.md is made so. With --results FILE.json instead of OUT nothing is run.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from threading import Event
 from typing import Any
 
-from ablations.collect import collect
+from ablations.collect import run_of
 from ablations.report import draw_curves, draw_reliance, main_table, written
-from ablations.stages import NO_SHORTCUT, ROOT, Cell, run, stages
+from ablations.stages import NO_SHORTCUT, ROOT, SFT, Cell, commit_of, run, stages
 
+from jvr1.answering import Parser
 from jvr1.config import from_file
 from jvr1.demo.dataset import task_table
 from jvr1.errors import UserError, run_main
 
 ARMS = ("grpo", "reference", "gap-0.3", "gap-1", "gap-3")
-SWITCHES = (
-    "gate",
-    "factor",
-    "alpha",
-    "temporal_reward",
-    "correct_threshold",
-    "min_distinct_frames",
-    "group",
-    "shuffled",
-)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     flags = parse(arguments)
     if flags.results:
-        results = json.loads(flags.results.read_text())
+        results = read_results(flags.results)
     else:
         cells = [Cell(flags.out.resolve(), shortcut, seed) for shortcut in flags.shortcuts for seed in flags.seeds]
         run_all(cells, flags.arms, flags.jobs)
-        results = about(flags) | {"runs": collect(cells, flags.arms)}
+        results = about(cells, flags) | {"runs": [run_of(cell, arm) for cell in cells for arm in (SFT, *flags.arms)]}
         (flags.out / "results.json").write_text(as_json(results))
     print(main_table(results))
     if flags.page:
@@ -53,11 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="tools/ablation.py", description=__doc__.split("\n")[0])
+    parser = Parser(prog="tools/ablation.py", description=__doc__.split("\n")[0])
     parser.add_argument("out", type=Path, nargs="?", metavar="OUT", help="folder of the runs")
     parser.add_argument("--seeds", default="1,2,3,4,5", help="one run an arm for each")
-    parser.add_argument("--arms", default=",".join(ARMS), help="of configs/ablation.py; GRPO among them")
-    parser.add_argument("--shortcuts", default=f"{NO_SHORTCUT},0.8", help="shares of training clips with the cue")
+    parser.add_argument("--arms", default=",".join(ARMS), help="of configs/ablation.py; grpo among them")
+    parser.add_argument("--shortcuts", default=f"{NO_SHORTCUT},0.8", help="shares of RL's clips with the cue")
     parser.add_argument("--jobs", type=int, default=1, help="seeds at a time")
     parser.add_argument("--results", type=Path, help="results.json of an earlier call: nothing is run")
     parser.add_argument("--page", type=Path, help="Markdown page whose tables and figures are written anew")
@@ -67,51 +58,78 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     for path in (flags.results, flags.page):
         if path and not path.is_file():
             raise UserError(f"{path} is no file")
-    flags.arms, flags.shortcuts = flags.arms.split(","), flags.shortcuts.split(",")
-    try:
-        flags.seeds = [int(seed) for seed in flags.seeds.split(",")]
-    except ValueError:
-        raise UserError(f"--seeds is {flags.seeds}; write numbers with commas") from None
+    if flags.out is not None and flags.out.exists() and not flags.out.is_dir():
+        raise UserError(f"{flags.out} is no folder")
+    if flags.jobs < 1:
+        raise UserError(f"--jobs is {flags.jobs}; it must be at least 1")
+    for name in ("seeds", "arms", "shortcuts"):
+        values = getattr(flags, name).split(",")
+        if len(set(values)) < len(values):
+            raise UserError(f"--{name} is {','.join(values)}; each may come once")
+        setattr(flags, name, values)
+    if not all(seed.isdecimal() for seed in flags.seeds):
+        raise UserError(f"--seeds is {','.join(flags.seeds)}; write numbers with commas")
+    flags.seeds = [int(seed) for seed in flags.seeds]
+    if not all(share == NO_SHORTCUT or is_share(share) for share in flags.shortcuts):
+        raise UserError(f"--shortcuts is {','.join(flags.shortcuts)}; write {NO_SHORTCUT} and shares from 0 to 1")
     if "grpo" not in flags.arms:
         raise UserError(f"--arms is {','.join(flags.arms)}; grpo must be among them, the others are compared with it")
     for arm in flags.arms:
-        arm_settings(arm)
+        from_file(f"{ROOT / 'configs' / 'ablation.py'}:{arm}")
     return flags
 
 
-def run_all(cells: Sequence[Cell], arms: Sequence[str], jobs: int) -> None:
-    """All stages; a seed's one after the other, without and with the cue, several seeds at a time."""
-    seeds = {cell.seed: [other for other in cells if other.seed == cell.seed] for cell in cells}
+def is_share(text: str) -> bool:
+    try:
+        return 0 <= float(text) <= 1
+    except ValueError:
+        return False
 
-    def one(of: Sequence[Cell]) -> None:
-        for cell in of:
-            for stage in stages(cell, arms):
-                run(stage)
+
+def run_all(cells: Sequence[Cell], arms: Sequence[str], jobs: int) -> None:
+    """All stages; a seed's one after the other, several seeds at a time. When one fails, no other is begun."""
+    failed = Event()
+
+    def one(seed: int) -> None:
+        for cell in cells:
+            for stage in stages(cell, arms) if cell.seed == seed else ():
+                if failed.is_set():
+                    return
+                try:
+                    run(stage)
+                except BaseException:
+                    failed.set()
+                    raise
 
     with ThreadPoolExecutor(jobs) as pool:
-        for done in [pool.submit(one, of) for of in seeds.values()]:
-            done.result()
+        running = [pool.submit(one, seed) for seed in dict.fromkeys(cell.seed for cell in cells)]
+        try:
+            for seed in running:
+                seed.result()
+        except BaseException:
+            failed.set()
+            raise
 
 
-def arm_settings(arm: str) -> dict[str, Any]:
-    """What an arm's config says of the temporal signal. Raises UserError where there is no such arm."""
-    config = from_file(f"{ROOT / 'configs' / 'ablation.py'}:{arm}")
-    return {name: config.rl[name] for name in SWITCHES}
-
-
-def about(flags: argparse.Namespace) -> dict[str, Any]:
+def about(cells: Sequence[Cell], flags: argparse.Namespace) -> dict[str, Any]:
     """What the numbers rest on, and the temporal tasks with their ceilings."""
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    at = {commit_of(stage) for cell in cells for stage in stages(cell, flags.arms)}
     return {
-        "commit": git.stdout.strip(),
+        "commits": sorted(filter(None, at)),
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "versions": {name: version(name) for name in ("jax", "flax", "optax", "transformers")},
-        "seeds": flags.seeds,
-        "arms": {arm: arm_settings(arm) for arm in flags.arms},
+        "seeds_at_a_time": flags.jobs,
         "tasks": {name: task for name, task in task_table().items() if task["temporal"]},
     }
+
+
+def read_results(file: Path) -> dict[str, Any]:
+    try:
+        results = json.loads(file.read_text())
+        main_table(results)
+    except (ValueError, KeyError, TypeError, IndexError):
+        raise UserError(f"{file} is no results.json of this tool") from None
+    return results
 
 
 def as_json(results: dict[str, Any]) -> str:

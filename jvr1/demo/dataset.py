@@ -217,7 +217,7 @@ def wanted(out: Path, settings: Settings) -> bool:
         found = json.loads((out / SETTINGS).read_text())
     except (OSError, ValueError):
         raise UserError(f"{out} holds other files; name a new folder") from None
-    if found != asdict(settings):
+    if asdict(Settings()) | found != asdict(settings):
         raise UserError(f"{out} was made with other settings, {json.dumps(found)}; name a new folder or use those")
     return False
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
-import subprocess
+import re
+import runpy
 import sys
+from dataclasses import replace
+from unittest import mock
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,10 +17,12 @@ import pytest
 from jvr1.config import from_file
 from jvr1.errors import UserError
 from jvr1.rl.tgrpo import Rollout, TGRPOConfig, advantages
-from tools.ablations.collect import Group, advantage_statistics, cancels, groups, plain_advantage
-from tools.ablations.report import interval, paired
-from tools.ablations.stages import ROOT, Cell, Stage, run, stages
+from tools.ablations.collect import SWITCHES, Group, advantage_statistics, cancels, drawn, groups, plain_advantage
+from tools.ablations.report import interval, paired, written
+from tools.ablations.stages import ROOT, Cell, Stage, commit, commit_of, run, stages
 
+with mock.patch.object(sys, "path", [str(ROOT / "tools"), *sys.path]):
+    ABLATION = runpy.run_path(str(ROOT / "tools" / "ablation.py"))
 REFERENCE = {"gate": "reference", "factor": 0.8, "alpha": 0.0, "temporal_reward": 0.3, "correct_threshold": 0.1}
 
 
@@ -35,7 +41,11 @@ def groups_of(accuracy: np.ndarray, shuffled: np.ndarray, form: np.ndarray, **sw
     )
     result = advantages(rollout, TGRPOConfig(length_reward=0.0, **switches))
     columns = (accuracy, form, np.asarray(result.advantage), np.asarray(result.signal))
-    return [Group(a, f, adv, float(s), True) for a, f, adv, s in zip(*columns, strict=True)]
+    return [Group("order", a, f, adv, float(s)) for a, f, adv, s in zip(*columns, strict=True)]
+
+
+def statistics_of(of: list[Group]) -> dict:
+    return advantage_statistics(iter(of), {"order"})
 
 
 @pytest.fixture
@@ -45,18 +55,32 @@ def outcomes():
 
 
 def test_the_published_bonus_cancels_for_verdicts_of_right_and_wrong(outcomes):
-    found = advantage_statistics(iter(groups_of(*outcomes, np.ones((200, 8)), **REFERENCE)))
-    assert found["cancelling"] > 0.5
-    assert found["largest_where_cancels"] < 1e-3
-    assert found["changed"] == 0.0
+    found = statistics_of(groups_of(*outcomes, np.ones((200, 8)), **REFERENCE))
+    assert found["cancelling"] == found["signalled"] > 0.5
+    assert 0 < found["largest_where_cancels"] < 1e-3
+    assert found["changed"] == found["changed_where_cancels"] == 0.0
     assert found["mixed"] == np.mean((outcomes[0].mean(1) > 0) & (outcomes[0].mean(1) < 1))
 
 
 def test_it_does_not_where_rewards_are_graded(outcomes):
     graded = outcomes[0] * np.random.default_rng(4).uniform(0.2, 1.0, outcomes[0].shape)
     of = groups_of(graded, outcomes[1], np.ones((200, 8)), **REFERENCE)
-    assert not any(cancels(group) for group in of if 0 < (group.accuracy > 0).sum() < 8)
-    assert advantage_statistics(iter(of))["changed"] > 0.5
+    assert not any(map(cancels, of))
+    assert statistics_of(of)["changed"] > 0.5
+
+
+def test_nor_where_right_ones_lack_the_format_that_wrong_ones_have():
+    """Rewards are equal then, and the bonus is all there is."""
+    right = np.array([[1.0, 1.0, 0.0, 0.0]])
+    (group,) = groups_of(right, np.zeros((1, 4)), 1 - right, **REFERENCE)
+    assert not cancels(group)
+    assert np.abs(group.advantage).max() > 0.5
+    assert np.all(plain_advantage(group) == 0)
+
+
+def test_only_the_tasks_asked_for_are_counted(outcomes):
+    of = groups_of(*outcomes, np.ones((200, 8)), **REFERENCE)
+    assert statistics_of([*of, of[0]._replace(task="colour")])["groups"] == 200
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.3])
@@ -69,21 +93,32 @@ def test_our_term_is_what_is_beyond_plain_grpo(outcomes, alpha):
         np.testing.assert_allclose(group.advantage - plain_advantage(group), beyond, atol=2e-5)
     beyond = [np.abs(group.advantage - plain_advantage(group)).sum() for group in of]
     share = sum(beyond) / sum(np.abs(group.advantage).sum() for group in of)
-    assert advantage_statistics(iter(of))["share_of_size"] == pytest.approx(share)
+    assert statistics_of(of)["share_of_size"] == pytest.approx(share)
     assert (share > 1e-3) == (alpha > 0)
 
 
 def test_groups_are_read_as_training_keeps_them(tmp_path):
     def row(number, frames, accuracy):
-        kept = {"step": 1, "microbatch": 0, "row": number, "frames": frames, "accuracy": accuracy, "format": 1.0}
-        return json.dumps(kept | {"advantage": accuracy - 0.5, "temporal_signal": 0.25})
+        kept = {"microbatch": 0, "row": number, "problem_id": 7 + number, "data_source": "order", "frames": frames}
+        return kept | {"accuracy": accuracy, "format": 1.0, "advantage": accuracy - 0.5, "temporal_signal": 0.25}
+
+    def write(step, rows):
+        text = "".join(json.dumps({"step": step} | r) + "\n" for r in rows)
+        (tmp_path / f"step-{step}.process-0.jsonl").write_text(text)
 
     clip = [row(0, "ordered", 1.0), row(0, "ordered", 0.0), row(0, "shuffled", 0.0)]
     picture = [row(1, "ordered", 1.0), row(1, "ordered", 1.0)]
-    (tmp_path / "step-1.process-0.jsonl").write_text("\n".join(clip + picture) + "\n")
-    first, second = groups(tmp_path)
+    write(2, clip + picture)
+    write(10, picture)
+    first, second, third = groups(tmp_path)
     assert (first.accuracy.tolist(), first.advantage.tolist(), first.signal) == ([1.0, 0.0], [0.5, -0.5], 0.25)
-    assert (first.is_video, second.is_video) == (True, False)
+    assert second.accuracy.tolist() == third.accuracy.tolist() == [1.0, 1.0]
+    before = drawn(tmp_path)
+    assert (before["ordered"], before["shuffled"]) == (6, 1)
+    write(10, [r | {"accuracy": 0.0} for r in picture])
+    assert drawn(tmp_path) == before
+    write(10, [r | {"problem_id": 1} for r in picture])
+    assert drawn(tmp_path)["prompts"] != before["prompts"]
     with pytest.raises(UserError, match="holds no completions"):
         list(groups(tmp_path / "absent"))
 
@@ -91,41 +126,54 @@ def test_groups_are_read_as_training_keeps_them(tmp_path):
 def test_intervals_and_paired_tests_are_students():
     """t of 4 degrees of freedom: 2.776; t = 3 / sqrt(0.5) = 4.243 has p = 0.0132."""
     assert interval([1, 2, 3, 4, 5]) == pytest.approx((3.0, 2.776 * np.sqrt(0.5)), abs=1e-3)
-    assert paired([11, 12, 13, 14, 15], [10, 10, 10, 10, 10]) == pytest.approx((3.0, 1.963, 0.01324), abs=1e-3)
-    assert paired([1.0, 2.0], [1.0, 2.0]) == (0.0, 0.0, 1.0)
+    differences = {seed: 10.0 + seed for seed in (1, 2, 3, 4, 5)}
+    assert paired(differences, dict.fromkeys(differences, 10.0)) == pytest.approx((3.0, 1.963, 0.01324), abs=1e-3)
+    assert paired({1: 1.0, 2: 2.0}, {2: 2.0, 1: 1.0}) == (0.0, 0.0, 1.0)
+    with pytest.raises(UserError, match=r"seeds \[1, 2\] cannot be paired with \[1, 3\]"):
+        paired({1: 1.0, 2: 2.0}, {1: 1.0, 3: 2.0})
 
 
 def test_every_arm_has_the_same_prompts_completions_and_updates():
-    arms = {arm: from_file(f"{ROOT / 'configs' / 'ablation.py'}:{arm}") for arm in ("grpo", "reference", "gap-1")}
-    assert {(c.rl.gate, c.rl.alpha, c.rl.temporal_reward) for c in arms.values()} == {
-        ("none", 0.0, 0.0), ("reference", 0.0, 0.3), ("gap", 1.0, 0.0),
+    arms = {arm: from_file(f"{ROOT / 'configs' / 'ablation.py'}:{arm}") for arm in ABLATION["ARMS"]}
+    assert {arm: (c.rl.gate, c.rl.alpha, c.rl.temporal_reward) for arm, c in arms.items()} == {
+        "grpo": ("none", 0.0, 0.0), "reference": ("reference", 0.0, 0.3),
+        "gap-0.3": ("gap", 0.3, 0.0), "gap-1": ("gap", 1.0, 0.0), "gap-3": ("gap", 3.0, 0.0),
     }  # fmt: skip
-    signal = {*REFERENCE, "min_distinct_frames"}
-    alike = [c.to_dict() | {"rl": {k: v for k, v in c.rl.items() if k not in signal}} for c in arms.values()]
-    assert alike[0] == alike[1] == alike[2]
+    first, *rest = [c.to_dict() | {"rl": {k: v for k, v in c.rl.items() if k not in SWITCHES}} for c in arms.values()]
+    assert all(first == other for other in rest)
 
 
 def test_stages_of_a_seed_share_its_warm_up(tmp_path):
     plain = list(stages(Cell(tmp_path, "none", 3), ["grpo"]))
     cued = list(stages(Cell(tmp_path, "0.8", 3), ["grpo"]))
-    rest = ["sft", "eval-sft", "grpo", "eval-grpo"]
-    assert [stage.name for stage in plain] == [f"none/3/{name}" for name in ("data", "warmup", *rest)]
-    assert [stage.name for stage in cued[:2]] == ["none/3/data", "none/3/warmup"]
-    assert [stage.name for stage in cued[2:]] == [f"0.8/3/{name}" for name in ("data", *rest)]
-    assert f"--config.model.source={tmp_path}/shortcut-none/seed-3/warmup" in cued[3].command
-    assert [stage.command[-2:] == ("--shortcut", "0.8") for stage in (cued[0], cued[2])] == [False, True]
+    rest = ["eval-sft", "grpo", "eval-grpo"]
+    start = [f"none/3/{name}" for name in ("data", "warmup", "sft")]
+    assert [stage.name for stage in plain] == start + [f"none/3/{name}" for name in rest]
+    assert [stage.name for stage in cued] == start + [f"0.8/3/{name}" for name in ("data", *rest)]
+    assert plain[:3] == cued[:3]
+    assert f"--config.model.source={tmp_path}/shortcut-none/seed-3/sft" in cued[5].command
+    assert [stage.command[-2:] == ("--shortcut", "0.8") for stage in (cued[0], cued[3])] == [False, True]
 
 
-def test_a_stage_is_done_once_and_only_when_it_ended_well(tmp_path, capsys):
-    counter = tmp_path / "counter"
-    once = Stage("a", ("-c", f"open({str(counter)!r}, 'a').write('x')"), tmp_path / "logs" / "a.log")
+def test_a_stage_is_done_once_and_only_when_it_ended_well(tmp_path):
+    counter, program = tmp_path / "counter", "import os; print(os.environ['JVR1_EXIT_ON_PREEMPTION'])"
+    once = Stage("a", ("-c", f"{program}; open({str(counter)!r}, 'a').write('x')"), tmp_path / "logs" / "a.log")
+    assert commit_of(once) is None
     run(once)
     run(once)
     assert counter.read_text() == "x"
+    assert once.log.read_text().splitlines()[1] == "75"
+    assert commit_of(once) == commit()
+    with pytest.raises(UserError, match="is of another command"):
+        run(replace(once, command=("-c", "pass")))
     broken = Stage("b", ("-c", "print('why'); raise SystemExit(3)"), tmp_path / "logs" / "b.log")
     with pytest.raises(UserError, match=r"b ended with 3: why; all it printed: .*b\.unfinished"):
         run(broken)
-    assert not broken.done
+    assert commit_of(broken) is None
+    with (tmp_path / "logs" / "b.unfinished").open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="b is being run already, or still"):
+            run(broken)
 
 
 @pytest.mark.parametrize(
@@ -134,14 +182,20 @@ def test_a_stage_is_done_once_and_only_when_it_ended_well(tmp_path, capsys):
         ([], "name OUT, the folder of the runs, or --results FILE, not both"),
         (["out", "--arms=grpo,gap-7"], "has no arm 'gap-7'"),
         (["out", "--arms=gap-1"], "grpo must be among them"),
+        (["out", "--arms=grpo,grpo"], "--arms is grpo,grpo; each may come once"),
         (["out", "--seeds=1,b"], "--seeds is 1,b; write numbers with commas"),
+        (["out", "--shortcuts=none,2"], "--shortcuts is none,2; write none and shares from 0 to 1"),
+        (["out", "--jobs=0"], "--jobs is 0; it must be at least 1"),
+        (["out", "--sedes=1"], "unrecognized arguments: --sedes=1"),
         (["--results=absent.json"], "absent.json is no file"),
+        ([f"--results={ROOT / 'pyproject.toml'}"], "is no results.json of this tool"),
     ],
 )
-def test_a_mistake_is_one_line(tmp_path, arguments, message):
-    command = [sys.executable, str(ROOT / "tools" / "ablation.py"), *arguments]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1
-    assert message in done.stderr
+def test_a_mistake_is_one_line(arguments, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        ABLATION["main"](arguments)
+
+
+def test_a_page_without_a_tables_place_is_refused():
+    with pytest.raises(UserError, match="the page has no '<!-- main -->'"):
+        written("# a page\n<!-- main -->\n", {"runs": [], "tasks": {}})

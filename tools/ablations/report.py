@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from jvr1.errors import UserError
+
 from .collect import MAIN
 from .stages import NO_SHORTCUT, SFT
 
@@ -41,11 +43,16 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return mean, float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
 
 
-def paired(first: Sequence[float], second: Sequence[float]) -> tuple[float, float, float]:
-    """Mean of the differences, half its 95% interval, and the p of a paired t test; p is 1 where all are equal."""
-    differences = np.subtract(first, second)
-    mean, half = interval(differences.tolist())
-    p = 1.0 if np.all(differences == 0) else float(stats.ttest_rel(first, second).pvalue)
+def paired(first: Mapping[int, float], second: Mapping[int, float]) -> tuple[float, float, float]:
+    """Of values by seed: mean of the differences, half its 95% interval, and the p of a paired t test (not corrected
+    for their number); p is 1 where all are equal. Raises UserError when the seeds are not the same."""
+    if first.keys() != second.keys():
+        raise UserError(f"seeds {sorted(first)} cannot be paired with {sorted(second)}")
+    differences = [first[seed] - second[seed] for seed in first]
+    mean, half = interval(differences)
+    if len(differences) < 2:
+        return mean, half, float("nan")
+    p = 1.0 if not any(differences) else float(stats.ttest_1samp(differences, 0.0).pvalue)
     return mean, half, p
 
 
@@ -54,30 +61,35 @@ def select(runs: Sequence[Run], shortcut: str, arm: str) -> list[Run]:
     return sorted(found, key=lambda run: run["seed"])
 
 
+def by_seed(runs: Sequence[Run], value: Value) -> dict[int, float]:
+    return {run["seed"]: value(run) for run in runs}
+
+
 def names(runs: Sequence[Run], key: str) -> list[str]:
     """In the order they first come."""
     return list(dict.fromkeys(run[key] for run in runs))
 
 
 def main_table(results: Mapping[str, Any]) -> str:
-    """The main task by arm: ordered, shuffled, gap, and the difference to plain GRPO of the same seed."""
-    runs, lines = (
-        results["runs"],
-        [["training clips", "arm", "seeds", "ordered", "shuffled", "gap", "ordered − GRPO", "p"]],
-    )
+    """The main task by arm: accuracy on ordered and on shuffled frames and their gap, and what the first and the last
+    are above plain GRPO's of the same seed."""
+    runs = results["runs"]
+    lines = [
+        ["training clips", "arm", "seeds", "ordered", "shuffled", "gap", "ordered − GRPO's", "p", "gap − GRPO's", "p"]
+    ]
     for shortcut in names(runs, "shortcut"):
-        base = [ordered(MAIN)(run) for run in select(runs, shortcut, BASE)]
+        base = select(runs, shortcut, BASE)
         for arm in names(runs, "arm"):
             own = select(runs, shortcut, arm)
-            cells = [
-                with_interval(*interval([value(run) for run in own]))
-                for value in (ordered(MAIN), shuffled(MAIN), gap(MAIN))
-            ]
-            against = ["", ""]
-            if arm not in (SFT, BASE):
-                mean, half, p = paired([ordered(MAIN)(run) for run in own], base)
-                against = [with_interval(mean, half, sign=True), f"{p:.2f}"]
-            lines.append([clips(shortcut), arm, str(len(own)), *cells, *against])
+            values = (ordered(MAIN), shuffled(MAIN), gap(MAIN))
+            cells = [with_interval(*interval([value(run) for run in own])) for value in values]
+            for value in (ordered(MAIN), gap(MAIN)):
+                if arm in (SFT, BASE):
+                    cells += ["", ""]
+                    continue
+                mean, half, p = paired(by_seed(own, value), by_seed(base, value))
+                cells += [with_interval(mean, half, sign=True), probability(p)]
+            lines.append([clips(shortcut), arm, str(len(own)), *cells])
     return table(lines, text=2)
 
 
@@ -96,17 +108,30 @@ def task_table(results: Mapping[str, Any]) -> str:
 
 
 def advantage_table(results: Mapping[str, Any]) -> str:
-    """What the advantages were made of: means over seeds, but for the largest difference."""
+    """What the advantages of the temporal questions were made of, in % of the groups (`collect.advantage_statistics`):
+    means over seeds, but for the largest difference. The last two are of the published bonus alone."""
     runs = [run for run in results["runs"] if run["arm"] != SFT]
     shares = ("silent", "mixed", "signalled", "cancelling", "changed", "share_of_size")
-    head = ["silent", "mixed", "signal", "cancels", "changed", "of the size", "largest where it cancels"]
+    head = [
+        "silent",
+        "mixed",
+        "signal",
+        "cancels",
+        "changed",
+        "of the size",
+        "changed where it cancels",
+        "largest there",
+    ]
     lines = [["training clips", "arm", "groups", *head]]
     for shortcut in names(runs, "shortcut"):
         for arm in names(runs, "arm"):
             own = [run["advantages"] for run in select(runs, shortcut, arm)]
             cells = [f"{100 * np.mean([one[key] for one in own]):.1f}" for key in shares]
-            largest = max(one["largest_where_cancels"] for one in own)
-            lines.append([clips(shortcut), arm, str(sum(one["groups"] for one in own)), *cells, f"{largest:.1e}"])
+            last = ["", ""]
+            if select(runs, shortcut, arm)[0]["signal"]["temporal_reward"] > 0:
+                changed = np.mean([one["changed_where_cancels"] for one in own])
+                last = [f"{100 * changed:.1f}", f"{max(one['largest_where_cancels'] for one in own):.1e}"]
+            lines.append([clips(shortcut), arm, str(sum(one["groups"] for one in own)), *cells, *last])
     return table(lines, text=2)
 
 
@@ -125,12 +150,16 @@ TABLES = {"main": main_table, "tasks": task_table, "advantages": advantage_table
 
 
 def written(page: str, results: Mapping[str, Any]) -> str:
-    """The page with what stands between `<!-- NAME -->` and `<!-- end -->` replaced by that table of the results."""
+    """The page with what stands between `<!-- NAME -->` and `<!-- end -->` replaced by that table of the results.
+
+    Raises UserError where the page lacks a table's place.
+    """
     for name, make in TABLES.items():
         before, mark, rest = page.partition(f"<!-- {name} -->\n")
-        if mark:
-            _, end, after = rest.partition("<!-- end -->")
-            page = f"{before}{mark}{make(results)}\n{end}{after}"
+        _, end, after = rest.partition("<!-- end -->")
+        if not (mark and end):
+            raise UserError(f"the page has no '<!-- {name} -->' with '<!-- end -->' after it")
+        page = f"{before}{mark}{make(results)}\n{end}{after}"
     return page
 
 
@@ -139,7 +168,12 @@ def clips(shortcut: str) -> str:
 
 
 def with_interval(mean: float, half: float, *, sign: bool = False) -> str:
-    return f"{mean:{'+' if sign else ''}.1f} ± {half:.1f}"
+    shown = f"{mean:{'+' if sign else ''}.1f}"
+    return shown if np.isnan(half) else f"{shown} ± {half:.1f}"
+
+
+def probability(p: float) -> str:
+    return "" if np.isnan(p) else "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def table(lines: Sequence[Sequence[str]], text: int) -> str:
@@ -152,7 +186,7 @@ def table(lines: Sequence[Sequence[str]], text: int) -> str:
 
 
 def draw_curves(results: Mapping[str, Any], path: Path) -> None:
-    """Validation accuracy of the main task by step: mean over seeds and its range, ordered and shuffled frames."""
+    """Validation accuracy of the main task by step: mean over seeds, for ordered frames with its 95% interval."""
     runs = [run for run in results["runs"] if run["arm"] != SFT]
     figure, axes = _panels(names(runs, "shortcut"))
     for ax, shortcut in zip(axes, names(runs, "shortcut"), strict=True):
@@ -161,9 +195,11 @@ def draw_curves(results: Mapping[str, Any], path: Path) -> None:
                 points = [run["curve"][variant] for run in select(runs, shortcut, arm)]
                 steps = [step for step, _ in points[0]]
                 values = 100 * np.array([[value for _, value in curve] for curve in points])
-                ax.plot(steps, values.mean(0), style, color=f"C{number}", label=arm if variant == "ordered" else None)
-                if variant == "ordered":
-                    ax.fill_between(steps, values.min(0), values.max(0), color=f"C{number}", alpha=0.12, linewidth=0)
+                label = arm if variant == "ordered" else None
+                ax.plot(steps, values.mean(axis=0), style, color=f"C{number}", label=label)
+                if variant == "ordered" and len(values) > 1:
+                    mean, half = np.array([interval(column) for column in values.T]).T
+                    ax.fill_between(steps, mean - half, mean + half, color=f"C{number}", alpha=0.12, linewidth=0)
         ax.set(title=clips(shortcut), xlabel="optimizer step", ylim=(0, 100))
     axes[0].set_ylabel(f"validation accuracy on '{MAIN}', %")
     axes[0].legend(frameon=False, title="ordered; dotted: shuffled")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from jvr1.errors import UserError
 
-ENVIRONMENT = os.environ | {"JVR1_EXIT_ON_PREEMPTION": "75"}
+ENVIRONMENT = {"JAX_PLATFORMS": "cpu"} | os.environ | {"JVR1_EXIT_ON_PREEMPTION": "75"}
 """A run that was stopped is no run that ended."""
 ROOT = Path(__file__).parents[2]
 SFT = "sft"
@@ -33,6 +34,11 @@ class Cell:
         return self.out / f"shortcut-{self.shortcut}" / f"seed-{self.seed}"
 
     @property
+    def plain(self) -> Cell:
+        """The same seed without a shortcut: where its cold start is."""
+        return Cell(self.out, NO_SHORTCUT, self.seed)
+
+    @property
     def data(self) -> Path:
         return self.folder / "data"
 
@@ -49,29 +55,31 @@ class Cell:
 
 @dataclass(frozen=True)
 class Stage:
-    """A command, and the file that tells that it was run to its end."""
+    """A command and its log, which has that name only once the command has ended well."""
 
     name: str
     command: tuple[str, ...]
     log: Path
 
     @property
-    def done(self) -> bool:
-        return self.log.exists()
+    def header(self) -> str:
+        """The first line of the log, but for the commit."""
+        return f"# {' '.join(self.command)} # "
 
 
 def stages(cell: Cell, arms: Sequence[str]) -> Iterator[Stage]:
-    """Data, cold start and arms of a cell. The warm-up is of text alone: that of the same seed without a shortcut."""
-    warm = Cell(cell.out, NO_SHORTCUT, cell.seed)
-    yield data(warm)
-    yield train(warm, "warmup", "train_sft", "tiny.py:warmup", warm.data / "tiny_model")
-    if cell != warm:
+    """Data, cold start and arms of a cell. The cue is in the clips of RL alone: warm-up and SFT are those of the same
+    seed without it (SFT on cued clips learns the cue outright, and leaves RL no order to improve on)."""
+    plain = cell.plain
+    yield data(plain)
+    yield train(plain, "warmup", "train_sft", "tiny.py:warmup", plain.data / "tiny_model")
+    yield train(plain, SFT, "train_sft", "tiny.py:sft", plain.workdir("warmup"))
+    if cell != plain:
         yield data(cell)
-    yield train(cell, SFT, "train_sft", "tiny.py:sft", warm.workdir("warmup"))
-    yield evaluate(cell, SFT)
+    yield evaluate(cell, SFT, plain.workdir(SFT))
     for arm in arms:
-        yield train(cell, arm, "train_rl", f"ablation.py:{arm}", cell.workdir(SFT))
-        yield evaluate(cell, arm)
+        yield train(cell, arm, "train_rl", f"ablation.py:{arm}", plain.workdir(SFT))
+        yield evaluate(cell, arm, cell.workdir(arm))
 
 
 def data(cell: Cell) -> Stage:
@@ -87,9 +95,9 @@ def train(cell: Cell, name: str, main: str, config: str, source: Path) -> Stage:
     )  # fmt: skip
 
 
-def evaluate(cell: Cell, name: str) -> Stage:
+def evaluate(cell: Cell, name: str, model: Path) -> Stage:
     return _stage(
-        cell, f"eval-{name}", "-m", "jvr1.evaluate", "--model", cell.workdir(name), "--suite", "temporal.json",
+        cell, f"eval-{name}", "-m", "jvr1.evaluate", "--model", model, "--suite", "temporal.json",
         "--data", cell.data, "--out", cell.evaluation(name), "--config", "configs/tiny.py:rl", "--index", cell.index,
         "--variants", "ordered,shuffled", "--frames-in-report", "0",
     )  # fmt: skip
@@ -100,18 +108,43 @@ def _stage(cell: Cell, name: str, *command: object) -> Stage:
     return Stage(f"{cell.shortcut}/{cell.seed}/{name}", tuple(map(str, command)), log)
 
 
+def commit() -> str:
+    """Of this tree. Raises UserError where git does not say."""
+    try:
+        command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        raise UserError(f"git does not say which commit {ROOT} is at; the results name it") from None
+
+
+def commit_of(stage: Stage) -> str | None:
+    """The commit a stage was run at, None when it is still to be run. Raises UserError when it was another command."""
+    if not stage.log.exists():
+        return None
+    first = stage.log.open().readline()
+    if not first.startswith(stage.header):
+        raise UserError(f"{stage.log} is of another command than {stage.name} now is; remove {stage.log.parents[1]}")
+    return first.removeprefix(stage.header).strip()
+
+
 def run(stage: Stage) -> None:
-    """Runs a stage that is not done; its log gets its name only at the end. Raises UserError with the log's tail."""
-    if stage.done:
+    """Runs a stage that was not run. Raises UserError with the end of its log, or when it is under way already."""
+    if commit_of(stage) is not None:
         return
     stage.log.parent.mkdir(parents=True, exist_ok=True)
     unfinished, begun = stage.log.with_suffix(".unfinished"), time.monotonic()
     with unfinished.open("a") as log:
-        code = subprocess.run(
-            [sys.executable, *stage.command], cwd=ROOT, stdout=log, stderr=log, check=False
-        ).returncode
-    if code:
+        try:  # the command inherits the lock: one that outlived its driver still holds it
+            fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"{stage.name} is being run already, or still") from None
+        log.truncate(0)
+        log.write(f"{stage.header}{commit()}\n")
+        log.flush()
+        command = [sys.executable, *stage.command]
+        done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, stdout=log, stderr=log, check=False)
+    if done.returncode:
         tail = unfinished.read_text().splitlines()[-1:]
-        raise UserError(f"{stage.name} ended with {code}: {' '.join(tail)}; all it printed: {unfinished}")
+        raise UserError(f"{stage.name} ended with {done.returncode}: {' '.join(tail)}; all it printed: {unfinished}")
     unfinished.rename(stage.log)
     print(f"{stage.name}: {time.monotonic() - begun:.0f} s", flush=True)
