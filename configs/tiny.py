@@ -49,8 +49,8 @@ def _sft(config: ConfigDict) -> None:
 
 def _rl(config: ConfigDict) -> None:
     config.rl.update({"group": 8, "shuffled": 4, "alpha": 0.3, "beta": 0.04, "length_reward": 0.0})
-    config.optimizer.update({"learning_rate": 1e-4})
-    config.train.update({"steps": 150, "validate_every": 50, "pictures_every": 50})
+    config.optimizer.update({"learning_rate": 2e-4})
+    config.train.update({"steps": 175, "validate_every": 50, "pictures_every": 50})
 
 
 STAGES = {"warmup": _warmup, "sft": _sft, "rl": _rl}

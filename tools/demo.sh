@@ -35,7 +35,7 @@ fi
 say() { printf '\n== %s\n' "$*"; }
 evaluate() { # NAME MODEL
   [[ -f $out/eval/$1/report.json ]] ||
-    python -m jvr1.evaluate --model "$2" --suite test.json,hard.json --data "$data" --out "$out/eval/$1" \
+    python -m jvr1.evaluate --model "$2" --suite test.json --data "$data" --out "$out/eval/$1" \
       --config configs/tiny.py:rl --index "$index" --variants ordered,shuffled
 }
 
