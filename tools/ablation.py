@@ -1,4 +1,4 @@
-"""T-GRPO beside GRPO, with seeds: python tools/ablation.py OUT [--seeds 1,2,3,4,5] [--arms A,B] [--shortcuts none,0.8]
+"""T-GRPO beside GRPO, with seeds: python tools/ablation.py OUT [--seeds 11,12] [--arms A,B] [--shortcuts none,0.8]
 
 Makes data, cold starts and one run an arm, evaluates all of them, and writes OUT/results.json. Run again, it goes on
 where it was; what is done is not done again. --page FILE.md writes the tables of that page anew, its figures and the
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(prog="tools/ablation.py", description=__doc__.split("\n")[0])
     parser.add_argument("out", type=Path, nargs="?", metavar="OUT", help="folder of the runs")
-    parser.add_argument("--seeds", default="1,2,3,4,5", help="one run an arm for each")
+    parser.add_argument("--seeds", default="11,12,13,14,15", help="one run an arm for each")
     parser.add_argument("--arms", default=",".join(ARMS), help="of configs/ablation.py; grpo among them")
     parser.add_argument("--shortcuts", default=f"{NO_SHORTCUT},0.8", help="shares of RL's clips with the cue")
     parser.add_argument("--jobs", type=int, default=1, help="seeds at a time")
