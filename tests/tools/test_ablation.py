@@ -1,4 +1,4 @@
-"""The ablation: what its advantages were made of, its statistics, its stages, and a page true to its results."""
+"""The ablation: what its advantages were made of, its statistics, its arms and stages, and what it refuses."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from jvr1.errors import UserError
 from jvr1.rl.tgrpo import Rollout, TGRPOConfig, advantages
 from tools.ablations.collect import SWITCHES, Group, advantage_statistics, cancels, drawn, groups, plain_advantage
 from tools.ablations.report import interval, paired, written
-from tools.ablations.stages import ROOT, Cell, Stage, commit, commit_of, run, stages
+from tools.ablations.stages import ROOT, Cell, Stage, commit_of, run, stages
 
 with mock.patch.object(sys, "path", [str(ROOT / "tools"), *sys.path]):
     ABLATION = runpy.run_path(str(ROOT / "tools" / "ablation.py"))
@@ -143,7 +143,7 @@ def test_every_arm_has_the_same_prompts_completions_and_updates():
     assert all(first == other for other in rest)
 
 
-def test_stages_of_a_seed_share_its_warm_up(tmp_path):
+def test_stages_of_a_seed_share_its_cold_start(tmp_path):
     plain = list(stages(Cell(tmp_path, "none", 3), ["grpo"]))
     cued = list(stages(Cell(tmp_path, "0.8", 3), ["grpo"]))
     rest = ["eval-sft", "grpo", "eval-grpo"]
@@ -155,7 +155,8 @@ def test_stages_of_a_seed_share_its_warm_up(tmp_path):
     assert [stage.command[-2:] == ("--shortcut", "0.8") for stage in (cued[0], cued[3])] == [False, True]
 
 
-def test_a_stage_is_done_once_and_only_when_it_ended_well(tmp_path):
+def test_a_stage_is_done_once_and_only_when_it_ended_well(tmp_path, monkeypatch):
+    monkeypatch.setattr("tools.ablations.stages.commit", lambda: "1a2b3c4")  # tests need no git
     counter, program = tmp_path / "counter", "import os; print(os.environ['JVR1_EXIT_ON_PREEMPTION'])"
     once = Stage("a", ("-c", f"{program}; open({str(counter)!r}, 'a').write('x')"), tmp_path / "logs" / "a.log")
     assert commit_of(once) is None
@@ -163,7 +164,7 @@ def test_a_stage_is_done_once_and_only_when_it_ended_well(tmp_path):
     run(once)
     assert counter.read_text() == "x"
     assert once.log.read_text().splitlines()[1] == "75"
-    assert commit_of(once) == commit()
+    assert commit_of(once) == "1a2b3c4"
     with pytest.raises(UserError, match="is of another command"):
         run(replace(once, command=("-c", "pass")))
     broken = Stage("b", ("-c", "print('why'); raise SystemExit(3)"), tmp_path / "logs" / "b.log")
