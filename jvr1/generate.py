@@ -115,7 +115,7 @@ class Lanes(NamedTuple):
 
 
 class Slots(NamedTuple):
-    """B prompts under way. cache [layers,B,M,C,K,H] is a ring: all lanes write at (steps - 1) mod C, whenever their
+    """B prompts under way. cache [layers,B,M,K,C,H] is a ring: all lanes write at (steps - 1) mod C, whenever their
     row began, so that no step scatters; a row of n tokens reads the last n. steps: draws since `begin`, its own too."""
 
     held: Held
@@ -153,8 +153,8 @@ def begin(
 ) -> Slots:
     """Slots of B prompts: one prefill, and the first token of the first `lanes[s]` rows of each stream."""
     held, first = enter(model, asked, key, rows, lanes, sampling)
-    layers, b, _, _, heads, size = held.kv.k.shape
-    shape = (layers, b, sum(lanes), sampling.max_tokens, heads, size)
+    layers, b, _, heads, _, size = held.kv.k.shape
+    shape = (layers, b, sum(lanes), heads, sampling.max_tokens, size)
     return Slots(held, first, KV(*(jnp.zeros(shape, held.kv.k.dtype) for _ in range(2))), jnp.int32(1))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -17,16 +18,14 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from jvr1.errors import UserError
-from jvr1.model import cudnn, splash
+from jvr1.model import blockwise, cudnn, splash
+from jvr1.model.blockwise import MASKED, scaled
 from jvr1.model.layers import BATCH
 
 CHOICES = ("auto", "xla", "splash", "cudnn")
 """What `model.attention` may be."""
 Backend = Literal["xla", "splash", "interpreted", "cudnn"]
 """What computes; interpreted: the splash kernel by XLA, slow, for tests without a TPU."""
-
-MASKED = -1e30
-"""Logit of a masked key. Finite, so that a row without any real key stays finite in value and gradient."""
 
 
 def choose(name: str, platform: str, dtype: DTypeLike, head_size: int) -> Backend:
@@ -62,75 +61,65 @@ class QKV(NamedTuple):
     v: Float[Array, "*X K H"]
 
 
-def _scores(q: Float[Array, "b t N H"], k: Float[Array, "b s K H"]) -> Float[Array, "b t N s"]:
-    """Scaled fp32 logits of grouped-query attention: query head n reads key head n // (N/K)."""
-    b, t, heads, size = q.shape
-    grouped = q.reshape(b, t, k.shape[2], heads // k.shape[2], size)
-    logits = jnp.einsum("btkgh,bskh->btkgs", grouped, k, preferred_element_type=jnp.float32)
-    return logits.reshape(b, t, heads, k.shape[1]) * jnp.float32(size**-0.5)
-
-
-def _mix(weights: Float[Array, "b t N s"], v: Float[Array, "b s K H"]) -> Float[Array, "b t N H"]:
-    b, t, heads, s = weights.shape
-    grouped = weights.astype(v.dtype).reshape(b, t, v.shape[2], heads // v.shape[2], s)
-    return jnp.einsum("btkgs,bskh->btkgh", grouped, v).reshape(b, t, heads, v.shape[3])
-
-
-def _masked(logits: Float[Array, "b t N s"], mask: Bool[Array, "b #t s"]) -> Float[Array, "b t N s"]:
-    return jnp.where(mask[:, :, None, :], logits, jnp.float32(MASKED))
-
-
 def attend(
     q: Float[Array, "b t N H"],
     k: Float[Array, "b s K H"],
     v: Float[Array, "b s K H"],
-    mask: Bool[Array, "b #t s"],
+    mask: Bool[Array, "b s"],
 ) -> Float[Array, "b t N H"]:
-    """softmax(q k^T / sqrt(H)) v over the keys where `mask` is true; softmax in fp32."""
-    return _mix(jax.nn.softmax(_masked(_scores(q, k), mask), axis=-1), v)
+    """softmax(q k^T / sqrt(H)) v over the keys where `mask` is true, whatever the query; softmax in fp32. Query head n
+    reads key head n // (N/K)."""
+    b, t, heads, size = q.shape
+    grouped = scaled(q).reshape(b, t, k.shape[2], heads // k.shape[2], size)
+    logits = jnp.einsum("btkgh,bskh->bktgs", grouped, k, preferred_element_type=jnp.float32)
+    weights = jax.nn.softmax(_masked(logits, mask[:, None, None, None]), axis=-1)
+    return jnp.einsum("bktgs,bskh->btkgh", weights.astype(v.dtype), v).reshape(q.shape)
 
 
 def attend_shared(
-    q: Float[Array, "B R C N H"],
-    prefix: tuple[Float[Array, "B S P K H"], Float[Array, "B S P K H"]],
+    q: Float[Array, "B R N H"],
+    prefix: tuple[Float[Array, "B S K P H"], Float[Array, "B S K P H"]],
     prefix_mask: Bool[Array, "B S P"],
-    own: tuple[Float[Array, "B R Cs K H"], Float[Array, "B R Cs K H"]],
-    own_mask: Bool[Array, "B R C Cs"],
+    own: tuple[Float[Array, "B R K C H"], Float[Array, "B R K C H"]],
+    own_mask: Bool[Array, "B R C"],
     rows: Sequence[int],
-) -> Float[Array, "B R C N H"]:
-    """Attention of completion rows over [prefix of their stream | their own keys], normalised jointly.
+) -> Float[Array, "B R N H"]:
+    """Attention of rows' newest tokens over [prefix of their stream | their own keys], normalised jointly, for decoding.
 
-    The first `rows[0]` of the R rows belong to stream 0, the next `rows[1]` to stream 1, and so on. Each
-    prefix is read once for all its rows and never repeated in memory. The logits of both parts are joined
-    before the softmax: merging two softmaxes by their log-sum-exp would lose gradient (see FlashAttention's
-    residual in `jax.nn.dot_product_attention`).
+    The first `rows[0]` of the R rows belong to stream 0, the next `rows[1]` to stream 1, and so on. Each prefix is read
+    once for all its rows and never repeated in memory.
     """
-    b, r, c, heads, size = q.shape
-    starts = [sum(rows[:s]) for s in range(len(rows))]
+    b, r, heads, size = q.shape
+    grouped = scaled(q).reshape(b, r, own[0].shape[2], -1, size)
+    streams = [slice(sum(rows[:s]), sum(rows[: s + 1])) for s in range(len(rows))]
+    product = partial(jnp.einsum, preferred_element_type=jnp.float32)
     to_prefix = [
-        _masked(
-            _scores(q[:, i : i + n].reshape(b, n * c, heads, size), prefix[0][:, s]), prefix_mask[:, s, None, :]
-        ).reshape(b, n, c, heads, -1)
-        for s, (i, n) in enumerate(zip(starts, rows, strict=True))
+        _masked(product("brkgh,bkph->bkrgp", grouped[:, of], prefix[0][:, s]), prefix_mask[:, s, None, None, None])
+        for s, of in enumerate(streams)
     ]
-    own_k, own_v = (x.reshape(b * r, *x.shape[2:]) for x in own)
-    to_own = _masked(_scores(q.reshape(b * r, c, heads, size), own_k), own_mask.reshape(b * r, c, -1))
-    to_own = to_own.reshape(b, r, c, heads, -1)
-    p = prefix_mask.shape[-1]
-    weights = jax.nn.softmax(jnp.concatenate([jnp.concatenate(to_prefix, axis=1), to_own], axis=-1), axis=-1)
-    from_prefix = [
-        _mix(weights[:, i : i + n, ..., :p].reshape(b, n * c, heads, p), prefix[1][:, s]).reshape(b, n, c, heads, size)
-        for s, (i, n) in enumerate(zip(starts, rows, strict=True))
+    to_own = _masked(product("brkgh,brkch->brkgc", grouped, own[0]), own_mask[:, :, None, None])
+    tops = [jnp.max(x, axis=-1, keepdims=True).swapaxes(1, 2) for x in to_prefix]
+    top = jnp.maximum(jnp.concatenate(tops, axis=1), jnp.max(to_own, axis=-1, keepdims=True))
+    weights = [jnp.exp(x - top[:, of].swapaxes(1, 2)) for x, of in zip(to_prefix, streams, strict=True)]
+    own_weights = jnp.exp(to_own - top)
+    totals = [jnp.sum(x, axis=-1, keepdims=True).swapaxes(1, 2) for x in weights]
+    total = jnp.concatenate(totals, axis=1) + jnp.sum(own_weights, axis=-1, keepdims=True)
+    mixed = [
+        product("bkrgp,bkph->brkgh", x.astype(q.dtype), prefix[1][:, s].astype(q.dtype)) for s, x in enumerate(weights)
     ]
-    from_own = _mix(weights[..., p:].reshape(b * r, c, heads, -1), own_v).reshape(b, r, c, heads, size)
-    return jnp.concatenate(from_prefix, axis=1) + from_own
+    own_mixed = product("brkgc,brkch->brkgh", own_weights.astype(q.dtype), own[1])
+    return ((jnp.concatenate(mixed, axis=1) + own_mixed) / total).astype(q.dtype).reshape(q.shape)
+
+
+def _masked(logits: Float[Array, "*X s"], mask: Bool[Array, "*#X s"]) -> Float[Array, "*X s"]:
+    return jnp.where(mask, logits, jnp.float32(MASKED))
 
 
 def attend_prompt(prompt: QKV, mask: Bool[Array, "B P"], backend: Backend) -> Float[Array, "B P N H"]:
     """Causal attention within prompts [B,P]; queries at padding are finite and mean nothing."""
     length = mask.shape[1]
     if backend == "xla" or (backend == "cudnn" and length % 2):
-        return attend(*prompt, causal_mask(mask))
+        return blockwise.attend_packed(*prompt, mask, 0, 0)
     if backend == "cudnn":
         return _each_device(cudnn.attend_causal, prompt, mask)
 
@@ -152,20 +141,16 @@ def attend_group(
             return splash.attend_packed(q, k, v, real, p, rows, length, interpret=backend == "interpreted")
 
         return _each_device(attended, packed, jnp.pad(mask, ((0, 0), (0, rows * length)), constant_values=True))
+    if backend == "xla" or p % 2 or length % 2:
+        return blockwise.attend_packed(*packed, mask, rows, length)
     prompt = QKV(*(x[:, :p] for x in packed))
     own = QKV(*(x[:, p:].reshape(b, rows, length, *x.shape[2:]) for x in packed))
-    if backend == "xla" or p % 2 or length % 2:
-        causal = jnp.broadcast_to(jnp.tril(jnp.ones((length, length), bool)), (b, rows, length, length))
-        prefix = (prompt.k[:, None], prompt.v[:, None])
-        of_prompt = attend_prompt(prompt, mask, "xla")
-        of_own = attend_shared(own.q, prefix, mask[:, None], (own.k, own.v), causal, (rows,))
-    else:
 
-        def prefixed(q: Array, k: Array, v: Array, own_k: Array, own_v: Array, mask: Array) -> Array:
-            return cudnn.attend_prefixed(q, (k, v), mask, (own_k, own_v))
+    def prefixed(q: Array, k: Array, v: Array, own_k: Array, own_v: Array, mask: Array) -> Array:
+        return cudnn.attend_prefixed(q, (k, v), mask, (own_k, own_v))
 
-        of_prompt = attend_prompt(prompt, mask, backend)
-        of_own = _each_device(prefixed, (own.q, prompt.k, prompt.v, own.k, own.v), mask)
+    of_prompt = attend_prompt(prompt, mask, backend)
+    of_own = _each_device(prefixed, (own.q, prompt.k, prompt.v, own.k, own.v), mask)
     return jnp.concatenate([of_prompt, of_own.reshape(b, rows * length, *of_own.shape[3:])], axis=1)
 
 
@@ -205,9 +190,3 @@ def _head_read(x: Float[Array, "... K H"], tensor: int) -> Float[Array, "... 1 H
     """Of K key/value heads, that of this device's query heads, a `tensor`-th of all; tensor is a multiple of K."""
     number = jax.lax.axis_index("tensor") * x.shape[-2] // tensor
     return jax.lax.dynamic_slice_in_dim(x, number, 1, axis=x.ndim - 2)
-
-
-def causal_mask(mask: Bool[Array, "B T"]) -> Bool[Array, "B T T"]:
-    """True where a query may see a key: the key is real and not later."""
-    length = mask.shape[1]
-    return mask[:, None, :] & jnp.tril(jnp.ones((1, length, length), bool))

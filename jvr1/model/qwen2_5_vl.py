@@ -98,12 +98,12 @@ class Qwen25VL(nnx.Module):
     def prefill(
         self, prompt: Prompt, visual: Visual | None, pairs: Int[Array, "B S F 2"] | None
     ) -> tuple[Float[Array, "B S D"], KV]:
-        """Keys and values [layers,B,S,P,K,H] of S streams a prompt, and the hidden state of the last real token.
+        """Keys and values [layers,B,S,K,P,H] of S streams a prompt, and the hidden state of the last real token.
 
         Streams differ in nothing but the frames that `pairs` names: ordered, and shuffled where asked for.
         Without `pairs`, or without visual input, there is one stream, the prompt as it is.
         """
-        b, length = prompt.ids.shape
+        b = prompt.ids.shape[0]
         if visual is None or pairs is None:
             streams, x = 1, self.embed(prompt, visual)
         else:
@@ -118,7 +118,7 @@ class Qwen25VL(nnx.Module):
         hidden, kv = self.text.prompt(x, self._angles(repeat(prompt.positions, streams)), mask, keep=True)
         assert kv is not None  # keep=True
         last = last_real(hidden, mask).reshape(b, streams, -1)
-        return last, KV(*(y.reshape(y.shape[0], b, streams, length, *y.shape[3:]) for y in kv))
+        return last, KV(*(y.reshape(y.shape[0], b, streams, *y.shape[2:]) for y in kv))
 
     def decode(
         self,
@@ -133,10 +133,8 @@ class Qwen25VL(nnx.Module):
     ) -> tuple[Float[Array, "B R D"], KV]:
         """Hidden state after each row's newest token, and the cache with it: a ring in which it stands at `index`, the
         last of the row's `length` tokens."""
-        y = self.text.embed(ids)[:, :, None]
-        angles = self._flat_angles(positions[:, :, None])
-        hidden, cache = self.text.step(y, angles, prefix, prefix_mask, cache, index, length, rows)
-        return hidden[:, :, 0], cache
+        angles = self._flat_angles(positions[:, :, None])[:, :, 0]
+        return self.text.step(self.text.embed(ids), angles, prefix, prefix_mask, cache, index, length, rows)
 
     def logits(self, hidden: Float[Array, "*X D"]) -> Float[Array, "*X V"]:
         return self.text.logits(hidden)

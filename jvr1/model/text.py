@@ -27,10 +27,10 @@ from jvr1.model.rope import rotate
 
 
 class KV(NamedTuple):
-    """Keys (rotated) and values of all layers: a prefix [layers,B,S,P,K,H] or suffixes [layers,B,R,C,K,H]."""
+    """Keys (rotated) and values of all layers: a prefix [layers,B,S,K,P,H] or suffixes [layers,B,R,K,C,H]."""
 
-    k: Float[Array, "layers B S P K H"]
-    v: Float[Array, "layers B S P K H"]
+    k: Float[Array, "layers B S K P H"]
+    v: Float[Array, "layers B S K P H"]
 
 
 class TextLayer(nnx.Module):
@@ -96,7 +96,7 @@ class TextDecoder(nnx.Module):
     def prompt(
         self, x: Float[Array, "B P D"], angles: Float[Array, "B P h"], mask: Bool[Array, "B P"], *, keep: bool
     ) -> tuple[Float[Array, "B P D"], tuple[Array, Array] | None]:
-        """Causal pass over prompts; with `keep` also the keys and values [layers,B,P,K,H].
+        """Causal pass over prompts; with `keep` also the keys and values [layers,B,K,P,H].
 
         Padding may stand on either side; hidden states at padding are finite and mean nothing.
         """
@@ -104,7 +104,7 @@ class TextDecoder(nnx.Module):
         def body(layer: TextLayer, x: Array, _: None):
             own = layer.qkv(x, angles)
             mixed = attend_prompt(own, mask, self.attention)
-            return layer.finish(x, mixed), (own.k, own.v) if keep else None
+            return layer.finish(x, mixed), (own.k.swapaxes(1, 2), own.v.swapaxes(1, 2)) if keep else None
 
         x, kv = scan_layers(self.layers, body, constrain_batch(x), remat=self.remat)
         return self.norm(x), kv
@@ -139,29 +139,29 @@ class TextDecoder(nnx.Module):
 
     def step(
         self,
-        y: Float[Array, "B R 1 D"],
-        angles: Float[Array, "B R 1 h"],
+        y: Float[Array, "B R D"],
+        angles: Float[Array, "B R h"],
         prefix: KV,
         prefix_mask: Bool[Array, "B S P"],
         cache: KV,
         index: Int[Array, ""],
         length: Int[Array, "B R"],
         rows: Sequence[int],
-    ) -> tuple[Float[Array, "B R 1 D"], KV]:
+    ) -> tuple[Float[Array, "B R D"], KV]:
         """One token a row: written at `index` of the cache, a ring, of which the last `length` entries are the row's
         own; attends to these and to the prefix of its stream."""
-        size = cache.k.shape[3]
+        size = cache.k.shape[4]
         age = (index - jnp.arange(size)) % size
-        own_mask = age[None, None, None] < length[:, :, None, None]
+        own_mask = age[None, None] < length[:, :, None]
 
         def body(layer: TextLayer, carry: tuple[Array, KV], item: tuple[KV, Array]):
             y, cache = carry
             prefix, number = item
             q, k, v = layer.qkv(y, angles)
-            at = (number, 0, 0, index, 0, 0)
+            at = (number, 0, 0, 0, index, 0)
             cache = KV(
-                jax.lax.dynamic_update_slice(cache.k, k[None].astype(cache.k.dtype), at),
-                jax.lax.dynamic_update_slice(cache.v, v[None].astype(cache.v.dtype), at),
+                jax.lax.dynamic_update_slice(cache.k, k[None, ..., None, :].astype(cache.k.dtype), at),
+                jax.lax.dynamic_update_slice(cache.v, v[None, ..., None, :].astype(cache.v.dtype), at),
             )
             own = tuple(jax.lax.dynamic_index_in_dim(x, number, keepdims=False) for x in cache)
             mixed = attend_shared(q, (prefix.k, prefix.v), prefix_mask, own, own_mask, rows)

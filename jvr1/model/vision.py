@@ -59,7 +59,7 @@ class VisionBlock(nnx.Module):
 
         def within(shape: tuple[int, int]):
             q_, k_, v_ = (y.reshape(*shape, *y.shape[-2:]) for y in (q, k, v))
-            return attend(q_, k_, v_, real.reshape(shape[0], 1, shape[1])).reshape(q.shape)
+            return attend(q_, k_, v_, real.reshape(shape)).reshape(q.shape)
 
         mixed = jax.lax.cond(full, lambda: within((b * f, w * l)), lambda: within((b * f * w, l)))
         x = x + self.proj(mixed)

@@ -46,7 +46,8 @@ def token_scores(
         total = jax.nn.logsumexp(logits, axis=-1)
         logprobs = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0] - total
         fixed = jax.lax.stop_gradient(logits)
-        mean = jnp.sum(jax.nn.softmax(fixed, axis=-1) * fixed, axis=-1)
+        # a product, not a sum of products: XLA on CPUs takes 50 times as long for that
+        mean = jnp.einsum("...v,...v->...", jax.nn.softmax(fixed, axis=-1), fixed)
         return logprobs, jax.lax.stop_gradient(total) - mean
 
     if chunks == 1:

@@ -66,7 +66,7 @@ def make_programs(graphdef: nnx.GraphDef, mesh: Mesh, generation: Mesh, kv_heads
     """generation: the devices of `mesh` as they generate."""
     batch, everywhere = batch_sharding(generation), replicated(generation)
     heads = "tensor" if kv_heads % generation.shape["tensor"] == 0 else None
-    kv = KV(*(NamedSharding(generation, P(None, BATCH, None, None, heads, None)),) * 2)
+    kv = KV(*(NamedSharding(generation, P(None, BATCH, None, heads, None, None)),) * 2)
     scalar = jax.ShapeDtypeStruct((), jnp.int32)
     held, lanes = Held(kv, *(batch,) * (len(Held._fields) - 1)), Lanes(*(batch,) * len(Lanes._fields))
     jit = partial(jax.jit, static_argnames=("rows", "lanes", "sampling"))

@@ -172,8 +172,8 @@ def greedy_torch(model, inputs, ids, config, items, count):
 
 def greedy_ours(model, prompt, visual, count):
     last, prefix = model.prefill(prompt, visual, None if visual is None else visual.pair[:, None])
-    layers, b, _, _, heads, size = prefix.k.shape
-    cache = qwen2_5_vl.KV(*(jnp.zeros((layers, b, 1, count, heads, size), jnp.float32) for _ in range(2)))
+    layers, b, _, heads, _, size = prefix.k.shape
+    cache = qwen2_5_vl.KV(*(jnp.zeros((layers, b, 1, heads, count, size), jnp.float32) for _ in range(2)))
     step = jax.jit(lambda *a: model.decode(*a, rows=(1,)))
     out = [_best(model.logits(last)[0, 0])]
     for i in range(count - 1):

@@ -1,0 +1,164 @@
+"""Attention of a prompt and its completions as one packed sequence, in blocks of queries, by XLA on any platform.
+
+Scores exist a block at a time, forward and backward, and only of keys that some query of the block can see. The backward
+pass makes a block's weights anew from the log-sum-exp of its scores (FlashAttention, arXiv 2205.14135). Heads stand
+before tokens within, so that what a product reads lies together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial, reduce
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+MASKED = -1e30
+"""Logit of a masked key. Finite, so that a row without any real key stays finite in value and gradient."""
+BLOCK = 256
+"""Queries a block, about: its scores stay in a processor's cache."""
+MOST_BLOCKS = 16
+"""Of a prompt: each is compiled by itself."""
+
+
+def scaled(q: Float[Array, "*X H"]) -> Float[Array, "*X H"]:
+    """Queries times 1/sqrt(H), as which they are fewer than logits are."""
+    return (q.astype(jnp.float32) * jnp.float32(q.shape[-1] ** -0.5)).astype(q.dtype)
+
+
+class Span(NamedTuple):
+    """Queries [start, end) of the packed sequence: a part of the prompt (rows 0), or that many whole completions."""
+
+    start: int
+    end: int
+    rows: int
+
+
+def spans(prompt: int, rows: int, length: int) -> tuple[Span, ...]:
+    """Blocks of queries: parts of the prompt, then completions, several at a time where they are short."""
+    size = max(BLOCK, -(-prompt // MOST_BLOCKS))
+    of_prompt = [Span(start, min(start + size, prompt), 0) for start in range(0, prompt, size)]
+    together = max(1, BLOCK // max(length, 1))
+    counts = [min(together, rows - first) for first in range(0, rows, together)]
+    starts = np.cumsum([prompt, *(n * length for n in counts)]).tolist()
+    return (*of_prompt, *(Span(at, at + n * length, n) for at, n in zip(starts, counts, strict=False)))
+
+
+class Keys(NamedTuple):
+    """Keys [first, last) of the sequence in X equal parts, of which each of X equal parts of a block's queries sees its
+    own, as far as `seen` says; t: a block's queries times g."""
+
+    first: int
+    last: int
+    parts: int
+    seen: Bool[Array, "#B 1 #t j"]
+
+
+def keys_of(span: Span, mask: Bool[Array, "B P"], g: int) -> Iterator[Keys]:
+    """What a block's queries see: the prompt, and completions themselves."""
+    prompt, length = mask.shape[1], (span.end - span.start) // max(span.rows, 1)
+    place = np.repeat(np.arange(span.end - span.start), g)[:, None]
+    if span.rows:
+        yield Keys(0, prompt, 1, mask[:, None, None])
+        yield Keys(span.start, span.end, span.rows, (place % length >= jnp.arange(length)[None])[None, None])
+    else:
+        causal = span.start + place >= jnp.arange(span.end)[None]
+        yield Keys(0, span.end, 1, mask[:, None, None, : span.end] & causal[None, None])
+
+
+def attend_packed(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B T K H"],
+    v: Float[Array, "B T K H"],
+    mask: Bool[Array, "B P"],
+    rows: int,
+    length: int,
+) -> Float[Array, "B T N H"]:
+    """Attention within [prompt | G = `rows` completions of `length` tokens], T = P + G*C; softmax in fp32, normalised
+    once over all keys of a query. The prompt is causal; a completion sees the prompt and itself causally.
+
+    mask: false at the prompt's padding, which real tokens do not see.
+    """
+    b, t, heads, size = q.shape
+    groups = heads // k.shape[2]
+    grouped = scaled(q).reshape(b, t, k.shape[2], groups, size).transpose(0, 2, 1, 3, 4)
+    flat = grouped.reshape(b, k.shape[2], t * groups, size)
+    out = _attend(flat, k.swapaxes(1, 2), v.swapaxes(1, 2), mask, spans(mask.shape[1], rows, length))
+    return out.reshape(grouped.shape).transpose(0, 2, 1, 3, 4).reshape(q.shape)
+
+
+# Within: queries [B,K,T*g,H] of g = N/K heads a key head, keys and values [B,K,T,H].
+
+
+def _scores(q: Float[Array, "B K t H"], k: Float[Array, "B K T H"], keys: Keys) -> Float[Array, "B K t j"]:
+    logits = _product("bkxth,bkxjh->bkxtj", _apart(q, keys.parts), _read(k, keys))
+    return jnp.where(keys.seen, logits.reshape(*q.shape[:3], -1), jnp.float32(MASKED))
+
+
+def _mix(weights: Float[Array, "B K t j"], v: Float[Array, "B K T H"], keys: Keys) -> Float[Array, "B K t H"]:
+    mixed = _product("bkxtj,bkxjh->bkxth", _apart(weights.astype(v.dtype), keys.parts), _read(v, keys))
+    return mixed.reshape(*weights.shape[:3], -1)
+
+
+def _collect(weights: Float[Array, "B K t j"], rows: Float[Array, "B K t H"], keys: Keys) -> Float[Array, "B K s H"]:
+    """Sums over the queries, for each of the keys."""
+    weights, rows = _apart(weights.astype(rows.dtype), keys.parts), _apart(rows, keys.parts)
+    return _product("bkxtj,bkxth->bkxjh", weights, rows).reshape(*rows.shape[:2], -1, rows.shape[-1])
+
+
+def _product(how: str, a: Array, b: Array) -> Array:
+    return jnp.einsum(how, a, b, preferred_element_type=jnp.float32)
+
+
+def _apart(x: Float[Array, "B K t z"], parts: int) -> Float[Array, "B K X y z"]:
+    return x.reshape(*x.shape[:2], parts, -1, x.shape[3])
+
+
+def _read(x: Float[Array, "B K T H"], keys: Keys) -> Float[Array, "B K X j H"]:
+    return _apart(x[:, :, keys.first : keys.last], keys.parts)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _attend(q: Array, k: Array, v: Array, mask: Array, blocks: tuple[Span, ...]) -> Array:
+    return _forward(q, k, v, mask, blocks)[0]
+
+
+def _forward(q: Array, k: Array, v: Array, mask: Array, blocks: tuple[Span, ...]) -> tuple[Array, tuple[Array, ...]]:
+    g, out, sums = q.shape[2] // k.shape[2], [], []
+    for span in blocks:
+        own, seen = q[:, :, g * span.start : g * span.end], list(keys_of(span, mask, g))
+        scores = [_scores(own, k, keys) for keys in seen]
+        top = reduce(jnp.maximum, [jnp.max(s, axis=-1, keepdims=True) for s in scores])
+        weights = [jnp.exp(s - top) for s in scores]
+        total = sum(jnp.sum(w, axis=-1, keepdims=True) for w in weights)
+        mixed = sum(_mix(w, v, keys) for w, keys in zip(weights, seen, strict=True))
+        out.append((mixed / total).astype(q.dtype))
+        sums.append(top + jnp.log(total))
+    whole = jnp.concatenate(out, axis=2)
+    return whole, (q, k, v, mask, whole, jnp.concatenate(sums, axis=2))
+
+
+def _backward(blocks: tuple[Span, ...], kept: tuple[Array, ...], d_out: Array) -> tuple[Array, Array, Array, None]:
+    q, k, v, mask, out, sums = kept
+    g, d_q = q.shape[2] // k.shape[2], []
+    d_k, d_v = (jnp.zeros(x.shape, jnp.float32) for x in (k, v))
+    along = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True)
+    for span in blocks:
+        own, d_own, total, level = (x[:, :, g * span.start : g * span.end] for x in (q, d_out, sums, along))
+        d_q_own = jnp.zeros(own.shape, jnp.float32)
+        for keys in keys_of(span, mask, g):
+            weights = jnp.exp(_scores(own, k, keys) - total)
+            d_weights = _product("bkxth,bkxjh->bkxtj", _apart(d_own, keys.parts), _read(v, keys))
+            d_scores = weights * (d_weights.reshape(weights.shape) - level)
+            d_q_own = d_q_own + _mix(d_scores, k, keys)
+            of = slice(keys.first, keys.last)
+            d_k = d_k.at[:, :, of].add(_collect(d_scores, own, keys))
+            d_v = d_v.at[:, :, of].add(_collect(weights, d_own, keys))
+        d_q.append(d_q_own.astype(q.dtype))
+    return jnp.concatenate(d_q, axis=2), d_k.astype(k.dtype), d_v.astype(v.dtype), None
+
+
+_attend.defvjp(_forward, _backward)
