@@ -84,12 +84,12 @@ def attend_shared(
     own_mask: Bool[Array, "B R C"],
     rows: Sequence[int],
 ) -> Float[Array, "B R N H"]:
-    """Attention of rows' newest tokens over [prefix of their stream | their own keys], normalised jointly, for decoding.
+    """Attention, in decoding, of rows' newest tokens over [their stream's prefix | their own keys], normalised jointly.
 
     The first `rows[0]` of the R rows belong to stream 0, the next `rows[1]` to stream 1, and so on. Each prefix is read
     once for all its rows and never repeated in memory.
     """
-    b, r, heads, size = q.shape
+    b, r, _, size = q.shape
     grouped = scaled(q).reshape(b, r, own[0].shape[2], -1, size)
     streams = [slice(sum(rows[:s]), sum(rows[: s + 1])) for s in range(len(rows))]
     product = partial(jnp.einsum, preferred_element_type=jnp.float32)
@@ -117,16 +117,9 @@ def _masked(logits: Float[Array, "*X s"], mask: Bool[Array, "*#X s"]) -> Float[A
 
 def attend_prompt(prompt: QKV, mask: Bool[Array, "B P"], backend: Backend) -> Float[Array, "B P N H"]:
     """Causal attention within prompts [B,P]; queries at padding are finite and mean nothing."""
-    length = mask.shape[1]
-    if backend == "xla" or (backend == "cudnn" and length % 2):
-        return blockwise.attend_packed(*prompt, mask, 0, 0)
-    if backend == "cudnn":
+    if backend == "cudnn" and mask.shape[1] % 2 == 0:
         return _each_device(cudnn.attend_causal, prompt, mask)
-
-    def packed(q: Array, k: Array, v: Array, mask: Array) -> Array:
-        return splash.attend_packed(q, k, v, mask, length, 0, 0, interpret=backend == "interpreted")
-
-    return _each_device(packed, prompt, mask)
+    return attend_group(prompt, mask, 0, 0, backend)
 
 
 def attend_group(
@@ -142,7 +135,7 @@ def attend_group(
 
         return _each_device(attended, packed, jnp.pad(mask, ((0, 0), (0, rows * length)), constant_values=True))
     if backend == "xla" or p % 2 or length % 2:
-        return blockwise.attend_packed(*packed, mask, rows, length)
+        return _each_device(partial(blockwise.attend_packed, rows=rows, length=length), packed, mask)
     prompt = QKV(*(x[:, :p] for x in packed))
     own = QKV(*(x[:, p:].reshape(b, rows, length, *x.shape[2:]) for x in packed))
 

@@ -1,8 +1,8 @@
 """Attention of a prompt and its completions as one packed sequence, in blocks of queries, by XLA on any platform.
 
-Scores exist a block at a time, forward and backward, and only of keys that some query of the block can see. The backward
-pass makes a block's weights anew from the log-sum-exp of its scores (FlashAttention, arXiv 2205.14135). Heads stand
-before tokens within, so that what a product reads lies together.
+Scores exist a block at a time, forward and backward, and only of keys that some query of the block can see. The
+backward pass makes a block's weights anew from the log-sum-exp of its scores (FlashAttention, arXiv 2205.14135). Heads
+stand before tokens within, so that what a product reads lies together.
 """
 
 from __future__ import annotations
@@ -45,6 +45,14 @@ def spans(prompt: int, rows: int, length: int) -> tuple[Span, ...]:
     counts = [min(together, rows - first) for first in range(0, rows, together)]
     starts = np.cumsum([prompt, *(n * length for n in counts)]).tolist()
     return (*of_prompt, *(Span(at, at + n * length, n) for at, n in zip(starts, counts, strict=False)))
+
+
+def score_counts(prompt: int, rows: int, length: int) -> tuple[int, int]:
+    """Scores of one head: of the largest block, and of all together."""
+    counts = [
+        (span.end - span.start) * (prompt + length if span.rows else span.end) for span in spans(prompt, rows, length)
+    ]
+    return max(counts), sum(counts)
 
 
 class Keys(NamedTuple):

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jvr1.data.batch import Bucket
+from jvr1.model.blockwise import score_counts
 from jvr1.model.config import ModelConfig
 from jvr1.plan.programs import Shapes, batch_shapes, chip_bytes, row_counts, slot_count
 from jvr1.sharding import is_stacked, path_name
@@ -23,9 +24,9 @@ from jvr1.train.decode import at_a_time
 
 FLOAT = 4
 SCORES = {"forward": 1.75, "backward": 5.5}
-"""Copies of a text layer's fp32 attention scores alive at once."""
-KERNEL = {"forward": 2.0, "backward": 6.0}
-"""Copies of a layer's queries, keys, values and outputs alive at once where a kernel computes attention: no scores."""
+"""Copies of the fp32 scores of a block of queries (`blockwise`) alive at once, where XLA computes attention."""
+VALUES = {"forward": 2.0, "backward": 6.0}
+"""Copies of a text layer's queries, keys, values and outputs alive at once."""
 VISION_SCORES = {"forward": 1.5, "backward": 4.0}
 """The same of a layer of the tower."""
 MLP = {"forward": 3.0, "backward": 6.0}
@@ -90,7 +91,7 @@ def generation_memory(step: Shapes, bucket: Bucket) -> dict[str, int]:
     encoded = Bucket(bucket.kind, bucket.steps * streams, bucket.windows, bucket.prompt, bucket.completion)
     prefill = max(
         VISION_SCORES["forward"] * vision_scores(model, encoded, here),
-        attention_bytes(step, here, prompt_scores(model, bucket, here), bucket.prompt, "forward") * streams,
+        attention_bytes(step, here, bucket, 0, "forward") * streams,
     )
     sampled = LOGITS["forward"] * here.rows * drawn * model.text.vocab * FLOAT
     return {
@@ -123,24 +124,22 @@ def working(step: Shapes, bucket: Bucket, direction: str) -> int:
     logits takes with the head."""
     model, here = step.model, local(step)
     group = step.config.rl.group
-    scores = max(completion_scores(model, bucket, here, group), prompt_scores(model, bucket, here))
     tokens = bucket.prompt + group * bucket.completion
     mlp = here.rows * tokens * model.text.intermediate / here.tensor
     layer = GATHERED[direction] * layer_bytes(step) + max(
-        attention_bytes(step, here, scores, tokens, direction),
+        attention_bytes(step, here, bucket, group, direction),
         VISION_SCORES[direction if trains_vision(step) else "forward"] * vision_scores(model, bucket, here),
         MLP[direction] * mlp * itemsize(step),
     )
     return int(max(layer, LOGITS[direction] * chunk_logits(step, here) + head_bytes(step)))
 
 
-def attention_bytes(step: Shapes, here: Local, scores: int, tokens: int, direction: str) -> float:
-    """What attention of a text layer holds at once, of `tokens` tokens a row, whose scores are that many bytes."""
-    if step.attention == "xla":
-        return SCORES[direction] * scores
-    text = step.model.text
+def attention_bytes(step: Shapes, here: Local, bucket: Bucket, group: int, direction: str) -> float:
+    """What attention of a text layer holds at once, of prompts with so many completions."""
+    text, tokens = step.model.text, bucket.prompt + group * bucket.completion
     values = here.rows * tokens * 2 * (text.heads + text.kv_heads) * text.head_size // here.tensor
-    return KERNEL[direction] * values * itemsize(step)
+    largest, _ = text_scores(step, bucket, here, group)
+    return VALUES[direction] * values * itemsize(step) + SCORES[direction] * largest
 
 
 def itemsize(step: Shapes) -> int:
@@ -155,15 +154,14 @@ def kv_bytes(model: ModelConfig, here: Local, tokens: int, size: int) -> int:
     return 2 * model.text.layers * here.rows * tokens * heads * model.text.head_size * size
 
 
-def prompt_scores(model: ModelConfig, bucket: Bucket, here: Local) -> int:
-    """Attention scores of prompts in one layer, [rows, P, N, P] in fp32."""
-    return here.rows * bucket.prompt**2 * model.text.heads // here.tensor * FLOAT
-
-
-def completion_scores(model: ModelConfig, bucket: Bucket, here: Local, group: int) -> int:
-    """Attention scores of completions in one layer, [rows, G, C, N, P + C] in fp32."""
-    keys = bucket.prompt + bucket.completion
-    return here.rows * group * bucket.completion * keys * model.text.heads // here.tensor * FLOAT
+def text_scores(step: Shapes, bucket: Bucket, here: Local, group: int) -> tuple[int, int]:
+    """Bytes of attention scores in fp32, in a text layer, of prompts with so many completions: of the largest block of
+    queries, and of all blocks; nothing where a kernel computes attention."""
+    if step.attention != "xla":
+        return 0, 0
+    largest, total = score_counts(bucket.prompt, group, bucket.completion)
+    one = here.rows * step.model.text.heads // here.tensor * FLOAT
+    return largest * one, total * one
 
 
 def vision_scores(model: ModelConfig, bucket: Bucket, here: Local) -> int:
@@ -189,7 +187,7 @@ def kept_bytes(step: Shapes, bucket: Bucket) -> int:
     """What the forward pass keeps for the backward pass, by model.remat; jax.vjp's residuals but for the weights.
 
     full: each layer's input. dots: and the outputs of its weight products that the backward pass reads. none: and what
-    lies between them: norms, gates, attention scores in fp32 and as weights in the compute dtype where XLA computes it.
+    lies between them: norms, gates, and the tower's attention scores.
     """
     model, here, size, remat = step.model, local(step), itemsize(step), step.config.model.remat
     text, vision, group = model.text, model.vision, step.config.rl.group
@@ -201,8 +199,6 @@ def kept_bytes(step: Shapes, bucket: Bucket) -> int:
     heads = 3 * vision.hidden if gates else 0
     vision_layer = slots * (hidden * vision.hidden + (heads + gates * vision.intermediate) // here.tensor) * size
     if remat == "none":
-        scores = completion_scores(model, bucket, here, group) + prompt_scores(model, bucket, here)
-        text_layer += int(1.5 * scores) if step.attention == "xla" else 0
         vision_layer += int(2.75 * vision_scores(model, bucket, here))  # both kinds of attention are traced
     kept = text.layers * text_layer + 2 * tokens * text.hidden * size  # and the final norms
     return kept + trains_vision(step) * (vision.depth * vision_layer + 3 * slots * vision.hidden * size)  # the merger

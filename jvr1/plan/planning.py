@@ -206,7 +206,7 @@ def _generation(step: Shapes, bucket: Bucket, tokens: float | int) -> tuple[floa
         text -= chip_bytes(step.generation["text"]["embedding"])  # looked up, not read
     prefix = memory.kv_bytes(model, here, streams * bucket.prompt, size)
     cache = memory.kv_bytes(model, here, drawn * bucket.completion, size)  # read to its end, masked
-    scores = model.text.layers * streams * memory.prompt_scores(model, bucket, here) * (step.attention == "xla")
+    scores = model.text.layers * streams * memory.text_scores(step, bucket, here, 0)[1]
     scores += len(model.vision.full_blocks) * streams * memory.vision_scores(model, bucket, here)
     exchanged = 4 * model.text.layers * here.rows * model.text.hidden * size * (here.tensor > 1)  # two all-reduces
     return (
@@ -224,10 +224,7 @@ def _scoring(step: Shapes, bucket: Bucket, tokens: float | int) -> tuple[float, 
     are written."""
     model, group, here = step.model, step.config.rl.group, memory.local(step)
     once = flops.prompt_flops(model, bucket, 1) + flops.completion_flops(model, bucket, group, tokens)
-    scores = model.text.layers * (
-        memory.completion_scores(model, bucket, here, group) + memory.prompt_scores(model, bucket, here)
-    )
-    scores *= step.attention == "xla"
+    scores = model.text.layers * memory.text_scores(step, bucket, here, group)[1]
     return step.config.batch.micro * once, scores + len(model.vision.full_blocks) * memory.vision_scores(
         model, bucket, here
     )

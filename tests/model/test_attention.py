@@ -1,7 +1,8 @@
-"""Every backend computes what XLA does, values and gradients: padding on either side, grouped heads, meshes.
+"""Every backend computes dense attention, values and gradients: padding on either side, grouped heads, meshes.
 
-The splash kernel runs interpreted. cuDNN's does not run here: its masks and its repeated prefix are tested by the same
-function of `jax.nn` in its XLA form, and the kernel by what is lowered for CUDA. Tolerances: fp32, order of summation.
+The oracle is `jax.nn.dot_product_attention` in its XLA form under the whole mask. The splash kernel runs interpreted.
+cuDNN's does not run here: its masks and its repeated prefix are tested by the same function in its XLA form, and the
+kernel by what is lowered for CUDA. Tolerances: fp32, order of summation.
 """
 
 from __future__ import annotations
@@ -16,27 +17,46 @@ import pytest
 from oracle import Item, our_inputs, tokens
 
 from jvr1.errors import UserError
-from jvr1.model import attention, qwen2_5_vl, splash
+from jvr1.model import blockwise, qwen2_5_vl, splash
 from jvr1.model.attention import QKV, attend_group, attend_prompt, choose
 from jvr1.model.config import from_hf
 from jvr1.sharding import AXES, make_mesh
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
-KERNELS = ("interpreted", "cudnn")
+BACKENDS = ("xla", "interpreted", "cudnn")
+DENSE = jax.nn.dot_product_attention
 P, N, H = 40, 4, 16
 
 
 @pytest.fixture
 def kernels(monkeypatch):
     """Blocks so small that there are several, and `jax.nn`'s XLA form in cuDNN's place."""
-    dense = jax.nn.dot_product_attention
 
     def stand_in(q, k, v, *, mask, is_causal=False, implementation):
         assert implementation == "cudnn"
-        return dense(q, k, v, mask=mask, is_causal=is_causal, implementation="xla")
+        return DENSE(q, k, v, mask=mask, is_causal=is_causal, implementation="xla")
 
     monkeypatch.setattr(splash, "BLOCK", 128)
+    monkeypatch.setattr(blockwise, "BLOCK", 16)
     monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
+
+
+@pytest.mark.parametrize(("prompt", "rows", "length"), [(40, 3, 70), (40, 8, 6), (300, 0, 0), (5, 3, 1), (33, 2, 0)])
+def test_blocks_cover_all_queries_once(monkeypatch, prompt, rows, length):
+    """And count their scores as they are made: a prompt's up to its end, a completion's of the prompt and itself."""
+    monkeypatch.setattr(blockwise, "BLOCK", 16)
+    blocks = blockwise.spans(prompt, rows, length)
+    assert [b.start for b in blocks] == [0, *(b.end for b in blocks[:-1])]
+    assert blocks[-1].end == prompt + rows * length
+    assert sum(b.rows for b in blocks) == rows
+    assert max(b.end - b.start for b in blocks) <= max(16, length, -(-prompt // blockwise.MOST_BLOCKS))
+    mask = jnp.ones((1, prompt), bool)
+    shapes = [
+        [jnp.broadcast_shapes(k.seen.shape, (1, 1, b.end - b.start, 1)) for k in blockwise.keys_of(b, mask, 1)]
+        for b in blocks
+    ]
+    counts = [sum(shape[2] * shape[3] for shape in of_block) for of_block in shapes]
+    assert blockwise.score_counts(prompt, rows, length) == (max(counts), sum(counts))
 
 
 def test_who_sees_whom():
@@ -78,6 +98,13 @@ def group(rows: int, length: int, heads: int, left: bool) -> tuple[QKV, jax.Arra
     return draw(4, P), jnp.asarray(mask), draw(4, rows, length)
 
 
+def dense(packed: QKV, mask: jax.Array, rows: int, length: int) -> jax.Array:
+    total = packed.q.shape[1]
+    real = jnp.pad(mask, ((0, 0), (0, total - P)), constant_values=True)
+    seen = splash.packed_mask(P, rows, length, total)[None] & real[:, None]
+    return DENSE(*packed, mask=seen[:, None], implementation="xla")
+
+
 def attended(prompt: QKV, mask: jax.Array, own: QKV, backend: str) -> tuple[jax.Array, jax.Array]:
     """What prompts and completions get, of `attend_group`."""
     rows, length = own.q.shape[1:3]
@@ -87,7 +114,9 @@ def attended(prompt: QKV, mask: jax.Array, own: QKV, backend: str) -> tuple[jax.
             for x, y in zip(prompt, own, strict=True)
         )
     )
-    both = attend_group(packed, mask, rows, length, backend)
+    both = (
+        dense(packed, mask, rows, length) if backend == "dense" else attend_group(packed, mask, rows, length, backend)
+    )
     return both[:, :P], both[:, P:].reshape(own.q.shape)
 
 
@@ -107,8 +136,8 @@ def values_and_gradients(backend: str, prompt: QKV, mask: jax.Array, own: QKV):
 
 
 @functools.cache
-def by_xla(case: Case):
-    return values_and_gradients("xla", *group(*case))
+def by_dense(case: Case):
+    return values_and_gradients("dense", *group(*case))
 
 
 def assert_equal(got, want, tolerance=1e-5):
@@ -117,25 +146,25 @@ def assert_equal(got, want, tolerance=1e-5):
         np.testing.assert_allclose(g, w, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("backend", KERNELS)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("case", [(1, 24, 4, False), (3, 70, 2, True)])
-def test_values_and_gradients_are_those_of_xla(kernels, backend, case):
-    assert_equal(values_and_gradients(backend, *group(*case)), by_xla(case))
+def test_values_and_gradients_are_those_of_dense_attention(kernels, backend, case):
+    assert_equal(values_and_gradients(backend, *group(*case)), by_dense(case))
 
 
-@pytest.mark.parametrize("backend", KERNELS)
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_on_a_mesh(kernels, backend):
     """Rows split two ways, heads four ways: more than there are key/value heads."""
     case = (3, 70, 2, True)
     with jax.set_mesh(make_mesh(dict(zip(AXES, (1, 2, 4), strict=True)))):
         got = values_and_gradients(backend, *group(*case))
-    assert_equal(got, by_xla(case))
+    assert_equal(got, by_dense(case))
 
 
-@pytest.mark.parametrize("backend", KERNELS)
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_prompts_alone(kernels, backend):
     prompt, mask, _ = group(1, 2, 2, True)
-    got, want = (jax.jit(attend_prompt, static_argnums=2)(prompt, mask, name) for name in (backend, "xla"))
+    got, want = jax.jit(attend_prompt, static_argnums=2)(prompt, mask, backend), dense(prompt, mask, 0, 0)
     assert np.isfinite(got).all()
     np.testing.assert_allclose(got[mask], want[mask], rtol=1e-5, atol=1e-5)
 
@@ -148,9 +177,9 @@ def test_odd_lengths_are_left_to_xla(kernels):
         np.testing.assert_array_equal(g, w)
 
 
-@pytest.mark.parametrize("backend", KERNELS)
+@pytest.mark.parametrize("backend", BACKENDS[1:])
 def test_a_model_computes_the_same(kernels, backend):
-    """Logits and gradients of every parameter of the tiny model, and what prefill keeps."""
+    """As by XLA (against torch: tests/model/test_parity.py): logits, every parameter's gradient, what prefill keeps."""
     config = from_hf(oracle.raw_config(num_hidden_layers=2, vision_depth=1, vision_fullatt_block_indexes=[0]))
     rng = np.random.default_rng(5)
     items = [Item(rng, 4, 4, 4, 1.0)]
