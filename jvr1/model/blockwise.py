@@ -141,8 +141,8 @@ def _forward(q: Array, k: Array, v: Array, mask: Array, blocks: tuple[Span, ...]
         scores = [_scores(own, k, keys) for keys in seen]
         top = reduce(jnp.maximum, [jnp.max(s, axis=-1, keepdims=True) for s in scores])
         weights = [jnp.exp(s - top) for s in scores]
-        total = sum(jnp.sum(w, axis=-1, keepdims=True) for w in weights)
-        mixed = sum(_mix(w, v, keys) for w, keys in zip(weights, seen, strict=True))
+        total = reduce(jnp.add, [jnp.sum(w, axis=-1, keepdims=True) for w in weights])
+        mixed = reduce(jnp.add, [_mix(w, v, keys) for w, keys in zip(weights, seen, strict=True)])
         out.append((mixed / total).astype(q.dtype))
         sums.append(top + jnp.log(total))
     whole = jnp.concatenate(out, axis=2)
