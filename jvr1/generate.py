@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt32
 
 from jvr1.errors import UserError
-from jvr1.model.attention import MASKED
+from jvr1.model.blockwise import MASKED
 from jvr1.model.layers import constrain_batch, constrain_vocab
 from jvr1.model.qwen2_5_vl import Prompt, Qwen25VL
 from jvr1.model.text import KV

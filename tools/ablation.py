@@ -2,7 +2,8 @@
 
 Makes data, cold starts and one run an arm, evaluates all of them, and writes OUT/results.json. Run again, it goes on
 where it was; what is done is not done again. --page FILE.md writes the tables of that page anew, its figures and the
-results beside it: docs/ablation.md is made so. With --results FILE.json instead of OUT nothing is run.
+results beside it: docs/ablation.md is made so. With --results FILE.json ... instead of OUT nothing is run: results of
+several calls, such as of other seeds on another machine, are joined.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ ARMS = ("grpo", "reference", "gap-0.3", "gap-1", "gap-3")
 def main(arguments: Sequence[str] | None = None) -> None:
     flags = parse(arguments)
     if flags.results:
-        results = read_results(flags.results)
+        results = joined([read_results(file) for file in flags.results])
     else:
         cells = [Cell(flags.out.resolve(), shortcut, seed) for shortcut in flags.shortcuts for seed in flags.seeds]
         run_all(cells, flags.arms, flags.jobs)
@@ -50,13 +51,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--arms", default=",".join(ARMS), help="of configs/ablation.py; grpo among them")
     parser.add_argument("--shortcuts", default=f"{NO_SHORTCUT},0.8", help="shares of RL's clips with the cue")
     parser.add_argument("--jobs", type=int, default=1, help="seeds at a time")
-    parser.add_argument("--results", type=Path, help="results.json of an earlier call: nothing is run")
+    parser.add_argument("--results", type=Path, nargs="+", help="results.json of earlier calls: nothing is run")
     parser.add_argument("--page", type=Path, help="Markdown page whose tables and figures are written anew")
     flags = parser.parse_args(arguments)
     if (flags.out is None) == (flags.results is None):
         raise UserError("name OUT, the folder of the runs, or --results FILE, not both")
-    for path in (flags.results, flags.page):
-        if path and not path.is_file():
+    for path in (*(flags.results or ()), *([flags.page] if flags.page else ())):
+        if not path.is_file():
             raise UserError(f"{path} is no file")
     if flags.out is not None and flags.out.exists() and not flags.out.is_dir():
         raise UserError(f"{flags.out} is no folder")
@@ -118,7 +119,7 @@ def about(cells: Sequence[Cell], flags: argparse.Namespace) -> dict[str, Any]:
         "commits": sorted(filter(None, at)),
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "versions": {name: version(name) for name in ("jax", "flax", "optax", "transformers")},
-        "seeds_at_a_time": flags.jobs,
+        "seeds_at_a_time": [flags.jobs],
         "tasks": {name: task for name, task in task_table().items() if task["temporal"]},
     }
 
@@ -130,6 +131,24 @@ def read_results(file: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, IndexError):
         raise UserError(f"{file} is no results.json of this tool") from None
     return results
+
+
+def joined(several: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """As if all runs had been made in one call. Raises UserError where a run is in two, or tasks or versions differ."""
+    first, *others = several
+    for other in others:
+        for key in ("tasks", "versions"):
+            if other[key] != first[key]:
+                raise UserError(f"--results differ in their {key}: {other[key]} and {first[key]}")
+    runs = [run for one in several for run in one["runs"]]
+    places = [(run["shortcut"], run["seed"], run["arm"]) for run in runs]
+    twice = next((place for place in places if places.count(place) > 1), None)
+    if twice:
+        raise UserError(f"--results hold the run {'/'.join(map(str, twice))} twice")
+    order = {arm: i for i, arm in enumerate(dict.fromkeys(place[2] for place in places))}
+    runs.sort(key=lambda run: (run["shortcut"] != NO_SHORTCUT, run["shortcut"], run["seed"], order[run["arm"]]))
+    united = {key: sorted({x for one in several for x in one[key]}) for key in ("commits", "seeds_at_a_time")}
+    return first | united | {"date": max(one["date"] for one in several), "runs": runs}
 
 
 def as_json(results: dict[str, Any]) -> str:

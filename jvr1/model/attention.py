@@ -1,6 +1,6 @@
-"""Attention: dense over one sequence, over a prompt and its completions, and over a shared prefix in decoding.
+"""Attention: dense over one sequence, over a shared prefix in decoding, and over prompts and their completions.
 
-A prompt and its completions go through one of the backends: XLA anywhere, the splash kernel on TPUs, cuDNN's flash
+The last goes through one of the backends: blocks of queries by XLA anywhere, the splash kernel on TPUs, cuDNN's flash
 kernel on GPUs. All compute the same: a softmax in fp32, normalised once over all keys of a query.
 """
 
@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float
 
 from jvr1.errors import UserError
 from jvr1.model import blockwise, cudnn, splash
-from jvr1.model.blockwise import MASKED, scaled
+from jvr1.model.blockwise import MASKED, contract, scale
 from jvr1.model.layers import BATCH
 
 CHOICES = ("auto", "xla", "splash", "cudnn")
@@ -70,8 +70,8 @@ def attend(
     """softmax(q k^T / sqrt(H)) v over the keys where `mask` is true, whatever the query; softmax in fp32. Query head n
     reads key head n // (N/K)."""
     b, t, heads, size = q.shape
-    grouped = scaled(q).reshape(b, t, k.shape[2], heads // k.shape[2], size)
-    logits = jnp.einsum("btkgh,bskh->bktgs", grouped, k, preferred_element_type=jnp.float32)
+    grouped = q.reshape(b, t, k.shape[2], heads // k.shape[2], size)
+    logits = contract("btkgh,bskh->bktgs", grouped, k) * scale(size)
     weights = jax.nn.softmax(_masked(logits, mask[:, None, None, None]), axis=-1)
     return jnp.einsum("bktgs,bskh->btkgh", weights.astype(v.dtype), v).reshape(q.shape)
 
@@ -90,25 +90,27 @@ def attend_shared(
     once for all its rows and never repeated in memory.
     """
     b, r, _, size = q.shape
-    grouped = scaled(q).reshape(b, r, own[0].shape[2], -1, size)
+    grouped = q.reshape(b, r, own[0].shape[2], -1, size)
     streams = [slice(sum(rows[:s]), sum(rows[: s + 1])) for s in range(len(rows))]
-    product = partial(jnp.einsum, preferred_element_type=jnp.float32)
     to_prefix = [
-        _masked(product("brkgh,bkph->bkrgp", grouped[:, of], prefix[0][:, s]), prefix_mask[:, s, None, None, None])
+        _masked(
+            contract("brkgh,bkph->bkrgp", grouped[:, of], prefix[0][:, s]) * scale(size),
+            prefix_mask[:, s, None, None, None],
+        )
         for s, of in enumerate(streams)
     ]
-    to_own = _masked(product("brkgh,brkch->brkgc", grouped, own[0]), own_mask[:, :, None, None])
-    tops = [jnp.max(x, axis=-1, keepdims=True).swapaxes(1, 2) for x in to_prefix]
-    top = jnp.maximum(jnp.concatenate(tops, axis=1), jnp.max(to_own, axis=-1, keepdims=True))
+    to_own = _masked(contract("brkgh,brkch->brkgc", grouped, own[0]) * scale(size), own_mask[:, :, None, None])
+    top = jnp.maximum(_by_row(jnp.max, to_prefix), jnp.max(to_own, axis=-1, keepdims=True))
     weights = [jnp.exp(x - top[:, of].swapaxes(1, 2)) for x, of in zip(to_prefix, streams, strict=True)]
     own_weights = jnp.exp(to_own - top)
-    totals = [jnp.sum(x, axis=-1, keepdims=True).swapaxes(1, 2) for x in weights]
-    total = jnp.concatenate(totals, axis=1) + jnp.sum(own_weights, axis=-1, keepdims=True)
-    mixed = [
-        product("bkrgp,bkph->brkgh", x.astype(q.dtype), prefix[1][:, s].astype(q.dtype)) for s, x in enumerate(weights)
-    ]
-    own_mixed = product("brkgc,brkch->brkgh", own_weights.astype(q.dtype), own[1])
+    total = _by_row(jnp.sum, weights) + jnp.sum(own_weights, axis=-1, keepdims=True)
+    mixed = [contract("bkrgp,bkph->brkgh", x.astype(prefix[1].dtype), prefix[1][:, s]) for s, x in enumerate(weights)]
+    own_mixed = contract("brkgc,brkch->brkgh", own_weights.astype(own[1].dtype), own[1])
     return ((jnp.concatenate(mixed, axis=1) + own_mixed) / total).astype(q.dtype).reshape(q.shape)
+
+
+def _by_row(reduce: Callable[..., Array], of_streams: Sequence[Float[Array, "B K _ g P"]]) -> Float[Array, "B R K g 1"]:
+    return jnp.concatenate([reduce(x, axis=-1, keepdims=True).swapaxes(1, 2) for x in of_streams], axis=1)
 
 
 def _masked(logits: Float[Array, "*X s"], mask: Bool[Array, "*#X s"]) -> Float[Array, "*X s"]:
@@ -152,7 +154,8 @@ def _each_device(
 ) -> Float[Array, "B ... N H"]:
     """f(*heads, mask) on each device's rows and heads, of arrays [B,...,heads,H] and a mask [B,T].
 
-    XLA cannot split a kernel and would gather its arguments. Rows are split over the batch axes of the mesh in force
+    XLA cannot split a kernel and would gather its arguments; nor heads that are split more ways than there are key
+    heads. Rows are split over the batch axes of the mesh in force
     where they divide, heads over `tensor`. Key/value heads that `tensor` exceeds lie whole on every device, which takes
     the one that its queries read.
     """

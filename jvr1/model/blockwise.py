@@ -17,16 +17,22 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 MASKED = -1e30
-"""Logit of a masked key. Finite, so that a row without any real key stays finite in value and gradient."""
+"""Logit of a masked key. Finite, so that a row without any real key stays finite in value and gradient, which mean
+nothing."""
 BLOCK = 256
-"""Queries a block, about: its scores stay in a processor's cache."""
+"""Queries a block, about; a completion is not cut."""
 MOST_BLOCKS = 16
 """Of a prompt: each is compiled by itself."""
 
 
-def scaled(q: Float[Array, "*X H"]) -> Float[Array, "*X H"]:
-    """Queries times 1/sqrt(H), as which they are fewer than logits are."""
-    return (q.astype(jnp.float32) * jnp.float32(q.shape[-1] ** -0.5)).astype(q.dtype)
+def contract(how: str, a: Array, b: Array) -> Array:
+    """einsum, summed up in fp32 and left so."""
+    return jnp.einsum(how, a, b, preferred_element_type=jnp.float32)
+
+
+def scale(size: int) -> Array:
+    """1 / sqrt(H), for logits in fp32: queries times it would be rounded once more."""
+    return jnp.float32(size**-0.5)
 
 
 class Span(NamedTuple):
@@ -43,8 +49,8 @@ def spans(prompt: int, rows: int, length: int) -> tuple[Span, ...]:
     of_prompt = [Span(start, min(start + size, prompt), 0) for start in range(0, prompt, size)]
     together = max(1, BLOCK // max(length, 1))
     counts = [min(together, rows - first) for first in range(0, rows, together)]
-    starts = np.cumsum([prompt, *(n * length for n in counts)]).tolist()
-    return (*of_prompt, *(Span(at, at + n * length, n) for at, n in zip(starts, counts, strict=False)))
+    starts = [prompt + first * length for first in range(0, rows, together)]
+    return (*of_prompt, *(Span(at, at + n * length, n) for at, n in zip(starts, counts, strict=True)))
 
 
 def score_counts(prompt: int, rows: int, length: int) -> tuple[int, int]:
@@ -56,8 +62,8 @@ def score_counts(prompt: int, rows: int, length: int) -> tuple[int, int]:
 
 
 class Keys(NamedTuple):
-    """Keys [first, last) of the sequence in X equal parts, of which each of X equal parts of a block's queries sees its
-    own, as far as `seen` says; t: a block's queries times g."""
+    """Keys [first, last) of the sequence. With X parts, part i of a block's queries sees only part i of the keys, there
+    as far as `seen` says. t: queries times heads a key head, as they lie together."""
 
     first: int
     last: int
@@ -66,7 +72,7 @@ class Keys(NamedTuple):
 
 
 def keys_of(span: Span, mask: Bool[Array, "B P"], g: int) -> Iterator[Keys]:
-    """What a block's queries see: the prompt, and completions themselves."""
+    """What a block's queries of g heads a key head see: the prompt, and completions themselves."""
     prompt, length = mask.shape[1], (span.end - span.start) // max(span.rows, 1)
     place = np.repeat(np.arange(span.end - span.start), g)[:, None]
     if span.rows:
@@ -92,7 +98,7 @@ def attend_packed(
     """
     b, t, heads, size = q.shape
     groups = heads // k.shape[2]
-    grouped = scaled(q).reshape(b, t, k.shape[2], groups, size).transpose(0, 2, 1, 3, 4)
+    grouped = q.reshape(b, t, k.shape[2], groups, size).transpose(0, 2, 1, 3, 4)
     flat = grouped.reshape(b, k.shape[2], t * groups, size)
     out = _attend(flat, k.swapaxes(1, 2), v.swapaxes(1, 2), mask, spans(mask.shape[1], rows, length))
     return out.reshape(grouped.shape).transpose(0, 2, 1, 3, 4).reshape(q.shape)
@@ -102,23 +108,19 @@ def attend_packed(
 
 
 def _scores(q: Float[Array, "B K t H"], k: Float[Array, "B K T H"], keys: Keys) -> Float[Array, "B K t j"]:
-    logits = _product("bkxth,bkxjh->bkxtj", _apart(q, keys.parts), _read(k, keys))
+    logits = contract("bkxth,bkxjh->bkxtj", _apart(q, keys.parts), _read(k, keys)) * scale(q.shape[3])
     return jnp.where(keys.seen, logits.reshape(*q.shape[:3], -1), jnp.float32(MASKED))
 
 
 def _mix(weights: Float[Array, "B K t j"], v: Float[Array, "B K T H"], keys: Keys) -> Float[Array, "B K t H"]:
-    mixed = _product("bkxtj,bkxjh->bkxth", _apart(weights.astype(v.dtype), keys.parts), _read(v, keys))
+    mixed = contract("bkxtj,bkxjh->bkxth", _apart(weights.astype(v.dtype), keys.parts), _read(v, keys))
     return mixed.reshape(*weights.shape[:3], -1)
 
 
 def _collect(weights: Float[Array, "B K t j"], rows: Float[Array, "B K t H"], keys: Keys) -> Float[Array, "B K s H"]:
     """Sums over the queries, for each of the keys."""
     weights, rows = _apart(weights.astype(rows.dtype), keys.parts), _apart(rows, keys.parts)
-    return _product("bkxtj,bkxth->bkxjh", weights, rows).reshape(*rows.shape[:2], -1, rows.shape[-1])
-
-
-def _product(how: str, a: Array, b: Array) -> Array:
-    return jnp.einsum(how, a, b, preferred_element_type=jnp.float32)
+    return contract("bkxtj,bkxth->bkxjh", weights, rows).reshape(*rows.shape[:2], -1, rows.shape[-1])
 
 
 def _apart(x: Float[Array, "B K t z"], parts: int) -> Float[Array, "B K X y z"]:
@@ -127,6 +129,14 @@ def _apart(x: Float[Array, "B K t z"], parts: int) -> Float[Array, "B K X y z"]:
 
 def _read(x: Float[Array, "B K T H"], keys: Keys) -> Float[Array, "B K X j H"]:
     return _apart(x[:, :, keys.first : keys.last], keys.parts)
+
+
+def _after(x: Array, done: list[Array]) -> Array:
+    """x, not before the last of the blocks that are done: XLA for TPUs would hold three times the scores. (On CPUs it
+    takes no notice.)"""
+    if done:
+        x, done[-1] = jax.lax.optimization_barrier((x, done[-1]))
+    return x
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -138,6 +148,7 @@ def _forward(q: Array, k: Array, v: Array, mask: Array, blocks: tuple[Span, ...]
     g, out, sums = q.shape[2] // k.shape[2], [], []
     for span in blocks:
         own, seen = q[:, :, g * span.start : g * span.end], list(keys_of(span, mask, g))
+        own = _after(own, out)
         scores = [_scores(own, k, keys) for keys in seen]
         top = reduce(jnp.maximum, [jnp.max(s, axis=-1, keepdims=True) for s in scores])
         weights = [jnp.exp(s - top) for s in scores]
@@ -156,11 +167,12 @@ def _backward(blocks: tuple[Span, ...], kept: tuple[Array, ...], d_out: Array) -
     along = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True)
     for span in blocks:
         own, d_own, total, level = (x[:, :, g * span.start : g * span.end] for x in (q, d_out, sums, along))
+        own, d_own = (_after(x, d_q) for x in (own, d_own))
         d_q_own = jnp.zeros(own.shape, jnp.float32)
         for keys in keys_of(span, mask, g):
             weights = jnp.exp(_scores(own, k, keys) - total)
-            d_weights = _product("bkxth,bkxjh->bkxtj", _apart(d_own, keys.parts), _read(v, keys))
-            d_scores = weights * (d_weights.reshape(weights.shape) - level)
+            d_weights = contract("bkxth,bkxjh->bkxtj", _apart(d_own, keys.parts), _read(v, keys))
+            d_scores = weights * (d_weights.reshape(weights.shape) - level) * scale(own.shape[3])
             d_q_own = d_q_own + _mix(d_scores, k, keys)
             of = slice(keys.first, keys.last)
             d_k = d_k.at[:, :, of].add(_collect(d_scores, own, keys))

@@ -18,8 +18,6 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 )
 from jaxtyping import Array, Bool, Float
 
-from jvr1.model.blockwise import scaled
-
 LANES = 128
 """Sequence, blocks and head size must be multiples of it."""
 BLOCK = 512
@@ -78,7 +76,8 @@ def attend_packed(
         interpret=interpret,
     )
     segments = jnp.pad(real.astype(jnp.int32), ((0, 0), (0, padded - total)))
+    scaled = (q.astype(jnp.float32) * jnp.float32(size**-0.5)).astype(q.dtype)
     out = jax.vmap(lambda q, k, v, ids: kernel(q, k, v, segment_ids=SegmentIds(ids, ids)))(
-        laid_out(scaled(q)), laid_out(k), laid_out(v), segments
+        laid_out(scaled), laid_out(k), laid_out(v), segments
     )
     return out.swapaxes(1, 2)[:, :total, :, :size]

@@ -28,7 +28,7 @@ SCORES = {"forward": 1.75, "backward": 5.5}
 VALUES = {"forward": 2.0, "backward": 6.0}
 """Copies of a text layer's queries, keys, values and outputs alive at once."""
 VISION_SCORES = {"forward": 1.5, "backward": 4.0}
-"""The same of a layer of the tower."""
+"""Copies of the fp32 scores of a layer of the tower alive at once."""
 MLP = {"forward": 3.0, "backward": 6.0}
 """Copies of what a gated MLP holds between its products, in the compute dtype."""
 LOGITS = {"forward": 1.75, "backward": 4.0}
@@ -137,7 +137,8 @@ def working(step: Shapes, bucket: Bucket, direction: str) -> int:
 def attention_bytes(step: Shapes, here: Local, bucket: Bucket, group: int, direction: str) -> float:
     """What attention of a text layer holds at once, of prompts with so many completions."""
     text, tokens = step.model.text, bucket.prompt + group * bucket.completion
-    values = here.rows * tokens * 2 * (text.heads + text.kv_heads) * text.head_size // here.tensor
+    heads = text.heads // here.tensor + kv_heads(step.model, here)
+    values = here.rows * tokens * 2 * heads * text.head_size
     largest, _ = text_scores(step, bucket, here, group)
     return VALUES[direction] * values * itemsize(step) + SCORES[direction] * largest
 
@@ -148,10 +149,14 @@ def itemsize(step: Shapes) -> int:
 
 
 def kv_bytes(model: ModelConfig, here: Local, tokens: int, size: int) -> int:
-    """Keys and values of `tokens` tokens a prompt in all layers; heads that tensor does not divide are replicated."""
+    """Keys and values of `tokens` tokens a prompt in all layers."""
+    return 2 * model.text.layers * here.rows * tokens * kv_heads(model, here) * model.text.head_size * size
+
+
+def kv_heads(model: ModelConfig, here: Local) -> int:
+    """On a chip; heads that tensor does not divide are replicated."""
     heads = model.text.kv_heads
-    heads = heads // here.tensor if heads % here.tensor == 0 else heads
-    return 2 * model.text.layers * here.rows * tokens * heads * model.text.head_size * size
+    return heads // here.tensor if heads % here.tensor == 0 else heads
 
 
 def text_scores(step: Shapes, bucket: Bucket, here: Local, group: int) -> tuple[int, int]:

@@ -47,6 +47,7 @@ def size(tree) -> int:
     ("name", "changes"),
     [
         *((name, {"model.remat": remat}) for name in ("3b", "7b") for remat in REMAT_POLICIES),
+        *(("3b", {"model.attention": "xla", "model.remat": remat}) for remat in ("dots", "none")),
         ("7b", {"optimizer.freeze": ("visual/.*",)}),
         ("7b", {"lora.rank": 32}),
     ],

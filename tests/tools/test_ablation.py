@@ -197,6 +197,26 @@ def test_a_mistake_is_one_line(arguments, message):
         ABLATION["main"](arguments)
 
 
+def results(*runs: tuple[str, int, str], **other) -> dict:
+    about = {"commits": ["b"], "date": "2026-01-01", "versions": {}, "seeds_at_a_time": [1], "tasks": {"order": {}}}
+    return about | {"runs": [dict(zip(("shortcut", "seed", "arm"), run, strict=True)) for run in runs]} | other
+
+
+def test_results_of_several_calls_are_joined_as_one():
+    first = results(("none", 12, "sft"), ("none", 12, "grpo"), ("0.8", 12, "sft"))
+    other = results(("none", 11, "sft"), ("none", 11, "grpo"), commits=["a", "b"], date="2026-01-02")
+    both = ABLATION["joined"]([first, other])
+    assert [tuple(run.values()) for run in both["runs"]] == [
+        ("none", 11, "sft"), ("none", 11, "grpo"), ("none", 12, "sft"), ("none", 12, "grpo"), ("0.8", 12, "sft"),
+    ]  # fmt: skip
+    assert (both["commits"], both["date"], both["seeds_at_a_time"]) == (["a", "b"], "2026-01-02", [1])
+    assert ABLATION["joined"]([first]) == first
+    with pytest.raises(UserError, match="hold the run none/12/sft twice"):
+        ABLATION["joined"]([first, other, first])
+    with pytest.raises(UserError, match="differ in their tasks"):
+        ABLATION["joined"]([first, other | {"tasks": {}}])
+
+
 def test_a_page_without_a_tables_place_is_refused():
     with pytest.raises(UserError, match="the page has no '<!-- main -->'"):
         written("# a page\n<!-- main -->\n", {"runs": [], "tasks": {}})

@@ -59,7 +59,7 @@ CASES = {
 def open_ours(folder: str, shape: Shape) -> dict[str, Callable[[], Any]]:
     """The programs of `jvr1.train_rl` for one prompt a step."""
     config = hf.read_config(folder)
-    graphdef, shapes = qwen2_5_vl.abstract(config, remat="full")
+    graphdef, shapes = qwen2_5_vl.abstract(config, remat="dots")
     params = hf.load(folder, config, shapes, param_shardings(shapes, make_mesh({"data": 1}, jax.devices()[:1])))
     phases = open_phases(graphdef, params, shape)
 
