@@ -74,7 +74,7 @@ class Keys(NamedTuple):
 def keys_of(span: Span, mask: Bool[Array, "B P"], g: int) -> Iterator[Keys]:
     """What a block's queries of g heads a key head see: the prompt, and completions themselves."""
     prompt, length = mask.shape[1], (span.end - span.start) // max(span.rows, 1)
-    place = np.repeat(np.arange(span.end - span.start), g)[:, None]
+    place = jnp.asarray(np.repeat(np.arange(span.end - span.start), g)[:, None])
     if span.rows:
         yield Keys(0, prompt, 1, mask[:, None, None])
         yield Keys(span.start, span.end, span.rows, (place % length >= jnp.arange(length)[None])[None, None])
@@ -145,7 +145,9 @@ def _attend(q: Array, k: Array, v: Array, mask: Array, blocks: tuple[Span, ...])
 
 
 def _forward(q: Array, k: Array, v: Array, mask: Array, blocks: tuple[Span, ...]) -> tuple[Array, tuple[Array, ...]]:
-    g, out, sums = q.shape[2] // k.shape[2], [], []
+    g = q.shape[2] // k.shape[2]
+    out: list[Array] = []
+    sums: list[Array] = []
     for span in blocks:
         own, seen = q[:, :, g * span.start : g * span.end], list(keys_of(span, mask, g))
         own = _after(own, out)
@@ -162,7 +164,8 @@ def _forward(q: Array, k: Array, v: Array, mask: Array, blocks: tuple[Span, ...]
 
 def _backward(blocks: tuple[Span, ...], kept: tuple[Array, ...], d_out: Array) -> tuple[Array, Array, Array, None]:
     q, k, v, mask, out, sums = kept
-    g, d_q = q.shape[2] // k.shape[2], []
+    g = q.shape[2] // k.shape[2]
+    d_q: list[Array] = []
     d_k, d_v = (jnp.zeros(x.shape, jnp.float32) for x in (k, v))
     along = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True)
     for span in blocks:
