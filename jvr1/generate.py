@@ -24,6 +24,9 @@ from jvr1.model.qwen2_5_vl import Prompt, Qwen25VL
 from jvr1.model.text import KV
 from jvr1.model.vision import Visual
 
+LEAST_READ, MOST_LOOPS = 64, 4
+"""Entries of the ring that a loop of decoding reads at least, and how many such loops there are."""
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -220,24 +223,36 @@ def advance(
     mask = jnp.broadcast_to(slots.held.mask[:, None], (b, len(lanes), slots.held.mask.shape[1]))
     streams = _streams(lanes)
 
-    def step(carry: tuple[Lanes, KV, Array]) -> tuple[Lanes, KV, Array]:
+    def step(read: int, carry: tuple[Lanes, KV, Array]) -> tuple[Lanes, KV, Array]:
         state, cache, steps = carry
         written = steps - 1
         positions = slots.held.next_position[:, None] + state.drawn - 1
         hidden, cache = model.decode(
-            state.token, positions, slots.held.kv, mask, cache, written % sampling.max_tokens, state.drawn, lanes
+            state.token, positions, slots.held.kv, mask, cache, written % sampling.max_tokens, state.drawn, lanes, read
         )
         begins = (state.drawn == 0)[..., None]
         hidden = jnp.where(begins, slots.held.last[:, streams], hidden)
         return _draw(model, slots.held, state, key, hidden, rows, lanes, sampling), cache, steps + 1
 
-    def goes_on(carry: tuple[Lanes, KV, Array]) -> Bool[Array, ""]:
+    def goes_on(read: int, carry: tuple[Lanes, KV, Array]) -> Bool[Array, ""]:
         state, _, steps = carry
-        return (jnp.sum(state.idle, dtype=jnp.int32) < enough) & (steps < until)
+        held = (steps <= read) | (read == sampling.max_tokens)
+        return (jnp.sum(state.idle, dtype=jnp.int32) < enough) & (steps < until) & held
 
-    with jax.named_scope("decode"):  # by this name the loop is found in the compiled program
-        state, cache, steps = jax.lax.while_loop(goes_on, step, (slots.lanes, slots.cache, slots.steps))
+    carry = (slots.lanes, slots.cache, slots.steps)
+    with jax.named_scope("decode"):  # by this name the loops are found in the compiled program
+        for read in reads(sampling.max_tokens):
+            carry = jax.lax.while_loop(partial(goes_on, read), partial(step, read), carry)
+    state, cache, steps = carry
     return Slots(slots.held, state, cache, steps)
+
+
+def reads(max_tokens: int) -> tuple[int, ...]:
+    """Entries of the ring that decoding reads: as long as no more are written, a part of them, in a loop of its own."""
+    sizes = [max_tokens]
+    while len(sizes) < MOST_LOOPS and sizes[0] >= 2 * LEAST_READ:
+        sizes.insert(0, -(-sizes[0] // 2))
+    return tuple(sizes)
 
 
 def _streams(lanes: Sequence[int]) -> Int[np.ndarray, "M"]:

@@ -17,7 +17,7 @@ from scipy.stats import chisquare
 from transformers import TopKLogitsWarper, TopPLogitsWarper
 
 from jvr1.errors import UserError
-from jvr1.generate import Sampling, choose, generate, token_logprob
+from jvr1.generate import Sampling, choose, generate, reads, token_logprob
 from jvr1.model.config import from_hf
 from jvr1.model.qwen2_5_vl import merge
 from jvr1.sharding import make_mesh, put_batch, replicated
@@ -284,6 +284,19 @@ def test_inactive_prompts_have_no_completions_and_cost_no_steps(sample, both):
     assert not got.ended[~active].any()
     assert_same(type(both)(*(x[active] for x in got[:4]), 0), type(both)(*(x[active] for x in both[:4]), 0))
     assert sample((3, 2), active=np.zeros(B, bool)).steps == 1
+
+
+def test_reading_the_part_of_the_ring_that_is_in_use_changes_nothing(sample, monkeypatch):
+    """Four loops in place of one; some rows end in each, and all have ended before the last token."""
+    long = dataclasses.replace(FREE, end_ids=(2, 5, 7), max_tokens=40)
+    assert reads(40) == (40,)
+    whole = sample((3, 2), long)
+    monkeypatch.setattr("jvr1.generate.LEAST_READ", 4)
+    assert reads(40) == (5, 10, 20, 40)
+    jax.clear_caches()
+    got = sample((3, 2), long)
+    assert {int(np.searchsorted((5, 10, 20), length)) for length in got.length.ravel()} == {0, 1, 2, 3}
+    assert_same(got, whole)
 
 
 def test_the_loop_ends_with_its_last_row(sample):

@@ -28,7 +28,7 @@ from jvr1.data.batch import Bucket
 from jvr1.errors import UserError, run_main
 from jvr1.plan.hlo import totals
 from jvr1.plan.planning import largest_bucket, named_model
-from jvr1.plan.programs import PHASES, Measured, Shapes, compile_phase, step_shapes
+from jvr1.plan.programs import PHASES, Measured, Shapes, compile_phase, loop_trips, step_shapes
 from jvr1.sharding import make_mesh
 
 GIB = 2**30
@@ -102,7 +102,7 @@ def figures(one: Measured, bucket: Bucket) -> dict[str, Any]:
     """What is kept of a phase: docs/compiled holds such files, tools/plan.py --against reads them."""
     sizes = ("seconds", "processor", "peak", "arguments", "outputs", "temporary", "beside", "flops", "accessed")
     return {name: round(getattr(one, name)) for name in (*sizes, "products")} | {
-        "collectives": totals(one.collectives, bucket.completion)
+        "collectives": totals(one.collectives, loop_trips(bucket))
     }
 
 
@@ -116,7 +116,7 @@ def report(one: Measured, bucket: Bucket) -> str:
         + ")",
         f"  each loop's body counted once: {one.flops / 1e12:.3f} TFLOP, {one.accessed / 1e9:.1f} GB read and written",
     ]
-    for kind, (count, runs, size) in totals(one.collectives, bucket.completion).items():
+    for kind, (count, runs, size) in totals(one.collectives, loop_trips(bucket)).items():
         lines.append(f"  {kind}: {count} in the program, run {runs} times, {size / 1e9:.3f} GB a chip")
     return "\n".join(lines)
 

@@ -130,11 +130,12 @@ class Qwen25VL(nnx.Module):
         index: Int[Array, ""],
         length: Int[Array, "B R"],
         rows: Sequence[int],
+        read: int | None = None,
     ) -> tuple[Float[Array, "B R D"], KV]:
         """Hidden state after each row's newest token, and the cache with it: a ring in which it stands at `index`, the
-        last of the row's `length` tokens."""
+        last of the row's `length` tokens. read: how many of its entries are in use; None: all."""
         angles = self._flat_angles(positions[:, :, None])[:, :, 0]
-        return self.text.step(self.text.embed(ids), angles, prefix, prefix_mask, cache, index, length, rows)
+        return self.text.step(self.text.embed(ids), angles, prefix, prefix_mask, cache, index, length, rows, read)
 
     def logits(self, hidden: Float[Array, "*X D"]) -> Float[Array, "*X V"]:
         return self.text.logits(hidden)

@@ -147,11 +147,13 @@ class TextDecoder(nnx.Module):
         index: Int[Array, ""],
         length: Int[Array, "B R"],
         rows: Sequence[int],
+        read: int | None = None,
     ) -> tuple[Float[Array, "B R D"], KV]:
         """One token a row: written at `index` of the cache, a ring, of which the last `length` entries are the row's
-        own; attends to these and to the prefix of its stream."""
-        size = cache.k.shape[4]
-        age = (index - jnp.arange(size)) % size
+        own; attends to these and to the prefix of its stream. read: only so many entries of the ring are in use."""
+        _, b, r, heads, size, head = cache.k.shape
+        used = (1, b, r, heads, read or size, head)
+        age = (index - jnp.arange(used[4])) % size
         own_mask = age[None, None] < length[:, :, None]
 
         def body(layer: TextLayer, carry: tuple[Array, KV], item: tuple[KV, Array]):
@@ -163,8 +165,8 @@ class TextDecoder(nnx.Module):
                 jax.lax.dynamic_update_slice(cache.k, k[None, ..., None, :].astype(cache.k.dtype), at),
                 jax.lax.dynamic_update_slice(cache.v, v[None, ..., None, :].astype(cache.v.dtype), at),
             )
-            own = tuple(jax.lax.dynamic_index_in_dim(x, number, keepdims=False) for x in cache)
-            mixed = attend_shared(q, (prefix.k, prefix.v), prefix_mask, own, own_mask, rows)
+            own = KV(*(jax.lax.dynamic_slice(x, (number, 0, 0, 0, 0, 0), used)[0] for x in cache))
+            mixed = attend_shared(q, prefix, prefix_mask, own, own_mask, rows)
             return (layer.finish(y, mixed), cache), None
 
         numbers = jnp.arange(self.config.layers)

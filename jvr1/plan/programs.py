@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 from jvr1 import config as settings
 from jvr1.data.batch import Arrays, Bucket, empty_example
 from jvr1.errors import UserError
+from jvr1.generate import reads
 from jvr1.model import qwen2_5_vl
 from jvr1.model.attention import Backend, choose
 from jvr1.model.config import ModelConfig
@@ -283,6 +284,11 @@ def resident(step: Shapes, phase: str, bucket: Bucket) -> int:
     }[phase]
 
 
+def loop_trips(bucket: Bucket) -> int:
+    """Of each loop of decoding, were all of them as long: all completions written to the end."""
+    return math.ceil(bucket.completion / len(reads(bucket.completion)))
+
+
 @dataclass(frozen=True)
 class Measured:
     """What the compiler says of a phase, in bytes on one chip; of its largest program where it runs several.
@@ -327,7 +333,7 @@ def compile_phase(step: Shapes, phase: str, bucket: Bucket, keep: Callable[[str]
         costs.append((program.times * cost.get("flops", 0.0), program.times * cost.get("bytes accessed", 0.0)))
         found = read(text)
         collectives += found.collectives() * program.times
-        products += found.flops(bucket.completion) * program.times
+        products += found.flops(loop_trips(bucket)) * program.times
         if keep is not None:
             keep(text)
     largest = max(sizes, key=lambda size: size[2] if phase == "weights" else sum(size), default=(0, 0, 0))

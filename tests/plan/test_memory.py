@@ -78,7 +78,7 @@ def test_keys_and_values_are_those_of_generation():
 
     def run(params, arrays, key):
         module = qwen2_5_vl.merge(step.graphdef, params)
-        module.decode = lambda ids, positions, prefix, mask, cache, index, length, rows: (
+        module.decode = lambda ids, positions, prefix, mask, cache, index, length, rows, read: (
             found.extend([prefix, cache]),
             (jnp.zeros((1, 12, model.text.hidden), jnp.bfloat16), cache),
         )[1]

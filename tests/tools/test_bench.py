@@ -11,7 +11,7 @@ import pytest
 
 from jvr1.train.flops import step_flops
 from tools.benchmarks import against
-from tools.benchmarks.phases import build, measure, open_phases
+from tools.benchmarks.phases import Cell, build, measure, open_phases
 from tools.benchmarks.queue import LONGEST, MEAN, draw_lengths
 from tools.benchmarks.shapes import SHAPES, make_inputs, resized, text_tokens
 
@@ -50,6 +50,14 @@ def test_a_prompt_is_as_long_as_its_shape_says(name, changes):
     assert text_tokens(shape) == text_tokens(SHAPES[name])
     assert ids.shape == mask.shape == (2, shape.group, shape.bucket.completion)
     assert advantage.shape == (2, shape.group)
+
+
+def test_growth_is_measured_against_the_count_that_grew_more():
+    """FLOPs alone where bytes are no limit."""
+    small, large = Cell(1.0, 10.0, 4.0), Cell(6.0, 20.0, 16.0)
+    assert large.grew_more(small) == 6.0 / 4.0
+    assert large._replace(bytes=0.0).grew_more(small._replace(bytes=0.0)) == 6.0 / 2.0
+    assert large._replace(bytes=4.0).grew_more(small) == 6.0 / 2.0
 
 
 def test_lengths_are_those_of_the_reference():

@@ -204,14 +204,31 @@ GROWTH = {
     "prompts": (1, 2, 4, 8),
     "layers": (2, 4, 8, 16),
 }
-GROWING = ("generate", "score", "update")
+GROWING = ("prefill", "decode", "score", "update")
 
 
-def growth(name: str, rounds: int = 3) -> dict[str, Any]:
-    """Parts of the step over each size, the others as they are: seconds, FLOPs as counted, and by how much time grew
+class Cell(NamedTuple):
+    """Of a part at a size. bytes: 0 where they are no limit."""
+
+    seconds: float
+    flops: float
+    bytes: float
+
+    def grew_more(self, than: Cell) -> float:
+        """Time's growth over the count's: of FLOPs, or of bytes where they grew more."""
+        counted = max(self.flops / than.flops, self.bytes / than.bytes if than.bytes else 0.0)
+        return self.seconds / than.seconds / counted
+
+    def __str__(self) -> str:
+        read = f" {self.bytes / 1e9:.2f} GB" if self.bytes else ""
+        return f"{self.seconds:.4f} s {self.flops / 1e9:.1f} GFLOP{read}"
+
+
+def growth(name: str, rounds: int = 9) -> dict[str, Any]:
+    """Parts of the step over each size, the others as they are: seconds, what is counted, and by how much time grew
     more than the count from a value to any larger one (1.3: 30% more). Raises UserError for an unknown shape."""
     shape = named(name)
-    tables: dict[str, dict[str, dict[int, tuple[float, float]]]] = {}
+    tables: dict[str, dict[str, dict[int, Cell]]] = {}
     worst: dict[str, dict[str, float]] = {}
     for axis, values in GROWTH.items():
         for value in values:
@@ -219,20 +236,18 @@ def growth(name: str, rounds: int = 3) -> dict[str, Any]:
             phases = open_phases(*build(one), one)
             for part in GROWING:
                 _, seconds = measure(phases[part], rounds)
-                tables.setdefault(axis, {}).setdefault(part, {})[value] = (seconds, phases[part].flops)
+                cell = Cell(seconds, phases[part].flops, phases[part].bytes or 0.0)
+                tables.setdefault(axis, {}).setdefault(part, {})[value] = cell
             jax.clear_caches()
         for part, cells in tables[axis].items():
             pairs = [(a, b) for a in values for b in values if a < b]
-            worst.setdefault(axis, {})[part] = max(
-                cells[b][0] / cells[a][0] / (cells[b][1] / cells[a][1]) for a, b in pairs
-            )
+            worst.setdefault(axis, {})[part] = max(cells[b].grew_more(cells[a]) for a, b in pairs)
     return {
         "shape": name,
         "device": jax.devices()[0].device_kind,
-        "table": {axis: {part: written(cells) for part, cells in of.items()} for axis, of in tables.items()},
+        "table": {
+            axis: {part: {value: str(cell) for value, cell in cells.items()} for part, cells in of.items()}
+            for axis, of in tables.items()
+        },
         "grows_more_than_counted": worst,
     }
-
-
-def written(cells: dict[int, tuple[float, float]]) -> dict[int, str]:
-    return {value: f"{seconds:.3f} s {count / 1e9:.1f} GFLOP" for value, (seconds, count) in cells.items()}
