@@ -113,7 +113,8 @@ def assert_same(got: list[Sampled], want: list[Sampled]):
         np.testing.assert_array_equal(a.ids, b.ids)
         np.testing.assert_array_equal(a.length, b.length)
         np.testing.assert_array_equal(a.ended, b.ended)
-        np.testing.assert_allclose(a.logprobs, b.logprobs, atol=1e-5)
+        # where in the ring a row lies changes in which order is added: 1.2e-5 on some processors
+        np.testing.assert_allclose(a.logprobs, b.logprobs, atol=5e-5)
 
 
 @pytest.mark.parametrize(("slots", "lanes"), [(0, 0), (3, 0), (3, 2), (32, 1)])
