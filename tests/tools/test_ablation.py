@@ -217,6 +217,20 @@ def test_results_of_several_calls_are_joined_as_one():
         ABLATION["joined"]([first, other | {"tasks": {}}])
 
 
+def test_the_page_is_what_its_results_say():
+    """The tables are those that the committed file gives, and its arms saw the same prompts."""
+    page = ROOT / "docs" / "ablation.md"
+    committed = json.loads((page.parent / "ablation" / "results.json").read_text())
+    assert written(page.read_text(), committed) == page.read_text()
+    changed = json.loads(json.dumps(committed))
+    changed["runs"][-1]["accuracy"]["order"]["ordered"] += 0.01
+    assert written(page.read_text(), changed) != page.read_text()
+    arms = [one for one in committed["runs"] if one["arm"] != "sft"]
+    assert {one["steps"] for one in arms} == {100}
+    cells = {(one["shortcut"], one["seed"]) for one in arms}
+    assert len({(one["shortcut"], one["seed"], json.dumps(one["same"])) for one in arms}) == len(cells), "other prompts"
+
+
 def test_a_page_without_a_tables_place_is_refused():
     with pytest.raises(UserError, match="the page has no '<!-- main -->'"):
         written("# a page\n<!-- main -->\n", {"runs": [], "tasks": {}})
