@@ -205,7 +205,7 @@ def _generation(step: Shapes, bucket: Bucket, tokens: float | int) -> tuple[floa
     if not model.tied:
         text -= chip_bytes(step.generation["text"]["embedding"])  # looked up, not read
     prefix = memory.kv_bytes(model, here, streams * bucket.prompt, size)
-    cache = memory.kv_bytes(model, here, drawn * bucket.completion, size)  # read to its end, masked
+    cache = memory.kv_bytes(model, here, drawn * bucket.completion, size)  # as if read to its end
     scores = model.text.layers * streams * memory.text_scores(step, bucket, here, 0)[1]
     scores += len(model.vision.full_blocks) * streams * memory.vision_scores(model, bucket, here)
     exchanged = 4 * model.text.layers * here.rows * model.text.hidden * size * (here.tensor > 1)  # two all-reduces
