@@ -156,9 +156,9 @@ def begin(
 ) -> Slots:
     """Slots of B prompts: one prefill, and the first token of the first `lanes[s]` rows of each stream."""
     held, first = enter(model, asked, key, rows, lanes, sampling)
-    layers, b, _, heads, _, size = held.kv.k.shape
+    layers, b, _, heads, _, size = held.kv.v.shape
     shape = (layers, b, sum(lanes), heads, sampling.max_tokens, size)
-    return Slots(held, first, KV(*(jnp.zeros(shape, held.kv.k.dtype) for _ in range(2))), jnp.int32(1))
+    return Slots(held, first, KV(*(jnp.zeros(shape, held.kv.v.dtype) for _ in range(2))), jnp.int32(1))
 
 
 def enter(

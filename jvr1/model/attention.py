@@ -78,7 +78,7 @@ def attend(
 
 def attend_shared(
     q: Float[Array, "B R N H"],
-    prefix: tuple[Float[Array, "B S K P H"], Float[Array, "B S K P H"]],
+    prefix: tuple[Float[Array, "B S K H P"], Float[Array, "B S K P H"]],
     prefix_mask: Bool[Array, "B S P"],
     own: tuple[Float[Array, "B R K C H"], Float[Array, "B R K C H"]],
     own_mask: Bool[Array, "B R C"],
@@ -94,7 +94,7 @@ def attend_shared(
     streams = [slice(sum(rows[:s]), sum(rows[: s + 1])) for s in range(len(rows))]
     to_prefix = [
         _masked(
-            contract("brkgh,bkph->bkrgp", grouped[:, of], prefix[0][:, s]) * scale(size),
+            contract("brkgh,bkhp->bkrgp", grouped[:, of], prefix[0][:, s]) * scale(size),
             prefix_mask[:, s, None, None, None],
         )
         for s, of in enumerate(streams)

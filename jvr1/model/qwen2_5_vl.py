@@ -98,7 +98,7 @@ class Qwen25VL(nnx.Module):
     def prefill(
         self, prompt: Prompt, visual: Visual | None, pairs: Int[Array, "B S F 2"] | None
     ) -> tuple[Float[Array, "B S D"], KV]:
-        """Keys and values [layers,B,S,K,P,H] of S streams a prompt, and the hidden state of the last real token.
+        """Keys and values of S streams a prompt, as `KV` has them, and the hidden state of the last real token.
 
         Streams differ in nothing but the frames that `pairs` names: ordered, and shuffled where asked for.
         Without `pairs`, or without visual input, there is one stream, the prompt as it is.

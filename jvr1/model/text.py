@@ -27,9 +27,13 @@ from jvr1.model.rope import rotate
 
 
 class KV(NamedTuple):
-    """Keys (rotated) and values of all layers: a prefix [layers,B,S,K,P,H] or suffixes [layers,B,R,K,C,H]."""
+    """Rotated keys and values of all layers. A cache holds both as [layers,B,R,K,C,H]: a token is a line of it.
 
-    k: Float[Array, "layers B S K P H"]
+    A prefix's keys are [layers,B,S,K,H,P], its values [layers,B,S,K,P,H]: XLA on CPUs would otherwise transpose the
+    keys for their product with the queries, at every token.
+    """
+
+    k: Float[Array, "layers B S K _ _"]
     v: Float[Array, "layers B S K P H"]
 
 
@@ -96,7 +100,7 @@ class TextDecoder(nnx.Module):
     def prompt(
         self, x: Float[Array, "B P D"], angles: Float[Array, "B P h"], mask: Bool[Array, "B P"], *, keep: bool
     ) -> tuple[Float[Array, "B P D"], tuple[Array, Array] | None]:
-        """Causal pass over prompts; with `keep` also the keys and values [layers,B,K,P,H].
+        """Causal pass over prompts; with `keep` also the keys [layers,B,K,H,P] and values [layers,B,K,P,H].
 
         Padding may stand on either side; hidden states at padding are finite and mean nothing.
         """
@@ -104,7 +108,7 @@ class TextDecoder(nnx.Module):
         def body(layer: TextLayer, x: Array, _: None):
             own = layer.qkv(x, angles)
             mixed = attend_prompt(own, mask, self.attention)
-            return layer.finish(x, mixed), (own.k.swapaxes(1, 2), own.v.swapaxes(1, 2)) if keep else None
+            return layer.finish(x, mixed), (own.k.transpose(0, 2, 3, 1), own.v.swapaxes(1, 2)) if keep else None
 
         x, kv = scan_layers(self.layers, body, constrain_batch(x), remat=self.remat)
         return self.norm(x), kv

@@ -156,13 +156,16 @@ def read_bytes(weights: dict, shape: Shape, streams: int, rows: int) -> float:
 
 def measure(phase: Phase, rounds: int) -> tuple[float, float]:
     """Seconds of the first run, which compiles, and the median of the others."""
-    seconds = []
-    for _ in range(rounds + 1):
-        given = phase.prepare()
-        start = time.perf_counter()
-        jax.block_until_ready(phase.run(given))
-        seconds.append(time.perf_counter() - start)
-    return seconds[0], statistics.median(seconds[1:])
+    first, *others = (timed(phase) for _ in range(rounds + 1))
+    return first, statistics.median(others)
+
+
+def timed(phase: Phase) -> float:
+    """Seconds of one run, all that it needs made before."""
+    given = jax.block_until_ready(phase.prepare())
+    start = time.perf_counter()
+    jax.block_until_ready(phase.run(given))
+    return time.perf_counter() - start
 
 
 def run(part: str, name: str, rounds: int = 3) -> dict[str, Any]:
@@ -226,19 +229,21 @@ class Cell(NamedTuple):
 
 def growth(name: str, rounds: int = 9) -> dict[str, Any]:
     """Parts of the step over each size, the others as they are: seconds, what is counted, and by how much time grew
-    more than the count from a value to any larger one (1.3: 30% more). Raises UserError for an unknown shape."""
+    more than the count from a value to any larger one (1.3: 30% more). The values take turns, so that what else the
+    machine does falls on all of them. Raises UserError for an unknown shape."""
     shape = named(name)
     tables: dict[str, dict[str, dict[int, Cell]]] = {}
     worst: dict[str, dict[str, float]] = {}
     for axis, values in GROWTH.items():
-        for value in values:
-            one = resized(shape, **{axis: value})
-            phases = open_phases(*build(one), one)
-            for part in GROWING:
-                _, seconds = measure(phases[part], rounds)
-                cell = Cell(seconds, phases[part].flops, phases[part].bytes or 0.0)
-                tables.setdefault(axis, {}).setdefault(part, {})[value] = cell
-            jax.clear_caches()
+        sizes = {value: resized(shape, **{axis: value}) for value in values}
+        phases = {value: open_phases(*build(size), size) for value, size in sizes.items()}
+        for part in GROWING:
+            seconds = [[timed(phases[value][part]) for value in values] for _ in range(rounds + 1)][1:]
+            tables.setdefault(axis, {})[part] = {
+                value: Cell(statistics.median(of_value), phases[value][part].flops, phases[value][part].bytes or 0.0)
+                for value, *of_value in zip(values, *seconds, strict=True)
+            }
+        jax.clear_caches()
         for part, cells in tables[axis].items():
             pairs = [(a, b) for a in values for b in values if a < b]
             worst.setdefault(axis, {})[part] = max(cells[b].grew_more(cells[a]) for a, b in pairs)
