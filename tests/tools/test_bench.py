@@ -6,12 +6,13 @@ import runpy
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 from jvr1.train.flops import step_flops
 from tools.benchmarks import against
-from tools.benchmarks.phases import Cell, build, measure, open_phases
+from tools.benchmarks.phases import Cell, build, measure, open_phases, timed
 from tools.benchmarks.queue import LONGEST, MEAN, draw_lengths
 from tools.benchmarks.shapes import SHAPES, make_inputs, resized, text_tokens
 
@@ -29,6 +30,22 @@ def test_a_step_is_counted_as_in_training():
     first, seconds = measure(phases["decode"], 1)
     assert first > 0
     assert seconds > 0
+
+
+def test_what_a_phase_needs_is_compiled_in_its_first_run():
+    """In any order: an update compiled again in a later turn would be counted as time."""
+    phases = open_phases(*build(SHAPES["tiny"]), SHAPES["tiny"])
+    compiled: list[str] = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, *_, **__: compiled.append(event) if "backend_compile" in event else None
+    )
+    for part in ("update", "score"):
+        timed(phases[part])
+    before = len(compiled)
+    assert before > 0
+    for part in ("update", "score", "update"):
+        timed(phases[part])
+    assert len(compiled) == before
 
 
 def test_the_two_ways_score_the_same_tokens_alike():

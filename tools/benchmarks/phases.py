@@ -28,7 +28,7 @@ from jvr1.train.metrics import device_peak_flops
 from jvr1.train.optimizer import OptimizerConfig, combine, make_optimizer, partition
 from jvr1.train.queue import FOREVER
 from jvr1.train.reference import open_reference
-from jvr1.train.state import init_state, make_update
+from jvr1.train.state import abstract_state, init_state, make_update
 from jvr1.train.steps import make_policy_gradients, make_reference_scores
 from jvr1.train.trees import zeros_like
 
@@ -78,12 +78,12 @@ def open_phases(graphdef: nnx.GraphDef, params: dict, shape: Shape) -> dict[str,
     bits = np.asarray(jax.random.key_data(key))
     scores = make_reference_scores(base, mesh, temperature=1.0, chunk=CHUNK)
     tx = make_optimizer(OptimizerConfig(), trained)
-    state = init_state(tx, trained)
-    shardings = jax.tree.map(lambda x: x.sharding, state)
+    shardings = jax.tree.map(lambda x: x.sharding, abstract_state(tx, trained, mesh))
+    state = jax.jit(lambda p: init_state(tx, p), out_shardings=shardings)(trained)
     update = make_update(tx, shardings)
     algorithm = tgrpo.TGRPOConfig(beta=0.04)
     gradients = make_policy_gradients(graphdef, algorithm, shardings.params, temperature=1.0, chunk=CHUNK)
-    anchor = jnp.zeros(ids.shape, jnp.float32)
+    anchor = put_batch(np.zeros(ids.shape, np.float32), mesh)
     encode = jax.jit(lambda weights, visual: merge(base, weights).visual(visual))
     prefill = jax.jit(lambda weights, x, pairs: merge(base, weights).prefill(x.prompt, x.visual, pairs))
     own_pairs = put_batch(pairs, mesh)
