@@ -118,7 +118,7 @@ class Lanes(NamedTuple):
 
 
 class Slots(NamedTuple):
-    """B prompts under way. cache [layers,B,M,K,C,H] is a ring: all lanes write at (steps - 1) mod C, whenever their
+    """B prompts under way. cache (M rows of C tokens) is a ring: all lanes write at (steps - 1) mod C, whenever their
     row began, so that no step scatters; a row of n tokens reads the last n. steps: draws since `begin`, its own too."""
 
     held: Held
@@ -157,8 +157,11 @@ def begin(
     """Slots of B prompts: one prefill, and the first token of the first `lanes[s]` rows of each stream."""
     held, first = enter(model, asked, key, rows, lanes, sampling)
     layers, b, _, heads, _, size = held.kv.v.shape
-    shape = (layers, b, sum(lanes), heads, sampling.max_tokens, size)
-    return Slots(held, first, KV(*(jnp.zeros(shape, held.kv.v.dtype) for _ in range(2))), jnp.int32(1))
+    lines, dtype = (layers, b, sum(lanes), heads), held.kv.v.dtype
+    ring = KV(
+        jnp.zeros((*lines, size, sampling.max_tokens), dtype), jnp.zeros((*lines, sampling.max_tokens, size), dtype)
+    )
+    return Slots(held, first, ring, jnp.int32(1))
 
 
 def enter(

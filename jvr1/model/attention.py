@@ -80,7 +80,7 @@ def attend_shared(
     q: Float[Array, "B R N H"],
     prefix: tuple[Float[Array, "B S K H P"], Float[Array, "B S K P H"]],
     prefix_mask: Bool[Array, "B S P"],
-    own: tuple[Float[Array, "B R K C H"], Float[Array, "B R K C H"]],
+    own: tuple[Float[Array, "B R K H C"], Float[Array, "B R K C H"]],
     own_mask: Bool[Array, "B R C"],
     rows: Sequence[int],
 ) -> Float[Array, "B R N H"]:
@@ -99,7 +99,7 @@ def attend_shared(
         )
         for s, of in enumerate(streams)
     ]
-    to_own = _masked(contract("brkgh,brkch->brkgc", grouped, own[0]) * scale(size), own_mask[:, :, None, None])
+    to_own = _masked(contract("brkgh,brkhc->brkgc", grouped, own[0]) * scale(size), own_mask[:, :, None, None])
     top = jnp.maximum(_by_row(jnp.max, to_prefix), jnp.max(to_own, axis=-1, keepdims=True))
     weights = [jnp.exp(x - top[:, of].swapaxes(1, 2)) for x, of in zip(to_prefix, streams, strict=True)]
     own_weights = jnp.exp(to_own - top)

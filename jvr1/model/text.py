@@ -27,13 +27,13 @@ from jvr1.model.rope import rotate
 
 
 class KV(NamedTuple):
-    """Rotated keys and values of all layers. A cache holds both as [layers,B,R,K,C,H]: a token is a line of it.
+    """Rotated keys and values of all layers, of S prefixes of P tokens or of R rows of C.
 
-    A prefix's keys are [layers,B,S,K,H,P], its values [layers,B,S,K,P,H]: XLA on CPUs would otherwise transpose the
-    keys for their product with the queries, at every token.
+    Keys lie with their tokens last: XLA on CPUs would otherwise transpose them for their product with the queries, at
+    every token.
     """
 
-    k: Float[Array, "layers B S K _ _"]
+    k: Float[Array, "layers B S K H P"]
     v: Float[Array, "layers B S K P H"]
 
 
@@ -155,22 +155,23 @@ class TextDecoder(nnx.Module):
     ) -> tuple[Float[Array, "B R D"], KV]:
         """One token a row: written at `index` of the cache, a ring, of which the last `length` entries are the row's
         own; attends to these and to the prefix of its stream. read: only so many entries of the ring are in use."""
-        _, b, r, heads, size, head = cache.k.shape
-        used = (1, b, r, heads, read or size, head)
-        age = (index - jnp.arange(used[4])) % size
+        _, b, r, heads, size, head = cache.v.shape
+        read = read or size
+        age = (index - jnp.arange(read)) % size
         own_mask = age[None, None] < length[:, :, None]
 
         def body(layer: TextLayer, carry: tuple[Array, KV], item: tuple[KV, Array]):
             y, cache = carry
             prefix, number = item
             q, k, v = layer.qkv(y, angles)
-            at = (number, 0, 0, 0, index, 0)
+            k, v = k[None, ..., None].astype(cache.k.dtype), v[None, ..., None, :].astype(cache.v.dtype)
             cache = KV(
-                jax.lax.dynamic_update_slice(cache.k, k[None, ..., None, :].astype(cache.k.dtype), at),
-                jax.lax.dynamic_update_slice(cache.v, v[None, ..., None, :].astype(cache.v.dtype), at),
+                jax.lax.dynamic_update_slice(cache.k, k, (number, 0, 0, 0, 0, index)),
+                jax.lax.dynamic_update_slice(cache.v, v, (number, 0, 0, 0, index, 0)),
             )
-            own = KV(*(jax.lax.dynamic_slice(x, (number, 0, 0, 0, 0, 0), used)[0] for x in cache))
-            mixed = attend_shared(q, prefix, prefix_mask, own, own_mask, rows)
+            own_k = jax.lax.dynamic_slice(cache.k, (number, 0, 0, 0, 0, 0), (1, b, r, heads, head, read))[0]
+            own_v = jax.lax.dynamic_slice(cache.v, (number, 0, 0, 0, 0, 0), (1, b, r, heads, read, head))[0]
+            mixed = attend_shared(q, prefix, prefix_mask, (own_k, own_v), own_mask, rows)
             return (layer.finish(y, mixed), cache), None
 
         numbers = jnp.arange(self.config.layers)

@@ -100,7 +100,8 @@ def test_prefill_and_decode_equal_the_full_forward(model, start):
         module = qwen2_5_vl.merge(graphdef, params)
         last, prefix = module.prefill(prompt, visual, pairs)
         layers, b, _, heads, _, size = prefix.v.shape
-        cache = KV(*(jnp.full((layers, b, 3, heads, C, size), 7.0, jnp.float32) for _ in range(2)))  # garbage, unread
+        lines = (layers, b, 3, heads)
+        cache = KV(jnp.full((*lines, size, C), 7.0), jnp.full((*lines, C, size), 7.0))  # garbage, unread
         mask = jnp.repeat(prompt.mask[:, None], 2, axis=1)
         out = [jnp.stack([last[:, 0], last[:, 0], last[:, 1]], axis=1)]
         for i in range(C - 1):

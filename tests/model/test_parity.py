@@ -173,7 +173,8 @@ def greedy_torch(model, inputs, ids, config, items, count):
 def greedy_ours(model, prompt, visual, count):
     last, prefix = model.prefill(prompt, visual, None if visual is None else visual.pair[:, None])
     layers, b, _, heads, _, size = prefix.v.shape
-    cache = qwen2_5_vl.KV(*(jnp.zeros((layers, b, 1, heads, count, size), jnp.float32) for _ in range(2)))
+    lines = (layers, b, 1, heads)
+    cache = qwen2_5_vl.KV(jnp.zeros((*lines, size, count)), jnp.zeros((*lines, count, size)))
     step = jax.jit(lambda *a: model.decode(*a, rows=(1,)))
     out = [_best(model.logits(last)[0, 0])]
     for i in range(count - 1):
