@@ -18,7 +18,7 @@ from jvr1.config import from_file
 from jvr1.errors import UserError
 from jvr1.rl.tgrpo import Rollout, TGRPOConfig, advantages
 from tools.ablations.collect import SWITCHES, Group, advantage_statistics, cancels, drawn, groups, plain_advantage
-from tools.ablations.report import interval, paired, written
+from tools.ablations.report import by_seed, interval, main_table, ordered, paired, select, written
 from tools.ablations.stages import ROOT, Cell, Stage, commit_of, run, stages
 
 with mock.patch.object(sys, "path", [str(ROOT / "tools"), *sys.path]):
@@ -217,6 +217,14 @@ def test_results_of_several_calls_are_joined_as_one():
         ABLATION["joined"]([first, other | {"tasks": {}}])
 
 
+def sentences(results):
+    """Differences that the page and the README state in words."""
+    base = by_seed(select(results["runs"], "none", "grpo"), ordered("order"))
+    for arm in ("gap-0.3", "reference"):
+        mean, half, _ = paired(by_seed(select(results["runs"], "none", arm), ordered("order")), base)
+        yield f"{mean:+.1f} ± {half:.1f}"
+
+
 def test_the_page_is_what_its_results_say():
     """The tables are those that the committed file gives, and its arms saw the same prompts."""
     page = ROOT / "docs" / "ablation.md"
@@ -227,6 +235,16 @@ def test_the_page_is_what_its_results_say():
     assert written(page.read_text(), changed) != page.read_text()
     arms = [one for one in committed["runs"] if one["arm"] != "sft"]
     assert {one["steps"] for one in arms} == {100}
+    readme = (ROOT / "README.md").read_text()
+    assert main_table(committed) in readme
+    for said in sentences(committed):
+        assert said in page.read_text()
+        assert said in readme
+    bonus = [one["advantages"] for one in arms if one["arm"] == "reference"]
+    assert sum(one["changed_where_cancels"] for one in bonus) == 0
+    cancelling = f"{sum(round(one['cancelling'] * one['groups']) for one in bonus):,}"
+    assert cancelling in page.read_text()
+    assert cancelling in readme
     cells = {(one["shortcut"], one["seed"]) for one in arms}
     assert len({(one["shortcut"], one["seed"], json.dumps(one["same"])) for one in arms}) == len(cells), "other prompts"
 
