@@ -127,7 +127,7 @@ def about(cells: Sequence[Cell], flags: argparse.Namespace) -> dict[str, Any]:
 def read_results(file: Path) -> dict[str, Any]:
     try:
         results = json.loads(file.read_text())
-        main_table(results)
+        main_table(joined([results]))
     except (ValueError, KeyError, TypeError, IndexError):
         raise UserError(f"{file} is no results.json of this tool") from None
     return results

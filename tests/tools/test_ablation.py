@@ -217,6 +217,14 @@ def test_results_of_several_calls_are_joined_as_one():
         ABLATION["joined"]([first, other | {"tasks": {}}])
 
 
+def test_results_of_an_older_form_are_refused(tmp_path):
+    """Where seeds_at_a_time was a number."""
+    old = json.loads((ROOT / "docs" / "ablation" / "results.json").read_text()) | {"seeds_at_a_time": 2}
+    (tmp_path / "old.json").write_text(json.dumps(old))
+    with pytest.raises(UserError, match="is no results.json of this tool"):
+        ABLATION["read_results"](tmp_path / "old.json")
+
+
 def sentences(results):
     """Differences that the page and the README state in words."""
     base = by_seed(select(results["runs"], "none", "grpo"), ordered("order"))
