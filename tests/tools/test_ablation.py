@@ -221,7 +221,7 @@ def test_results_of_an_older_form_are_refused(tmp_path):
     """Where seeds_at_a_time was a number."""
     old = json.loads((ROOT / "docs" / "ablation" / "results.json").read_text()) | {"seeds_at_a_time": 2}
     (tmp_path / "old.json").write_text(json.dumps(old))
-    with pytest.raises(UserError, match="is no results.json of this tool"):
+    with pytest.raises(UserError, match=r"is no results\.json of this tool"):
         ABLATION["read_results"](tmp_path / "old.json")
 
 
