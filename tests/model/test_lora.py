@@ -25,14 +25,6 @@ CONFIG = from_hf(oracle.raw_config())
 EVERYWHERE = LoRAConfig(rank=4, alpha=6.0, patterns=(".*",))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _compile_quickly():
-    """Every program here runs once."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def named(tree: dict) -> dict[str, Any]:
     return {path_name(path): x for path, x in jax.tree_util.tree_leaves_with_path(tree)}
 

@@ -23,7 +23,6 @@ def reports(tmp_path_factory):
     for processes in (1, 2, 4):
         environment = os.environ | {
             "JAX_NUM_CPU_DEVICES": str(8 // processes),
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiling is most of the time here
             "PYTHONPATH": os.pathsep.join((str(HERE.parents[1]), str(HERE.parent))),
         }
         coordinator = f"localhost:{free_port()}"

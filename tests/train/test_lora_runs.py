@@ -47,7 +47,6 @@ def one_device():
 @pytest.fixture(scope="module")
 def stepped():
     """Two updates of adapters: base before and after, adapters before and after, state, statistics of the first."""
-    jax.config.update("jax_disable_most_optimizations", True)
     graphdef, params = random_model(CONFIG, seed=3, lora=ADAPTED)
     params = jax.device_put(params, param_shardings(params, one_device()))
     trainable, frozen = partition(params, (r"visual/.*",), ADAPTERS)
@@ -78,7 +77,6 @@ def stepped():
             merge(base_graph, base).complete(arrays.prompt, arrays.visual, ids), ids, temperature=0.9, chunk=4,
         ).logprobs
     )(base, arrays, ids)  # fmt: skip
-    jax.config.update("jax_disable_most_optimizations", False)
     return before, (state.params, frozen), state, first, (np.asarray(anchors), np.asarray(mask), algorithm)
 
 

@@ -30,14 +30,6 @@ CONFIG = from_hf(raw_config(vision_depth=1, vision_fullatt_block_indexes=[0], nu
 CUTS = [(8, 1), (2, 4), (1, 8)]  # rows a microbatch, microbatches
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _compile_quickly():
-    """A dozen programs are compiled here, and each runs once."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
 def model():
     """On one device, as a mesh."""
