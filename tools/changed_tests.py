@@ -1,7 +1,8 @@
 """Test files of what changed since a revision: python tools/changed_tests.py REV
 
 A test file belongs to a changed module if it is its mirror (tests/rl/test_tgrpo.py of jvr1/rl/tgrpo.py), imports it, or
-imports a module that does; a helper of the tests stands for itself. Prints nothing where all tests are meant: after a change of what all of them stand on; --collect-only where none is.
+imports a module that does; a helper of the tests stands for itself. Prints nothing where all tests are meant, after a
+change of what all of them stand on, and --collect-only where none is.
 """
 
 from __future__ import annotations
