@@ -78,7 +78,7 @@ class Asked(NamedTuple):
     prompt: Prompt
     visual: Visual | None
     pairs: Int[Array, "B S F 2"] | None
-    active: Bool[Array, "B"]
+    active: Bool[Array, " B"]
     number: Int[Array, "B R"]
     most: Int[Array, "B R"]
 
@@ -89,7 +89,7 @@ class Held(NamedTuple):
 
     kv: KV
     mask: Bool[Array, "B P"]
-    next_position: Int[Array, "B"]
+    next_position: Int[Array, " B"]
     last: Float[Array, "B S D"]
     number: Int[Array, "B R"]
     most: Int[Array, "B R"]
@@ -112,7 +112,7 @@ class Lanes(NamedTuple):
     ended: Bool[Array, "B R"]
 
     @property
-    def idle(self) -> Bool[Array, "B"]:
+    def idle(self) -> Bool[Array, " B"]:
         """Slots whose rows have all ended."""
         return jnp.all(self.row == self.length.shape[1], axis=1)
 
@@ -132,7 +132,7 @@ def generate(
     prompt: Prompt,
     visual: Visual | None,
     pairs: Int[Array, "B S F 2"] | None,
-    active: Bool[Array, "B"],
+    active: Bool[Array, " B"],
     key: PRNGKeyArray,
     row_numbers: Int[Array, "B R"],
     rows: Sequence[int],
@@ -258,7 +258,7 @@ def reads(max_tokens: int) -> tuple[int, ...]:
     return tuple(sizes)
 
 
-def _streams(lanes: Sequence[int]) -> Int[np.ndarray, "M"]:
+def _streams(lanes: Sequence[int]) -> Int[np.ndarray, " M"]:
     """The stream of each lane."""
     return np.repeat(np.arange(len(lanes)), lanes)
 

@@ -95,7 +95,7 @@ def test_flag_and_value_may_be_apart():
         ("--config.model.attention=fast", "model.attention is 'fast'; use one of auto, xla, splash, cudnn"),
         ("--config.model.dtype=float16", "model.dtype is 'float16'; use one of"),
         ("--config.reward.mode=kind", "reward.mode is 'kind'; use one of"),
-        ("--config.rl.gate=open", "gate is 'open'; use one of"),
+        ("--config.rl.gate=open", "rl.gate is 'open'; use one of"),
         ("--config.rl.shuffled=0", "set rl.shuffled > 0 or rl.gate='none'"),
         ("--config.sampling.temperature=0", "sampling needs temperature > 0"),
         ("--config.data.weights=(1.0,2.0)", "2 numbers for 1 files"),

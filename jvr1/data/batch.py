@@ -116,9 +116,9 @@ class Arrays(NamedTuple):
     shuffled: Int32[np.ndarray, "B F 2"] | None
     target: Int32[np.ndarray, "B C"]
     target_mask: Bool[np.ndarray, "B C"]
-    valid: Bool[np.ndarray, "B"]
-    distinct: Int32[np.ndarray, "B"]
-    number: Int32[np.ndarray, "B"]
+    valid: Bool[np.ndarray, " B"]
+    distinct: Int32[np.ndarray, " B"]
+    number: Int32[np.ndarray, " B"]
 
 
 @dataclass(frozen=True)
@@ -188,9 +188,9 @@ class Clip:
 
 
 def build_example(
-    ids: Int32[np.ndarray, "T"],
+    ids: Int32[np.ndarray, " T"],
     clips: Sequence[Clip],
-    target: Int32[np.ndarray, "t"],
+    target: Int32[np.ndarray, " t"],
     bucket: Bucket,
     config: ModelConfig,
     order: np.random.Generator,
@@ -220,7 +220,7 @@ def build_example(
     )
 
 
-def _fill(visual: Visual, clips: Sequence[Clip], config: ModelConfig) -> Int32[np.ndarray, "tokens"]:
+def _fill(visual: Visual, clips: Sequence[Clip], config: ModelConfig) -> Int32[np.ndarray, " tokens"]:
     """Writes clips into the slots of one example; returns the merged-token index of each visual token in order."""
     vision = config.vision
     _, windows, _, _ = visual.frames.shape
@@ -244,7 +244,7 @@ def _fill(visual: Visual, clips: Sequence[Clip], config: ModelConfig) -> Int32[n
 NEAR_IDENTITY = 0.25
 
 
-def shuffled_order(n: int, order: np.random.Generator) -> Int32[np.ndarray, "n"]:
+def shuffled_order(n: int, order: np.random.Generator) -> Int32[np.ndarray, " n"]:
     """A permutation of n frames that shuffles: one with under a quarter of all pairs out of order is redrawn."""
     pairs = n * (n - 1) // 2
     while True:

@@ -80,7 +80,7 @@ def prompt_ids(
     style: PromptStyle,
     tokens: Sequence[int],
     config: ModelConfig,
-) -> Int32[np.ndarray, "T"]:
+) -> Int32[np.ndarray, " T"]:
     """Ids of the prompt; the placeholder of medium i repeated tokens[i] times, as the HF processor repeats it.
 
     Raises PlaceholderError when the question's own text holds a visual placeholder.
@@ -98,7 +98,7 @@ def prompt_ids(
 
 def target_ids(
     tokenizer: PreTrainedTokenizerBase, record: Record, end_id: int, config: ModelConfig
-) -> Int32[np.ndarray, "t"]:
+) -> Int32[np.ndarray, " t"]:
     """Ids of the answer SFT learns: the chain of thought, a newline, the solution, the end token.
 
     Raises PlaceholderError when it holds a visual placeholder, which no answer may.

@@ -16,14 +16,14 @@ class Plan(NamedTuple):
     """A microbatch of the run: its bucket and B row numbers, -1 where an epoch's tail is filled up."""
 
     bucket: Bucket
-    rows: Int64[np.ndarray, "B"]
+    rows: Int64[np.ndarray, " B"]
 
 
 class Pool(NamedTuple):
     """Rows of one data set and bucket, drawn `weight` times an epoch."""
 
     bucket: Bucket
-    rows: Int64[np.ndarray, "n"]
+    rows: Int64[np.ndarray, " n"]
     weight: float
 
 
@@ -85,7 +85,7 @@ def _count(pool: Pool) -> int:
     return round(len(pool.rows) * pool.weight)
 
 
-def _draw(pool: Pool, rng: np.random.Generator) -> Int64[np.ndarray, "count"]:
+def _draw(pool: Pool, rng: np.random.Generator) -> Int64[np.ndarray, " count"]:
     """Each row floor(weight) times, and a random share of them once more."""
     whole, rest = divmod(_count(pool), len(pool.rows))
     extra = rng.permutation(pool.rows)[:rest]

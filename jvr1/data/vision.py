@@ -41,7 +41,7 @@ class WindowLayout(NamedTuple):
     """
 
     hw: Int16[np.ndarray, "W L 2"]
-    unit: Int32[np.ndarray, "tokens"]
+    unit: Int32[np.ndarray, " tokens"]
 
 
 def window_layout(height: int, width: int, config: VisionConfig) -> WindowLayout:

@@ -80,14 +80,14 @@ def wilson(successes: float | int, n: int) -> tuple[float, float]:
     return centre - half if successes else 0.0, centre + half if successes < n else 1.0  # exact at the ends
 
 
-def resampled_means(values: Sequence[float], rng: np.random.Generator) -> Float[np.ndarray, "R"]:
+def resampled_means(values: Sequence[float], rng: np.random.Generator) -> Float[np.ndarray, " R"]:
     """Means of RESAMPLES bootstrap samples: of n drawn values only how often each distinct one comes matters."""
     distinct, counts = np.unique(np.asarray(values, np.float64), return_counts=True)
     drawn = rng.multinomial(len(values), counts / len(values), size=RESAMPLES)
     return drawn @ distinct / len(values)
 
 
-def percentiles(means: Float[np.ndarray, "R"]) -> tuple[float, float]:
+def percentiles(means: Float[np.ndarray, " R"]) -> tuple[float, float]:
     low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)
 

@@ -20,7 +20,7 @@ class TextStream:
         self._ids: list[int] = []
         self._shown = 0
 
-    def add(self, ids: Sequence[int] | Int[np.ndarray, "n"]) -> str:
+    def add(self, ids: Sequence[int] | Int[np.ndarray, " n"]) -> str:
         """What these tokens make certain: bytes that another token may complete decode to U+FFFD and wait."""
         self._ids += [int(i) for i in ids]
         return self._since(self._text().rstrip("\ufffd"))

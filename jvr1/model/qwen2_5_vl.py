@@ -32,7 +32,7 @@ class Prompt(NamedTuple):
     positions: Int[Array, "B 3 P"]
     mask: Bool[Array, "B P"]
     visual_index: Int[Array, "B P"]
-    next_position: Int[Array, "B"]
+    next_position: Int[Array, " B"]
 
 
 class Qwen25VL(nnx.Module):

@@ -22,7 +22,7 @@ class Grid(NamedTuple):
 
 
 def mrope_positions(
-    ids: Int[np.ndarray, "T"], grids: Sequence[Grid], config: ModelConfig
+    ids: Int[np.ndarray, " T"], grids: Sequence[Grid], config: ModelConfig
 ) -> tuple[Int[np.ndarray, "3 T"], int]:
     """Position ids (time, row, column) of an unpadded sequence, and the position of the token after it.
 

@@ -71,20 +71,20 @@ class TGRPOConfig:
     def __post_init__(self):
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
-                raise UserError(f"tgrpo.{name} is {getattr(self, name)!r}; use one of {', '.join(choices)}")
+                raise UserError(f"rl.{name} is {getattr(self, name)!r}; use one of {', '.join(choices)}")
         for name in ("factor", "alpha", "temporal_reward", "beta", "std_eps", "clip_low", "clip_high"):
             if (value := getattr(self, name)) is not None and not value >= 0:
-                raise UserError(f"tgrpo.{name} is {value}; it must not be negative")
+                raise UserError(f"rl.{name} is {value}; it must not be negative")
         if self.clip_low is not None and self.clip_low >= 1:
-            raise UserError(f"tgrpo.clip_low is {self.clip_low}; the lower bound 1 - clip_low must be positive")
+            raise UserError(f"rl.clip_low is {self.clip_low}; the lower bound 1 - clip_low must be positive")
         if self.normalise_std and self.std_eps == 0:
-            raise UserError("tgrpo.std_eps is 0: a group without variance would divide by zero; use 1e-4")
+            raise UserError("rl.std_eps is 0: a group without variance would divide by zero; use 1e-4")
         if not 0 <= self.length_min <= self.length_max:
             raise UserError(
-                f"tgrpo.length_min={self.length_min}, length_max={self.length_max}; use 0 <= length_min <= length_max"
+                f"rl.length_min={self.length_min}, rl.length_max={self.length_max}; use 0 <= length_min <= length_max"
             )
         if self.max_length < 1 or self.kl_clip <= 0:
-            raise UserError("tgrpo.max_length and tgrpo.kl_clip must be positive")
+            raise UserError("rl.max_length and rl.kl_clip must be positive")
 
 
 class Mean(NamedTuple):

@@ -39,9 +39,9 @@ class Checkpoints:
 
     def __init__(self, workdir: epath.PathLike, keep: int = 2, best_metric: str | None = None, best_mode: str = "max"):
         if keep < 1:
-            raise UserError(f"checkpoint.keep is {keep}; at least 1 checkpoint must be kept to resume from")
+            raise UserError(f"train.keep is {keep}; at least 1 checkpoint must be kept to resume from")
         if best_mode not in ("max", "min"):
-            raise UserError(f"checkpoint.best_mode is {best_mode!r}; use max or min")
+            raise UserError(f"best_mode is {best_mode!r}; use max or min")
         quieten_orbax()
         # orbax checkpoints need absolute paths
         self.directory = epath.Path(workdir).expanduser().resolve() / "checkpoints"

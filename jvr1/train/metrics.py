@@ -99,7 +99,7 @@ def _start_wandb(workdir: epath.Path, project: str) -> Any:
         wandb = importlib.import_module("wandb")
     except ImportError:
         raise UserError(
-            f"wandb_project is {project!r} but wandb is not installed; pip install wandb, or leave the project empty"
+            f"train.wandb is {project!r} but wandb is not installed; pip install wandb, or leave train.wandb empty"
         ) from None
     kept = workdir / "wandb_run"
     known = kept.read_text().strip() if kept.exists() else None

@@ -82,7 +82,7 @@ def test_only_process_0_writes(tmp_path, monkeypatch):
 
 def test_wandb_must_be_installed_where_a_project_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(UserError, match="wandb_project is 'video' but wandb is not installed; pip install wandb"):
+    with pytest.raises(UserError, match=r"train\.wandb is 'video' but wandb is not installed; pip install wandb"):
         MetricsWriter(tmp_path, "video")
 
 
