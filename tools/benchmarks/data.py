@@ -24,7 +24,7 @@ from PIL import Image
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from jvr1 import config as settings
-from jvr1.data import batch, encode, media
+from jvr1.data import batch, encode, video
 from jvr1.data.batch import Bucket, Need, choose_bucket
 from jvr1.data.cache import MediaCache, MediaReader
 from jvr1.data.encode import Encoder
@@ -103,9 +103,10 @@ def preparation(root: Path, tokenizer: PreTrainedTokenizerBase, tiny: ModelConfi
 
 
 STAGES = (
-    (media._VideoFile, "__init__", "open"),
-    (media._VideoFile, "_decode", "decode"),
-    (media, "_resize", "resize"),
+    (video.VideoFile, "__init__", "open"),
+    (video.VideoFile, "_decoded", "decode"),
+    (video, "upright", "decode"),
+    (video, "_resize", "resize"),
     (batch, "_fill", "windows"),
     (encode, "prompt_ids", "tokenise"),
 )
