@@ -221,7 +221,7 @@ class VideoFile:
         ticks = np.array([-1 if time is None else time for time in pts], np.int64)
         named = named and len(np.unique(ticks[shown])) == shown.sum()
         return Packets(
-            ticks if known else np.arange(len(rows)), entry, shown, bool(named), float(stream.time_base), end
+            ticks if known else np.arange(len(rows)), entry, shown, bool(named), float(stream.time_base or 0), end
         )
 
     def _demuxed(self, container: InputContainer, *streams: VideoStream) -> Iterator[av.Packet[Any]]:
