@@ -193,8 +193,9 @@ class VideoFile:
             codec = stream.codec_context
             if codec is None:
                 raise MediaError("corrupt", f"{self.path}: no decoder for its codec")
-            if codec.width * codec.height > MAX_PIXELS:
-                raise MediaError("too-large", f"{self.path} has {codec.width}x{codec.height} pixels a frame")
+            if codec.width * codec.height > MAX_PIXELS or not codec.width:  # 0: libav took no size above max_pixels
+                shown = f"{codec.width}x{codec.height}" if codec.width else "no size, or too many"
+                raise MediaError("too-large", f"{self.path} has {shown} pixels a frame")
             codec.options = {"max_pixels": str(MAX_PIXELS)}
             codec.thread_count, codec.thread_type = THREADS, "AUTO"
             yield container, stream
