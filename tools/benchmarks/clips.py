@@ -78,7 +78,7 @@ VPX = {
         "lag-in-frames": "16",
     }
 }
-AV1 = {"pyramid": {"g": "50", "preset": "12", "svtav1-params": "lp=1"}}
+AV1 = {"pyramid": {"g": "50", "preset": "10", "crf": "15", "svtav1-params": "lp=1"}}
 INTRA: dict[str, dict[str, str]] = {"intra": {}}
 MAKERS: tuple[tuple[str, str, dict[str, dict[str, str]], str, str], ...] = (
     ("H.264", "libx264", H264, "mp4 frag-mp4 mov mkv avi flv mpg ts 3gp wmv", "yuv420p"),
