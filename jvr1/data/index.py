@@ -26,7 +26,7 @@ from jvr1.data.records import Record
 from jvr1.data.sandbox import Sandbox
 from jvr1.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 
 Measure = Callable[[Record, Probe | None], tuple[int, str | None, str | None]]
 """(record, probe) -> prompt tokens, bucket, reason. Without a bucket the reason says, as `cause` or `cause: message`,

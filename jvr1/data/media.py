@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import stat
 import warnings
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import numpy as np
 from jaxtyping import Float64, Int64, UInt8
 from PIL import Image, ImageOps
 
-from jvr1.data.container import missing_bytes
+from jvr1.data.container import missing_bytes, zero_tail
 from jvr1.data.vision import smart_resize
 from jvr1.errors import UserError
 
@@ -104,8 +103,8 @@ class Probe:
 
 @dataclass(frozen=True)
 class Media:
-    """Frames at the model's size. seconds_per_step: time between the beginnings of two temporal steps (of two
-    frames), 0 for an image; timestamps: when each frame is shown, in seconds from the beginning of the file."""
+    """Frames at the model's size. seconds_per_step: time that a temporal step (two frames) stands for, 0 for an image;
+    timestamps: when each frame is shown, in seconds from the first frame that the file shows."""
 
     frames: UInt8[np.ndarray, "N H W 3"]
     seconds_per_step: float
@@ -155,8 +154,9 @@ def target_size(probe: Probe, sampling: VideoSampling, limits: PixelLimits, fact
 
 
 def probe(path: str | os.PathLike[str], data_type: str) -> Probe:
-    """Size, frames and frame rate of an image or video. Of a video the first frame is decoded; of images only
-    a PNG, whose EXIF may follow its pixels.
+    """Size, frames and frame rate of an image or video. Of a video all packets are read and the first frames decoded,
+    or all where packets do not tell the frames (`video.NAMED_FRAMES`); of images only a PNG, whose EXIF may follow
+    its pixels.
 
     Raises MediaError.
     """
@@ -169,7 +169,9 @@ def probe(path: str | os.PathLike[str], data_type: str) -> Probe:
             except Exception as error:
                 raise _image_error(path, error) from None
         return Probe(*((width, height) if turned else (height, width)), 1, 0.0)
-    return _VideoFile(path).probe
+    from jvr1.data.video import VideoFile  # here, so that processes that read no video need not load libav
+
+    return VideoFile(path).probe
 
 
 def load(
@@ -182,13 +184,22 @@ def load(
         seen = Probe(picture.height, picture.width, 1, 0.0)
         frame = _resize(picture, target_size(seen, sampling, limits, factor))
         return Media(frame[None], 0.0, np.zeros(1))
-    video = _VideoFile(path)
-    indices, sample_fps = frame_indices(video.probe.frames, video.probe.fps, sampling)
-    height, width = target_size(video.probe, sampling, limits, factor)
-    frames = np.empty((len(indices), height, width, 3), np.uint8)
-    for slot, index in enumerate(indices):
-        frames[slot] = _resize(Image.fromarray(video.frame(int(index))), (height, width))
-    return Media(frames, 2.0 / sample_fps, video.timestamps(indices))
+    from jvr1.data.video import load_video  # as in `probe`
+
+    return load_video(path, sampling, limits, factor)
+
+
+def seconds_per_step(
+    timestamps: Float64[np.ndarray, " N"], indices: Int64[np.ndarray, " N"], fps: float, sample_fps: float
+) -> float:
+    """Seconds of video that a temporal step of two frames stands for.
+
+    The reference's 2 / sample_fps, times what the stretch between the first and last frame takes really, beside what
+    it would at the average rate; times that differ by less than half a frame are roundings of the container.
+    """
+    real, nominal = float(timestamps[-1] - timestamps[0]), float(indices[-1] - indices[0]) / fps
+    even = abs(real - nominal) <= 0.5 / fps
+    return 2.0 / sample_fps * (1.0 if even else real / nominal)
 
 
 def _even_down(count: float | int) -> int:
@@ -216,12 +227,15 @@ def _check_file(path: str | os.PathLike[str], data_type: str) -> None:
             raise MediaError("empty", f"{path} has no bytes")
         with open(path, "rb") as file:
             missing = missing_bytes(file, status.st_size) if data_type == "video" else 0
+            blank = zero_tail(file, status.st_size) if data_type == "video" else 0
     except (FileNotFoundError, NotADirectoryError):
         raise MediaError("missing", f"{path} does not exist") from None
     except OSError as error:
         raise MediaError("unreadable", f"{path}: {error.strerror or error}") from None
     if missing:
         raise MediaError("truncated", f"{path} lacks {missing} bytes or more at its end")
+    if blank:
+        raise MediaError("truncated", f"the last {blank} bytes of {path} are empty space")
 
 
 def _open_image(path: str | os.PathLike[str]) -> Image.Image:
@@ -268,60 +282,3 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
     return image.convert("RGB")
-
-
-class _VideoFile:
-    """A video opened by decord. Lives and dies in one process: a reader opened before a fork hangs after it."""
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        import decord  # here, so that processes that read no video need not load libav
-
-        decord.logging.set_level(decord.logging.QUIET)
-        self._path = path
-        try:
-            self._reader = decord.VideoReader(os.fspath(path), num_threads=1)
-        except Exception as error:
-            text = str(error)
-            if "video stream" in text:
-                raise MediaError("no-video-stream", f"{path} has no video stream") from None
-            known = isinstance(error, RuntimeError) or "broken metadata" in text
-            raise MediaError("not-a-video" if known else "corrupt", f"{path}: {_first_line(text)}") from None
-        fps = float(self._reader.get_avg_fps())
-        if not (math.isfinite(fps) and fps > 0):
-            raise MediaError("corrupt", f"{path} has a frame rate of {fps}")
-        self._last: tuple[int, np.ndarray] = (-1, np.empty(0))
-        height, width, _ = self.frame(0).shape
-        if height * width > MAX_FRAME_PIXELS:
-            raise MediaError("too-large", f"{path} has {width}x{height} pixels a frame")
-        self.probe = Probe(height, width, len(self._reader), fps)
-
-    def frame(self, index: int) -> UInt8[np.ndarray, "H W 3"]:
-        """One frame as it is shown. decord goes forward from where it stands: ask in ascending order."""
-        if index != self._last[0]:
-            self._last = (index, _packed(self._decode(index)))
-        return self._last[1]
-
-    def timestamps(self, indices: Int64[np.ndarray, " N"]) -> Float64[np.ndarray, " N"]:
-        """When each frame begins, in seconds."""
-        try:
-            return self._reader.get_frame_timestamp(indices)[:, 0].astype(np.float64)
-        except Exception as error:
-            raise MediaError("corrupt", f"{self._path}: {_first_line(str(error))}") from None
-
-    def _decode(self, index: int) -> np.ndarray:
-        try:
-            return self._reader[index].asnumpy()
-        except Exception as error:  # DECORDError is no RuntimeError
-            raise MediaError("corrupt", f"{self._path}, frame {index}: {_first_line(str(error))}") from None
-
-
-def _packed(frame: np.ndarray) -> UInt8[np.ndarray, "H W 3"]:
-    """RGB of a decord frame. Where libav's padded row divides by the width (such as 96 or 144 pixels), decord
-    takes the row's padding for more channels; the values are in place all the same."""
-    height, width, channels = frame.shape
-    return frame if channels == 3 else frame.reshape(height, -1)[:, : 3 * width].reshape(height, width, 3)
-
-
-def _first_line(text: str) -> str:
-    """decord begins its messages with the time of day: the same file must give the same message."""
-    return re.sub(r"\[\d\d:\d\d:\d\d\] ", "", text.strip().split("\n", 1)[0])[:200]

@@ -24,7 +24,7 @@ from PIL import Image
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from jvr1 import config as settings
-from jvr1.data import batch, encode, media
+from jvr1.data import batch, encode, video
 from jvr1.data.batch import Bucket, Need, choose_bucket
 from jvr1.data.cache import MediaCache, MediaReader
 from jvr1.data.encode import Encoder
@@ -103,9 +103,10 @@ def preparation(root: Path, tokenizer: PreTrainedTokenizerBase, tiny: ModelConfi
 
 
 STAGES = (
-    (media._VideoFile, "__init__", "open"),
-    (media._VideoFile, "_decode", "decode"),
-    (media, "_resize", "resize"),
+    (video.VideoFile, "__init__", "open"),
+    (video.VideoFile, "_decoded", "decode"),
+    (video, "upright", "decode"),
+    (video, "_resize", "resize"),
     (batch, "_fill", "windows"),
     (encode, "prompt_ids", "tokenise"),
 )
@@ -154,14 +155,22 @@ class Clock:
         return timed
 
 
-def write_clip(path: Path, frames: int = 300, height: int = 360, width: int = 640) -> None:
-    """H.264 at 600 kbit/s, as such clips are published: soft blobs that pan, with grain that uses the bits up."""
+def write_clip(
+    path: Path,
+    frames: int = 300,
+    height: int = 360,
+    width: int = 640,
+    encoder: str = "libx264",
+    options: dict[str, str] | None = None,
+) -> None:
+    """600 kbit/s at 640x360, as such clips are published: soft blobs that pan, with grain that uses the bits up."""
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 256, (height // 8 + 23, width // 8 + 38, 3), np.uint8)
     picture = np.asarray(Image.fromarray(coarse).resize((8 * coarse.shape[1], 8 * coarse.shape[0])), np.int16)
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=Fraction(30))
-        stream.height, stream.width, stream.pix_fmt, stream.bit_rate = height, width, "yuv420p", 600_000
+        stream = container.add_stream(encoder, rate=Fraction(30), options=options or {})
+        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+        stream.bit_rate = 600_000 * height * width // (360 * 640)
         for number in range(frames):
             y, x = number % 180, number
             view = picture[y : y + height, x : x + width] + rng.integers(-9, 10, (height, width, 3), np.int16)
