@@ -56,35 +56,32 @@ class Encoder:
             "targets": self.targets,
         }
 
-    def measure(self, record: Record, probe: Probe | None) -> tuple[int, str | None, str | None]:
-        """(prompt tokens, bucket name, None), or (prompt tokens, None, the reason it fits none). Reads no media.
-
-        Of several images the largest was probed, and all are counted as large.
-        """
+    def measure(self, record: Record, media: tuple[Probe, ...]) -> tuple[int, str | None, str | None]:
+        """(prompt tokens, bucket name, None), or (prompt tokens, None, the reason it fits none). Reads no media."""
         try:
-            need = self.need(record, probe)
+            need = self.need(record, media)
         except PlaceholderError as error:
             return 0, None, f"visual placeholder: {error}"
         bucket, reason = choose_bucket(need, self.buckets, self.model)
         return need.prompt, None if bucket is None else bucket.name, reason
 
-    def need(self, record: Record, probe: Probe | None) -> Need:
+    def need(self, record: Record, media: Sequence[Probe]) -> Need:
         """What a record takes of a bucket. Raises PlaceholderError."""
-        steps, windows, tokens = self.extent(record, probe)
-        ids = self._ids(record, [tokens] * len(record.paths))
+        steps, windows, tokens = self.extent(record, media)
+        ids = self._ids(record, tokens)
         completion = len(self._target(record)) if self.targets else 1
         return Need(record.data_type, steps, windows, len(ids), completion)
 
-    def extent(self, record: Record, probe: Probe | None) -> tuple[int, int, int]:
-        """Temporal steps of a record's media together, windows a frame, and visual tokens of each medium."""
-        if probe is None:
-            return 0, 0, 0
-        steps, height, width = self._size(record, probe)
+    def extent(self, record: Record, media: Sequence[Probe]) -> tuple[int, int, list[int]]:
+        """Temporal steps of a record's media together, windows of the frame that has most, and visual tokens of each
+        medium: images of a record have sizes of their own."""
+        sizes = [self.size(record, probe) for probe in media]
         factor, side = self.model.vision.factor, self.model.vision.window
-        windows = -(-height // side) * -(-width // side)
-        return steps * len(record.paths), windows, steps * (height // factor) * (width // factor)
+        windows = [-(-height // side) * -(-width // side) for _, height, width in sizes]
+        tokens = [steps * (height // factor) * (width // factor) for steps, height, width in sizes]
+        return sum(steps for steps, _, _ in sizes), max(windows, default=0), tokens
 
-    def _size(self, record: Record, probe: Probe) -> tuple[int, int, int]:
+    def size(self, record: Record, probe: Probe) -> tuple[int, int, int]:
         """Temporal steps of one medium, and the height and width it is resized to."""
         frames = 1 if probe.is_image else len(frame_indices(probe.frames, probe.fps, self.video)[0])
         return (frames + 1) // 2, *target_size(probe, self.video, self.limits(record), self.model.vision.factor)

@@ -18,7 +18,10 @@ IMAGE_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JP
 
 
 def size(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """Height and width in pixels as shown. Only a PNG is decoded, whose EXIF may follow its pixels. Raises MediaError."""
+    """Height and width in pixels as shown. Only a PNG is decoded, whose EXIF may follow its pixels.
+
+    Raises MediaError.
+    """
     with _open(path) as image:
         width, height = image.size
         try:
