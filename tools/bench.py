@@ -5,6 +5,7 @@ growth: how their time grows with frames, group, completion length, prompts and 
 against: the step beside the usual way with transformers + torch (against.py; needs the test dependencies).
 shared: the update beside one that repeats the prompt for each completion (shared.py).
 queue: a batch kept full beside fixed batches (queue.py). data: decoding, preparing, padding (data.py).
+frames: samples with and without decoded frames kept on disk (frames.py; needs the ffmpeg command).
 """
 
 from __future__ import annotations
@@ -23,12 +24,13 @@ from jvr1.errors import UserError, run_main
 
 PHASES = ("vision", "prefill", "decode", "score", "update", "step")
 SHAPED = ("growth", "against", "shared", "queue")
+UNSHAPED = ("data", "frames")
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("part", choices=(*PHASES, *SHAPED, "data"), help="what is measured")
-    parser.add_argument("--shape", help="sizes of the model and its input, for all parts but data")
+    parser.add_argument("part", choices=(*PHASES, *SHAPED, *UNSHAPED), help="what is measured")
+    parser.add_argument("--shape", help="sizes of the model and its input, for all parts but data and frames")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
     flags = parser.parse_args(arguments)
     if flags.json and not flags.json.resolve().parent.is_dir():
@@ -42,10 +44,10 @@ def main(arguments: list[str] | None = None) -> None:
 def measure(flags: argparse.Namespace) -> dict[str, Any]:
     """Runs a part. Each is imported only when asked for: they load different things, slowly."""
     part, shape = flags.part, flags.shape
-    if part == "data":
+    if part in UNSHAPED:
         if shape is not None:
-            raise UserError("part data has no --shape")
-        return import_module("benchmarks.data").run()
+            raise UserError(f"part {part} has no --shape")
+        return import_module(f"benchmarks.{part}").run()
     if shape is None:
         raise UserError(f"part {part} needs --shape NAME, such as small")
     if part in SHAPED:

@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerBase
 
 from jvr1.data.batch import Arrays, Bucket, Clip, Need, build_example, choose_bucket
 from jvr1.data.cache import MediaCache
-from jvr1.data.media import MediaError, PixelLimits, Probe, VideoSampling, frame_indices, target_size
+from jvr1.data.frame_cache import FrameCache, frames_key
+from jvr1.data.media import Media, MediaError, PixelLimits, Probe, VideoSampling, frame_indices, target_size
 from jvr1.data.prompts import PlaceholderError, PromptStyle, end_ids, prompt_ids, target_ids
 from jvr1.data.records import Record
 from jvr1.data.sandbox import Sandbox
@@ -24,7 +25,8 @@ class Encoder:
     """How records become examples; travels to worker processes.
 
     read: `cache.MediaReader` of `media`, given up after a while. targets: whether examples carry the answer (SFT).
-    real_seconds: M-RoPE time from the clip's own frame rate; else one second a step, as Video-R1 trained.
+    real_seconds: M-RoPE time from the clip's own frame rate; else one second a step, as Video-R1 trained. kept: where
+    frames are looked for before a file is read, and kept.
     """
 
     model: ModelConfig
@@ -38,6 +40,7 @@ class Encoder:
     buckets: tuple[Bucket, ...]
     targets: bool
     real_seconds: bool
+    kept: FrameCache | None = None
 
     def limits(self, record: Record) -> PixelLimits:
         return self.video_limits if record.data_type == "video" else self.image_limits
@@ -101,9 +104,20 @@ class Encoder:
         tokens = [g.steps * g.height * g.width // self.model.vision.merge**2 for g in grids]
         return build_example(self._ids(record, tokens), clips, self._target(record), bucket, self.model, order)
 
+    def frames(self, record: Record, path: str) -> Media:
+        """A medium's frames as the model gets them. Raises MediaError, UserError."""
+        how = (path, record.data_type, self.video, self.limits(record), self.model.vision.factor)
+        key = None if self.kept is None else frames_key(self.media, *how)
+        if self.kept is None or key is None:
+            return self.read(*how)
+        media = self.kept.get(key)
+        if media is None:
+            media = self.read(*how)
+            self.kept.put(key, media)
+        return media
+
     def _clip(self, record: Record, path: str) -> Clip:
-        limits, factor = self.limits(record), self.model.vision.factor
-        media = self.read(path, record.data_type, self.video, limits, factor)
+        media = self.frames(record, path)
         seconds = media.seconds_per_step if self.real_seconds else 1.0
         return Clip(media.frames, seconds if record.data_type == "video" else 0.0)
 
