@@ -196,6 +196,8 @@ def _check_file(path: str | os.PathLike[str], data_type: str) -> None:
         raise MediaError("unreadable", f"{path}: {error.strerror or error}") from None
     if missing:
         raise MediaError("truncated", f"{path} lacks {missing} bytes or more at its end")
+    if data_type == "video":
+        pictures.refuse_animation(path)
 
 
 class _VideoFile:

@@ -114,8 +114,8 @@ BROKEN = {
 }
 """File -> data type, cause of failure."""
 
-LATE = {"cut.jpg", "thread.mp4", "wire.png"}
-"""What a probe does not see: a JPEG's pixels are not read, and aspect is judged with the target size."""
+LATE = {"thread.mp4", "wire.png"}
+"""What a probe does not see: aspect is judged with the target size."""
 
 GOOD = {
     "plain.mp4": "video",
