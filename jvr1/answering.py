@@ -68,6 +68,7 @@ def add_batch_options(parser: Parser) -> None:
     parser.add_argument("--batch", type=int, help="questions decoded together; default: the config's, or 8")
     parser.add_argument("--workers", type=int, help="processes that read media")
     parser.add_argument("--index", help="folder for the index of the media, which runs may share; default: OUT/index")
+    parser.add_argument("--frame-cache", metavar="FOLDER", help="for decoded frames, which runs may share")
     parser.add_argument("--coordinator", help="HOST:PORT of process 0, of several")
     parser.add_argument("--processes", type=int, help="number of processes")
     parser.add_argument("--process", type=int, help="number of this process, from 0")
@@ -122,6 +123,8 @@ def prepared(
     set_workers(config, args.workers)
     if args.index is not None:
         config.data.index = args.index
+    if args.frame_cache is not None:
+        config.data.frame_cache = args.frame_cache
     check_writable(out)
     use_compilation_cache()
     mesh = mesh_of(config, args.mesh)

@@ -57,8 +57,7 @@ def main(args: argparse.Namespace) -> int:
     bucket = bucket_of(record, encoder, config.data.timeout, fitted=fitted)
     arrays = rows_of(record, encoder, bucket, config.batch.micro)
     if args.frames_out:
-        how = (record.data_type, encoder.video, encoder.limits(record), encoder.model.vision.factor)
-        write_frames(args.frames_out, [encoder.read(path, *how) for path in record.paths])
+        write_frames(args.frames_out, [encoder.frames(record, path) for path in record.paths])
 
     # --- its answer
     decoder, weights = open_decoder(config, mesh, encoder.tokenizer)

@@ -77,6 +77,8 @@ def default() -> ConfigDict:
             "index": "",
             "media_cache": "",
             "media_cache_gb": 100,
+            "frame_cache": "",
+            "frame_cache_gb": 100,
             "workers": 2,
             "index_workers": 2,
             "timeout": 60.0,
@@ -198,7 +200,8 @@ def from_json(text: str, name: str) -> ConfigDict:
 
 FREE = (
     "mesh.", "train.", "model.remat", "model.attention", "model.logit_chunk", "model.reference", "data.root",
-    "data.valid", "data.index", "data.media_cache", "data.workers", "data.timeout", "data.max_failed",
+    "data.valid", "data.index", "data.media_cache", "data.frame_cache", "data.workers", "data.timeout",
+    "data.max_failed",
 )  # fmt: skip
 """Settings (prefixes of names) that a run may be resumed with otherwise without a word."""
 TUNABLE = ("rl.", "reward.", "sampling.", "optimizer.", "sft.")
@@ -269,6 +272,7 @@ def check(config: ConfigDict) -> ConfigDict:
         ("rl.lanes", config.rl.lanes, 0),
         ("lora.rank", config.lora.rank, 0),
         ("data.workers", config.data.workers, 0),
+        ("data.frame_cache_gb", config.data.frame_cache_gb, 1),
         ("model.logit_chunk", config.model.logit_chunk, 1),
     ):
         if value < least:

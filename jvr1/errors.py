@@ -17,6 +17,21 @@ class UserError(ValueError):
     """A mistake the user can mend. The message is one line: what is wrong, and what would be right."""
 
 
+class MediaError(Exception):
+    """A medium that cannot be used. `cause` is one of a few words to count by, the message is for people.
+
+    Causes: missing, unreadable, not-a-file, empty, truncated, not-an-image, not-a-video, no-video-stream, corrupt,
+    too-large, aspect-ratio, empty-interval, timeout, crashed.
+    """
+
+    def __init__(self, cause: str, message: str = "") -> None:
+        super().__init__(cause, message)
+        self.cause = cause
+
+    def __str__(self) -> str:
+        return ": ".join(part for part in self.args if part)
+
+
 def run_main(main: Callable[[], int | None]) -> None:
     """Runs a command's `main` and exits: 0 when done, 2 with one line on stderr for a `UserError` or a full disk."""
     try:

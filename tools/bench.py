@@ -6,6 +6,7 @@ against: the step beside the usual way with transformers + torch (against.py; ne
 shared: the update beside one that repeats the prompt for each completion (shared.py).
 queue: a batch kept full beside fixed batches (queue.py). data: decoding, preparing, padding (data.py).
 video: reading frames beside decord (video.py; needs the test dependencies).
+frames: samples with and without decoded frames kept on disk (frames.py; needs the ffmpeg command).
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ from jvr1.errors import UserError, run_main
 
 PHASES = ("vision", "prefill", "decode", "score", "update", "step")
 SHAPED = ("growth", "against", "shared", "queue")
-SHAPELESS = ("data", "video")
+UNSHAPED = ("data", "frames", "video")
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("part", choices=(*PHASES, *SHAPED, *SHAPELESS), help="what is measured")
-    parser.add_argument("--shape", help="sizes of the model and its input, for all parts but data and video")
+    parser.add_argument("part", choices=(*PHASES, *SHAPED, *UNSHAPED), help="what is measured")
+    parser.add_argument("--shape", help="sizes of the model and its input, for all parts but data, frames and video")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
     flags = parser.parse_args(arguments)
     if flags.json and not flags.json.resolve().parent.is_dir():
@@ -44,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
 def measure(flags: argparse.Namespace) -> dict[str, Any]:
     """Runs a part. Each is imported only when asked for: they load different things, slowly."""
     part, shape = flags.part, flags.shape
-    if part in SHAPELESS:
+    if part in UNSHAPED:
         if shape is not None:
             raise UserError(f"part {part} has no --shape")
         return import_module(f"benchmarks.{part}").run()

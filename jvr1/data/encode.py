@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerBase
 
 from jvr1.data.batch import Arrays, Bucket, Clip, Need, build_example, choose_bucket
 from jvr1.data.cache import MediaCache
-from jvr1.data.media import MediaError, PixelLimits, Probe, VideoSampling, frame_indices, target_size
+from jvr1.data.frame_cache import FrameCache, frames_key
+from jvr1.data.media import Media, MediaError, PixelLimits, Probe, VideoSampling, frame_indices, target_size
 from jvr1.data.prompts import PlaceholderError, PromptStyle, end_ids, prompt_ids, target_ids
 from jvr1.data.records import Record
 from jvr1.data.sandbox import Sandbox
@@ -24,7 +25,8 @@ class Encoder:
     """How records become examples; travels to worker processes.
 
     read: `cache.MediaReader` of `media`, given up after a while. targets: whether examples carry the answer (SFT).
-    real_seconds: M-RoPE time from the clip's own frame rate; else one second a step, as Video-R1 trained.
+    real_seconds: M-RoPE time from the clip's own frame rate; else one second a step, as Video-R1 trained. kept: where
+    frames are looked for before a file is read, and kept.
     """
 
     model: ModelConfig
@@ -38,6 +40,7 @@ class Encoder:
     buckets: tuple[Bucket, ...]
     targets: bool
     real_seconds: bool
+    kept: FrameCache | None = None
 
     def limits(self, record: Record) -> PixelLimits:
         return self.video_limits if record.data_type == "video" else self.image_limits
@@ -56,35 +59,32 @@ class Encoder:
             "targets": self.targets,
         }
 
-    def measure(self, record: Record, probe: Probe | None) -> tuple[int, str | None, str | None]:
-        """(prompt tokens, bucket name, None), or (prompt tokens, None, the reason it fits none). Reads no media.
-
-        Of several images the largest was probed, and all are counted as large.
-        """
+    def measure(self, record: Record, media: tuple[Probe, ...]) -> tuple[int, str | None, str | None]:
+        """(prompt tokens, bucket name, None), or (prompt tokens, None, the reason it fits none). Reads no media."""
         try:
-            need = self.need(record, probe)
+            need = self.need(record, media)
         except PlaceholderError as error:
             return 0, None, f"visual placeholder: {error}"
         bucket, reason = choose_bucket(need, self.buckets, self.model)
         return need.prompt, None if bucket is None else bucket.name, reason
 
-    def need(self, record: Record, probe: Probe | None) -> Need:
+    def need(self, record: Record, media: Sequence[Probe]) -> Need:
         """What a record takes of a bucket. Raises PlaceholderError."""
-        steps, windows, tokens = self.extent(record, probe)
-        ids = self._ids(record, [tokens] * len(record.paths))
+        steps, windows, tokens = self.extent(record, media)
+        ids = self._ids(record, tokens)
         completion = len(self._target(record)) if self.targets else 1
         return Need(record.data_type, steps, windows, len(ids), completion)
 
-    def extent(self, record: Record, probe: Probe | None) -> tuple[int, int, int]:
-        """Temporal steps of a record's media together, windows a frame, and visual tokens of each medium."""
-        if probe is None:
-            return 0, 0, 0
-        steps, height, width = self._size(record, probe)
+    def extent(self, record: Record, media: Sequence[Probe]) -> tuple[int, int, list[int]]:
+        """Temporal steps of a record's media together, windows of the frame that has most, and visual tokens of each
+        medium: images of a record have sizes of their own."""
+        sizes = [self.size(record, probe) for probe in media]
         factor, side = self.model.vision.factor, self.model.vision.window
-        windows = -(-height // side) * -(-width // side)
-        return steps * len(record.paths), windows, steps * (height // factor) * (width // factor)
+        windows = [-(-height // side) * -(-width // side) for _, height, width in sizes]
+        tokens = [steps * (height // factor) * (width // factor) for steps, height, width in sizes]
+        return sum(steps for steps, _, _ in sizes), max(windows, default=0), tokens
 
-    def _size(self, record: Record, probe: Probe) -> tuple[int, int, int]:
+    def size(self, record: Record, probe: Probe) -> tuple[int, int, int]:
         """Temporal steps of one medium, and the height and width it is resized to."""
         frames = 1 if probe.is_image else len(frame_indices(probe.frames, probe.fps, self.video)[0])
         return (frames + 1) // 2, *target_size(probe, self.video, self.limits(record), self.model.vision.factor)
@@ -104,9 +104,20 @@ class Encoder:
         tokens = [g.steps * g.height * g.width // self.model.vision.merge**2 for g in grids]
         return build_example(self._ids(record, tokens), clips, self._target(record), bucket, self.model, order)
 
+    def frames(self, record: Record, path: str) -> Media:
+        """A medium's frames as the model gets them. Raises MediaError, UserError."""
+        how = (path, record.data_type, self.video, self.limits(record), self.model.vision.factor)
+        key = None if self.kept is None else frames_key(self.media, *how)
+        if self.kept is None or key is None:
+            return self.read(*how)
+        media = self.kept.get(key)
+        if media is None:
+            media = self.read(*how)
+            self.kept.put(key, media)
+        return media
+
     def _clip(self, record: Record, path: str) -> Clip:
-        limits, factor = self.limits(record), self.model.vision.factor
-        media = self.read(path, record.data_type, self.video, limits, factor)
+        media = self.frames(record, path)
         seconds = media.seconds_per_step if self.real_seconds else 1.0
         return Clip(media.frames, seconds if record.data_type == "video" else 0.0)
 

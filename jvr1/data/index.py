@@ -28,22 +28,18 @@ from jvr1.errors import UserError
 
 FORMAT = 2
 
-Measure = Callable[[Record, Probe | None], tuple[int, str | None, str | None]]
-"""(record, probe) -> prompt tokens, bucket, reason. Without a bucket the reason says, as `cause` or `cause: message`,
-why the record is dropped. The probe is None for text; the largest of several images stands for each of them.
-Pure and picklable: it runs in the helper processes."""
+Measure = Callable[[Record, tuple[Probe, ...]], tuple[int, str | None, str | None]]
+"""(record, a probe of each of its media) -> prompt tokens, bucket, reason. Without a bucket the reason says, as `cause`
+or `cause: message`, why the record is dropped. Pure and picklable: it runs in the helper processes."""
 
 
 @dataclass(frozen=True, slots=True)
 class IndexEntry:
-    """What the index knows of record number `row`. height, width in pixels, frames and fps are those of the file
-    (several images: the largest one's size, their number). error: None, or `cause` or `cause: message`."""
+    """What the index knows of record number `row`. media: a probe of each of its files, in its order; none for text and
+    where one could not be probed. error: None, or `cause` or `cause: message`."""
 
     row: int
-    height: int
-    width: int
-    frames: int
-    fps: float
+    media: tuple[Probe, ...]
     prompt_tokens: int
     bucket: str | None
     error: str | None
@@ -66,14 +62,14 @@ class VisualTokens:
     video_limits: PixelLimits
     factor: int = 28
 
-    def __call__(self, record: Record, probe: Probe | None) -> tuple[int, str | None, str | None]:
-        if probe is None:
-            return 0, record.data_type, None
+    def __call__(self, record: Record, media: tuple[Probe, ...]) -> tuple[int, str | None, str | None]:
+        return sum(map(self._tokens, media)), record.data_type, None
+
+    def _tokens(self, probe: Probe) -> int:
         limits = self.image_limits if probe.is_image else self.video_limits
         height, width = target_size(probe, self.sampling, limits, self.factor)
         frames = 1 if probe.is_image else len(frame_indices(probe.frames, probe.fps, self.sampling)[0])
-        tokens = (height // self.factor) * (width // self.factor) * -(-frames // 2)
-        return tokens * len(record.paths), record.data_type, None
+        return (height // self.factor) * (width // self.factor) * -(-frames // 2)
 
 
 @dataclass(frozen=True)
@@ -85,7 +81,7 @@ class _Prober:
 
     def __call__(self, rows: list[int], records: list[Record]) -> list[IndexEntry]:
         try:
-            seen = [self._probe(path, records[0].data_type) for path in records[0].paths]
+            seen = tuple(self._probe(path, records[0].data_type) for path in records[0].paths)
         except (MediaError, UserError) as error:
             return [failed(row, error) for row in rows]
         return [self._entry(row, record, seen) for row, record in zip(rows, records, strict=True)]
@@ -94,20 +90,18 @@ class _Prober:
         with self.media.local(path) as file:
             return probe(file, data_type)
 
-    def _entry(self, row: int, record: Record, seen: list[Probe]) -> IndexEntry:
-        largest = max(seen, key=lambda one: one.height * one.width, default=None)
+    def _entry(self, row: int, record: Record, seen: tuple[Probe, ...]) -> IndexEntry:
         try:
-            tokens, bucket, reason = self.measure(record, largest)
+            tokens, bucket, reason = self.measure(record, seen)
         except MediaError as error:
             tokens, bucket, reason = 0, None, str(error)
         error = None if bucket is not None else reason or "no-bucket"
-        height, width, frames, fps = astuple(largest) if largest else (0, 0, 0, 0.0)
-        return IndexEntry(row, height, width, max(frames, len(seen)), fps, tokens, bucket, error)
+        return IndexEntry(row, seen, tokens, bucket, error)
 
 
 def failed(row: int, error: MediaError | UserError) -> IndexEntry:
     """The entry of a record whose medium could not be probed."""
-    return IndexEntry(row, 0, 0, 0, 0.0, 0, None, str(error) if isinstance(error, MediaError) else f"path: {error}")
+    return IndexEntry(row, (), 0, None, str(error) if isinstance(error, MediaError) else f"path: {error}")
 
 
 def describe(value: Any) -> Any:
@@ -245,10 +239,12 @@ def load_index(file: str | Path, settings: Mapping[str, Any]) -> list[IndexEntry
             if changed:
                 shown = "; ".join(changed[:4]) + (f"; and {len(changed) - 4} more" if len(changed) > 4 else "")
                 raise UserError(f"{file} was made with other settings: {shown}; run tools/index.py again")
-            return [IndexEntry(*json.loads(line)) for line in stream]
+            return [_entry(line) for line in stream]
     except FileNotFoundError:
         raise UserError(f"there is no index {file}; make it with tools/index.py") from None
-    except (json.JSONDecodeError, TypeError):
+    except UserError:
+        raise
+    except (ValueError, TypeError):
         raise UserError(f"{file} is damaged; make it again with tools/index.py") from None
 
 
@@ -278,6 +274,12 @@ def _line(entry: IndexEntry) -> str:
     return json.dumps(astuple(entry), ensure_ascii=False) + "\n"
 
 
+def _entry(line: str | bytes) -> IndexEntry:
+    """Raises ValueError, TypeError for what `_line` did not write."""
+    row, media, *rest = json.loads(line)
+    return IndexEntry(row, tuple(Probe(*one) for one in media), *rest)
+
+
 def _read_partial(partial: Path, settings: Mapping[str, Any]) -> dict[int, IndexEntry]:
     """Entries of an interrupted run with the same settings; a line torn by the interruption is cut off."""
     if not partial.exists():
@@ -290,7 +292,7 @@ def _read_partial(partial: Path, settings: Mapping[str, Any]) -> dict[int, Index
         good = stream.tell()
         for line in stream:
             try:
-                entry = IndexEntry(*json.loads(line)) if line.endswith(b"\n") else None
+                entry = _entry(line) if line.endswith(b"\n") else None
             except (ValueError, TypeError):
                 entry = None
             if entry is None:

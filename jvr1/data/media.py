@@ -9,37 +9,16 @@ from __future__ import annotations
 import math
 import os
 import stat
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float64, Int64, UInt8
-from PIL import Image, ImageOps
+from PIL import Image
 
+from jvr1.data import pictures
 from jvr1.data.container import missing_bytes, zero_tail
 from jvr1.data.vision import smart_resize
-from jvr1.errors import UserError
-
-MAX_FRAME_PIXELS = 100_000_000
-"""Larger frames are refused before they are decoded (300 MB in memory)."""
-
-IMAGE_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
-"""What Pillow may open; others, such as EPS, run outside programs."""
-
-
-class MediaError(Exception):
-    """A medium that cannot be used. `cause` is one of a few words to count by, the message is for people.
-
-    Causes: missing, unreadable, not-a-file, empty, truncated, not-an-image, not-a-video, no-video-stream, corrupt,
-    too-large, aspect-ratio, empty-interval, timeout, crashed.
-    """
-
-    def __init__(self, cause: str, message: str = "") -> None:
-        super().__init__(cause, message)
-        self.cause = cause
-
-    def __str__(self) -> str:
-        return ": ".join(part for part in self.args if part)
+from jvr1.errors import MediaError, UserError
 
 
 @dataclass(frozen=True)
@@ -162,13 +141,7 @@ def probe(path: str | os.PathLike[str], data_type: str) -> Probe:
     """
     _check_file(path, data_type)
     if data_type == "image":
-        with _open_image(path) as image:
-            width, height = image.size
-            try:
-                turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-            except Exception as error:
-                raise _image_error(path, error) from None
-        return Probe(*((width, height) if turned else (height, width)), 1, 0.0)
+        return Probe(*pictures.size(path), 1, 0.0)
     from jvr1.data.video import VideoFile  # here, so that processes that read no video need not load libav
 
     return VideoFile(path).probe
@@ -180,7 +153,7 @@ def load(
     """Reads an image or a video's sampled frames and resizes them (bicubic with antialias). Raises MediaError."""
     _check_file(path, data_type)
     if data_type == "image":
-        picture = _read_image(path)
+        picture = pictures.read(path)
         seen = Probe(picture.height, picture.width, 1, 0.0)
         frame = _resize(picture, target_size(seen, sampling, limits, factor))
         return Media(frame[None], 0.0, np.zeros(1))
@@ -236,49 +209,5 @@ def _check_file(path: str | os.PathLike[str], data_type: str) -> None:
         raise MediaError("truncated", f"{path} lacks {missing} bytes or more at its end")
     if blank:
         raise MediaError("truncated", f"the last {blank} bytes of {path} are empty space")
-
-
-def _open_image(path: str | os.PathLike[str]) -> Image.Image:
-    """An image file whose header has been read. Raises MediaError."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # we have a limit of our own
-            Image.init()  # else Pillow stumbles over a format whose plugin it has not loaded
-            image = Image.open(path, formats=[kind for kind in IMAGE_FORMATS if kind in Image.OPEN])
-    except Image.DecompressionBombError as error:
-        raise MediaError("too-large", f"{path}: {error}") from None
-    except Image.UnidentifiedImageError:
-        raise MediaError("not-an-image", f"{path} is in no known image format, or cut short") from None
-    except Exception as error:  # plugins raise what they like on a damaged header
-        raise _image_error(path, error) from None
-    if image.width * image.height > MAX_FRAME_PIXELS:
-        image.close()
-        raise MediaError("too-large", f"{path} has {image.width}x{image.height} pixels")
-    return image
-
-
-def _read_image(path: str | os.PathLike[str]) -> Image.Image:
-    """The first frame in RGB: upright by EXIF, transparency on white, 16 bits scaled to 8. Raises MediaError."""
-    with _open_image(path) as image:
-        try:
-            image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
-        except Exception as error:
-            raise _image_error(path, error) from None
-
-
-def _image_error(path: str | os.PathLike[str], error: Exception) -> MediaError:
-    cut = "truncated" in str(error).lower()
-    return MediaError("truncated" if cut else "corrupt", f"{path}: {error}")
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image, np.float64)
-        top = 1.0 if image.mode == "F" and values.max(initial=0) <= 1 else 255.0 if image.mode == "F" else 65535.0
-        image = Image.fromarray((values.clip(0, top) * (255 / top)).round().astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
+    if data_type == "video":
+        pictures.refuse_animation(path)

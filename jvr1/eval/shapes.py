@@ -28,9 +28,9 @@ class Measuring:
 
     encoder: Encoder
 
-    def __call__(self, record: Record, probe: Probe | None) -> tuple[int, str | None, str | None]:
+    def __call__(self, record: Record, media: tuple[Probe, ...]) -> tuple[int, str | None, str | None]:
         try:
-            return self.encoder.need(record, probe).prompt, record.data_type, None
+            return self.encoder.need(record, media).prompt, record.data_type, None
         except PlaceholderError as error:
             return 0, None, f"visual placeholder: {error}"
 
@@ -41,11 +41,7 @@ class Measuring:
 
 def need_of(record: Record, entry: IndexEntry, encoder: Encoder) -> Need:
     """What a measured record takes of a bucket."""
-    probe = None
-    if record.paths:
-        video = record.data_type == "video"
-        probe = Probe(entry.height, entry.width, entry.frames if video else 1, entry.fps)
-    steps, windows, _ = encoder.extent(record, probe)
+    steps, windows, _ = encoder.extent(record, entry.media)
     return Need(record.data_type, steps, windows, entry.prompt_tokens, 1)
 
 

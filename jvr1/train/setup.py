@@ -26,6 +26,7 @@ from jvr1 import config as settings
 from jvr1.data.batch import Bucket
 from jvr1.data.cache import MediaCache, MediaReader, is_remote
 from jvr1.data.encode import Encoder
+from jvr1.data.frame_cache import FrameCache
 from jvr1.data.index import IndexEntry, Measure, build_index, file_stamp, load_index, save_index, settings_hash, summary
 from jvr1.data.pipeline import Pipeline
 from jvr1.data.prompts import end_ids
@@ -213,6 +214,7 @@ def make_encoder(
     video_limits, image_limits = settings.pixel_limits(config)
     cache = config.data.media_cache or str(Path.home() / ".cache" / "jvr1" / "media")
     media = MediaCache(config.data.root, cache, config.data.media_cache_gb * 2**30)
+    kept = config.data.frame_cache
     return Encoder(
         model=model,
         tokenizer=tokenizer,
@@ -225,6 +227,7 @@ def make_encoder(
         buckets=settings.buckets(config),
         targets=targets,
         real_seconds=config.data.real_seconds,
+        kept=FrameCache(kept, config.data.frame_cache_gb * 2**30).open() if kept else None,
     )
 
 

@@ -114,8 +114,8 @@ BROKEN = {
 }
 """File -> data type, cause of failure."""
 
-LATE = {"cut.jpg", "thread.mp4", "wire.png"}
-"""What a probe does not see: a JPEG's pixels are not read, and aspect is judged with the target size."""
+LATE = {"thread.mp4", "wire.png"}
+"""What a probe does not see: aspect is judged with the target size."""
 
 GOOD = {
     "plain.mp4": "video",
@@ -215,15 +215,15 @@ def fail(_):
     raise KeyError("a fault of the function")
 
 
-def measure(record, probe):
+def measure(record, media):
     """Tokens are the words of the problem; long problems fit no bucket."""
     words = len(record.problem.split())
     return words, (None if words > 5 else record.data_type), (f"too-long: {words} words" if words > 5 else None)
 
 
-def measure_badly(record, probe):
+def measure_badly(record, media):
     raise ZeroDivisionError("a fault of the measure")
 
 
-def hang_on_long_problems(record, probe):
-    return hang(None) if record.problem == "hang" else measure(record, probe)
+def hang_on_long_problems(record, media):
+    return hang(None) if record.problem == "hang" else measure(record, media)

@@ -203,9 +203,9 @@ def test_the_index_measures_what_the_encoder_makes(reading, tmp_path):
         assert entry.prompt_tokens == arrays.prompt.mask.sum()
 
 
-def measured(config, tokenizer, one, probe, targets=False, buckets=BUCKETS):
+def measured(config, tokenizer, one, media, targets=False, buckets=BUCKETS):
     each = encoder(config, tokenizer, len, buckets=buckets, targets=targets)
-    return each.measure(one, probe)
+    return each.measure(one, media)
 
 
 def test_oversize_prompts_and_literal_placeholders_are_dropped_at_the_index_and_counted(config, tokenizer, tmp_path):
@@ -220,14 +220,14 @@ def test_oversize_prompts_and_literal_placeholders_are_dropped_at_the_index_and_
 
 
 def test_the_measure_s_reasons(config, tokenizer):
-    square = Probe(56, 56, 8, 4.0)
+    square = (Probe(56, 56, 8, 4.0),)
     assert measured(config, tokenizer, record(), square)[1:] == (VIDEO.name, None)
     _, bucket, reason = measured(config, tokenizer, record(process="<think>" + "a " * 40 + "</think>"), square, True)
     assert (bucket, reason.partition(":")[0]) == (None, "too many completion tokens")
     cheat = record(process="<think><|image_pad|></think>")
     assert measured(config, tokenizer, cheat, square, True)[2].startswith("visual placeholder: the answer")
     assert measured(config, tokenizer, cheat, square)[1:] == (VIDEO.name, None)  # RL never reads it
-    assert measured(config, tokenizer, record(path=None, data_type="text"), None)[1:] == (TEXT.name, None)
+    assert measured(config, tokenizer, record(path=None, data_type="text"), ())[1:] == (TEXT.name, None)
     assert measured(config, tokenizer, record(), square, buckets=(IMAGE,))[1:] == (None, "no video bucket")
 
 

@@ -23,7 +23,7 @@ from jvr1.data.index import (
     settings_hash,
     summary,
 )
-from jvr1.data.media import PixelLimits, VideoSampling
+from jvr1.data.media import PixelLimits, Probe, VideoSampling
 from jvr1.data.records import Record, parse_record
 from jvr1.errors import UserError
 from tools import index as tool
@@ -72,12 +72,9 @@ def test_counts_match(mixed):
 def test_entries_say_what_the_files_are(mixed):
     records, entries = mixed
     found = {one.path: entry for one, entry in zip(records, entries, strict=True)}
-    seen = found["odd.mp4"]
-    assert (seen.height, seen.width, seen.frames, seen.fps) == (65, 101, 12, 10.0)
-    seen = found["picture.png", "wrong-extension.png"]
-    assert (seen.height, seen.width, seen.frames, seen.fps) == (60, 80, 2, 0.0)
-    seen = found[None]
-    assert (seen.height, seen.width, seen.frames, seen.fps, seen.bucket) == (0, 0, 0, 0.0, "text")
+    assert found["odd.mp4"].media == (Probe(65, 101, 12, 10.0),)
+    assert found["picture.png", "wrong-extension.png"].media == (Probe(60, 80, 1, 0.0),) * 2
+    assert (found[None].media, found[None].bucket) == ((), "text")
 
 
 def test_the_number_of_workers_changes_nothing(mixed, folder):
@@ -156,7 +153,7 @@ def test_settings(tmp_path):
 
 
 def entry(row, tokens, bucket, error=None):
-    return IndexEntry(row, 1, 1, 1, 0.0, tokens, bucket, error)
+    return IndexEntry(row, (Probe(1, 1, 1, 0.0),), tokens, bucket, error)
 
 
 def test_summary():

@@ -184,10 +184,10 @@ def write_clip(
 
 @dataclass(frozen=True)
 class Filled:
-    """A row: its bucket, the merged visual tokens of one temporal step, temporal steps, prompt tokens."""
+    """A row: its bucket, the merged visual tokens of a temporal step on average, temporal steps, prompt tokens."""
 
     bucket: Bucket
-    tokens: int
+    tokens: float | int
     steps: int
     prompt: int
 
@@ -243,9 +243,8 @@ def demo_rows(root: Path, tokenizer: PreTrainedTokenizerBase, model: ModelConfig
 def _filled(encoder: Encoder, record: Record, entry: IndexEntry, bucket: Bucket) -> Filled:
     if not bucket.steps:
         return Filled(bucket, 0, 0, entry.prompt_tokens)
-    steps, height, width = encoder._size(record, Probe(entry.height, entry.width, entry.frames, entry.fps))
-    factor = encoder.model.vision.factor
-    return Filled(bucket, (height // factor) * (width // factor), steps * len(record.paths), entry.prompt_tokens)
+    steps, _, tokens = encoder.extent(record, entry.media)
+    return Filled(bucket, sum(tokens) / steps, steps, entry.prompt_tokens)
 
 
 # --- the published mixture, simulated
