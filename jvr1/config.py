@@ -74,6 +74,7 @@ def default() -> ConfigDict:
             "template": "reference",
             "suffixes": True,
             "system": config_dict.placeholder(str),
+            "special_tokens_in_text": False,
             "index": "",
             "media_cache": "",
             "media_cache_gb": 100,
@@ -316,7 +317,7 @@ def mesh_shape(config: ConfigDict) -> dict[str, int]:
 
 def style(config: ConfigDict) -> PromptStyle:
     template = TEMPLATES.get(config.data.template, config.data.template)
-    return PromptStyle(template, config.data.suffixes, config.data.system)
+    return PromptStyle(template, config.data.suffixes, config.data.system, config.data.special_tokens_in_text)
 
 
 def tgrpo(config: ConfigDict) -> TGRPOConfig:

@@ -118,7 +118,6 @@ VIDEO = ["--video=CLIP", "what happens?"]
         (["--video=CLIP", ""], "the question is empty"),
         (["--video=CLIP", "  "], "the question is empty"),
         (["--video=CLIP"], "the question is empty"),
-        (["what is <|video_pad|>?"], "the question cannot be asked: visual placeholder: "),
         ([*VIDEO, "--image=CLIP"], "--video and --image do not go together"),
         ([*VIDEO, "--options", "red", "blue"], "--type multiple-choice and --options go together"),
         ([*VIDEO, "--type=multiple-choice"], "--type multiple-choice and --options go together"),

@@ -101,7 +101,9 @@ _DIGITS = re.compile(
     (?![\d_!]|[.,']\d)""",
     re.VERBOSE,
 )
-_MIXED = re.compile(r"(\d+) ?(?:(\d+) ?/ ?(\d+)|\\frac ?\{ ?(\d+) ?\} ?\{ ?(\d+) ?\}|\\frac ?(\d)(\d))(?![\d/^]|[.,]\d)")
+_MIXED = re.compile(
+    r"(\d+) ?(?:(\d+) ?/ ?(\d+)|\\frac ?\{ ?(\d+) ?\} ?\{ ?(\d+) ?\}|\\frac ?(\d)(\d))(?![\d/^]|[.,]\d)"
+)
 _SPACED_MIXED = re.compile(r"\d+(?: |(?= ?\\frac))")
 _TIMES_TEN = re.compile(r" ?[x*] ?(?=10 ?\^)", re.I)
 _TIMES = re.compile(r" ?\* ?(?=[\u03c0\u221a])| ?(?=[\u03c0\u221a])")
