@@ -227,3 +227,7 @@ def measure_badly(record, probe):
 
 def hang_on_long_problems(record, probe):
     return hang(None) if record.problem == "hang" else measure(record, probe)
+
+
+def hang_on_ten_megabytes(record, probe):
+    return hang(None) if len(record.problem) >= 10_000_000 else measure(record, probe)
