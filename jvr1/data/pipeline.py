@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
 import os
 import queue
@@ -17,6 +19,7 @@ import grain
 import numpy as np
 from absl import flags
 from etils import epath
+from grain._src.python.ipc.shared_memory_array import SharedMemoryArray
 
 from jvr1.data.batch import Arrays, Bucket, Microbatch, Row, empty_example, stack
 from jvr1.data.encode import Encoder
@@ -113,6 +116,7 @@ class Pipeline:
         buffered = max(2, self.ahead * self.per_step * own)
         if self.workers:
             _parse_flags()
+            _finish_at_exit()
             check_shared_memory(self.encoder, self.workers)
             options = grain.MultiprocessingOptions(
                 num_workers=self.workers, per_worker_buffer_size=max(1, buffered // self.workers)
@@ -152,6 +156,22 @@ def check_shared_memory(encoder: Encoder, workers: int, folder: str = "/dev/shm"
             f"{folder} has {free / 2**20:.0f} MB free, and {workers} workers need {needed / 2**20:.0f} MB or more; "
             "start the container with --shm-size=4g, or set data.workers=0"
         )
+
+
+@functools.cache
+def _finish_at_exit() -> None:
+    atexit.register(finish_deletions)
+
+
+def finish_deletions() -> None:
+    """Waits until grain's thread has unlinked the rows that were let go.
+
+    Nothing leaks without it: what the thread has not come to when Python ends is unlinked by multiprocessing's resource
+    tracker, which then warns of leaked shared memory.
+    """
+    thread = getattr(SharedMemoryArray, "_del_thread_pool", None)
+    if thread is not None:
+        thread.apply(int)  # it has one thread: what was asked before is done
 
 
 def _leaves(tree: Any) -> list[np.ndarray]:

@@ -114,9 +114,16 @@ def mean_relative_accuracy(answer: float, gold: float) -> float:
     return float(np.mean(error < np.float32(1) - thresholds, dtype=np.float32))
 
 
+def benchmark_relative_accuracy(answer: float, gold: float) -> float:
+    """The same as VSI-Bench's own code counts it: |answer - gold| / |gold| <= 1 - t, in float64; against 0 only 0."""
+    if gold == 0:
+        return float(answer == gold)
+    return float(np.mean(abs(answer - gold) / abs(gold) <= 1 - np.linspace(0.5, 0.95, 10)))
+
+
 def robust_mra(completion: str, gold: str) -> float:
-    """Mean relative accuracy of the numbers as robust mode reads them; 0 where either side names none."""
-    return _number_score(final_answer(completion), final_answer(gold) or gold.strip(), mean_relative_accuracy)
+    """Mean relative accuracy, the benchmark's own, of numbers as robust mode reads them; 0 where a side names none."""
+    return _number_score(final_answer(completion), final_answer(gold) or gold.strip(), benchmark_relative_accuracy)
 
 
 def _equal_decimals(answer: str, gold: str) -> float:
