@@ -31,7 +31,7 @@ from jvr1.data.batch import Arrays, Bucket, choose_bucket, empty_example, stack
 from jvr1.data.encode import Encoder
 from jvr1.data.index import measure_one
 from jvr1.data.media import MediaError
-from jvr1.data.records import PROBLEM_TYPES, Record
+from jvr1.data.records import PROBLEM_TYPES, Record, check_whole
 from jvr1.errors import UserError, run_main
 from jvr1.eval.run import Asking, identity
 from jvr1.eval.shapes import Measuring, fit_buckets, need_of
@@ -90,6 +90,8 @@ def record_of(args: argparse.Namespace) -> tuple[Record, str]:
         raise UserError("--video and --image do not go together; ask about one of them")
     if args.frames_out and not (args.video or args.image):
         raise UserError("--frames-out has no frames to show; name a --video or an --image")
+    check_whole("QUESTION", args.question)
+    check_whole("--options", args.options)
     kind = TYPES[args.type]
     if (kind == "multiple choice") != bool(args.options):
         raise UserError('--type multiple-choice and --options go together, such as --options "A. red" "B. blue"')

@@ -118,6 +118,7 @@ VIDEO = ["--video=CLIP", "what happens?"]
         (["--video=CLIP", ""], "the question is empty"),
         (["--video=CLIP", "  "], "the question is empty"),
         (["--video=CLIP"], "the question is empty"),
+        (["--video=CLIP", "what\udcff?"], "field 'QUESTION' holds \\udcff, half of a character"),
         ([*VIDEO, "--image=CLIP"], "--video and --image do not go together"),
         ([*VIDEO, "--options", "red", "blue"], "--type multiple-choice and --options go together"),
         ([*VIDEO, "--type=multiple-choice"], "--type multiple-choice and --options go together"),

@@ -120,7 +120,7 @@ def parse_record(raw: Any) -> Record:
     data_type = _choice(raw, "data_type", DATA_TYPES)
     for field, value in raw.items():
         if field in _READ:
-            _check_whole(field, value)
+            check_whole(field, value)
     return Record(
         problem_id=problem_id,
         problem=_text(raw, "problem"),
@@ -139,7 +139,7 @@ _READ = {"problem_id", "problem", "options", "solution", "process", "path", "dat
 _HALF = re.compile("[\ud800-\udfff]")
 
 
-def _check_whole(field: str, value: Any) -> None:
+def check_whole(field: str, value: Any) -> None:
     """Raises DamagedTextError where a text, or one of a list, holds half of a surrogate pair."""
     for text in value if isinstance(value, list) else [value]:
         if isinstance(text, str) and (half := _HALF.search(text)):
