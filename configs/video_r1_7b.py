@@ -11,6 +11,7 @@ from tgrpo_7b import get_config as ours
 def get_config() -> ConfigDict:
     config = ours()
     config.data.real_seconds = False  # second_per_grid_ts is 1.0 throughout its training
+    config.data.special_tokens_in_text = True  # its processor reads them so
     config.sampling.update({"temperature": 1.0, "top_p": 0.95, "top_k": 50})  # 50: its library's default
     config.reward.mode = "reference"
     config.rl.update(

@@ -210,7 +210,7 @@ def answer_files(config: ConfigDict, asking: Asking, mesh: Mesh, out: epath.Path
     claim(out, told, write=jax.process_index() == 0)
 
     def index(file, records, measure, fingerprint):
-        return index_of(file, records, config, encoder, measure, fingerprint, out)
+        return index_of(file, records, config, encoder, measure, fingerprint, out, "measured")
 
     plan = make_plan(suites, encoder, index, fitted=fitted)
     journal = Journal(out, jax.process_index())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import string
 import sys
 from collections.abc import Sequence
@@ -30,13 +31,12 @@ from jvr1.data.batch import Arrays, Bucket, choose_bucket, empty_example, stack
 from jvr1.data.encode import Encoder
 from jvr1.data.index import measure_one
 from jvr1.data.media import MediaError
-from jvr1.data.records import PROBLEM_TYPES, Record
+from jvr1.data.records import PROBLEM_TYPES, Record, check_whole
 from jvr1.errors import UserError, run_main
 from jvr1.eval.run import Asking, identity
 from jvr1.eval.shapes import Measuring, fit_buckets, need_of
 from jvr1.eval.sheet import write_frames
 from jvr1.eval.stream import TextStream
-from jvr1.rl.answers import option_letters
 from jvr1.train.guard import explaining
 from jvr1.train.setup import use_compilation_cache
 
@@ -89,6 +89,8 @@ def record_of(args: argparse.Namespace) -> tuple[Record, str]:
         raise UserError("--video and --image do not go together; ask about one of them")
     if args.frames_out and not (args.video or args.image):
         raise UserError("--frames-out has no frames to show; name a --video or an --image")
+    check_whole("QUESTION", args.question)
+    check_whole("--options", args.options)
     kind = TYPES[args.type]
     if (kind == "multiple choice") != bool(args.options):
         raise UserError('--type multiple-choice and --options go together, such as --options "A. red" "B. blue"')
@@ -117,11 +119,21 @@ def placed(files: Sequence[str]) -> tuple[str, tuple[str, ...]]:
     return str(root), tuple(str(path.relative_to(root)) for path in paths)
 
 
+_LABEL = re.compile(r"\(?([A-Z])[).:](?:\s|$)|([A-Z])$")
+
+
 def labelled(options: Sequence[str]) -> tuple[str, ...]:
-    """Options with their letters: A, B, ... where they bring none."""
-    if all(option_letters(option) for option in options):
+    """Options with their letters: as they stand where they are lettered A, B, C, ... in this order, else made so.
+
+    Raises UserError for more options than there are letters.
+    """
+    letters = string.ascii_uppercase
+    if len(options) > len(letters):
+        raise UserError(f"--options has {len(options)} options; a letter names one, so there can be {len(letters)}")
+    own = [_LABEL.match(option) for option in options]
+    if all(label and (label[1] or label[2]) == letter for label, letter in zip(own, letters, strict=False)):
         return tuple(options)
-    return tuple(f"{letter}. {option}" for letter, option in zip(string.ascii_uppercase, options, strict=False))
+    return tuple(f"{letter}. {option}" for letter, option in zip(letters, options, strict=False))
 
 
 def bucket_of(record: Record, encoder: Encoder, timeout: float, *, fitted: bool) -> Bucket:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 import sys
 import types
@@ -74,6 +75,7 @@ def default() -> ConfigDict:
             "template": "reference",
             "suffixes": True,
             "system": config_dict.placeholder(str),
+            "special_tokens_in_text": False,
             "index": "",
             "media_cache": "",
             "media_cache_gb": 100,
@@ -160,7 +162,11 @@ def _read(values: flags.FlagValues, argv: Sequence[str]) -> ConfigDict | None:
     )
     file = _config_file(argv)
     if file is not None and not file.is_file():
-        raise UserError(f"config file {file} does not exist")
+        raise UserError(f"config file {file} {'is a folder' if file.is_dir() else 'does not exist'}")
+    if file is not None and file.suffix != ".py":
+        raise UserError(
+            f"config file {file} is no Python file; name one with a get_config(), such as those of configs/"
+        )
     before = list(sys.path)
     sys.path[:0] = [] if file is None else [str(file.resolve().parent)]
     try:
@@ -232,7 +238,16 @@ def _one_line(error: BaseException) -> str:
         what = text.strip().splitlines()[-1].strip()
         kind, _, message = what.partition(": ")
         text = message if kind.endswith("UserError") else f"{places[-1][0]}, line {places[-1][1]}: {what}"
-    if near := re.search(r'Did you mean "(\w+)" instead of "(\w+)"', text):
+    if wrong := re.match(
+        r"flag --(\S+?)=(.*?): (?:invalid literal for (int)|could not convert string to (float))", text
+    ):
+        kind = "a whole number" if wrong[3] else "a number"
+        text = f"--{wrong[1]} is {wrong[2]!r}; it must be {kind}, such as {'8' if wrong[3] else '0.5'}"
+    elif wrong := re.match(r"flag --(\S+?)=(.*?): .*Non-boolean argument", text):
+        text = f"--{wrong[1]} is {wrong[2]!r}; it must be true or false"
+    elif wrong := re.match(r"flag --(\S+?)=(.*): Error while parsing string: .* as tuple", text):
+        text = f"--{wrong[1]} is {wrong[2]!r}; it must be one value or a tuple, such as \"('a','b')\""
+    elif near := re.search(r'Did you mean "(\w+)" instead of "(\w+)"', text):
         text = f"there is no setting {near[2]!r}; did you mean {near[1]!r}?"
     elif unknown := re.search(r'Key "(\w+)" does not exist', text):
         text = f"there is no setting {unknown[1]!r}; docs/config.md lists them"
@@ -280,6 +295,17 @@ def check(config: ConfigDict) -> ConfigDict:
     for name, value in (("model.source", config.model.source), ("data.train", config.data.train)):
         if not value:
             raise UserError(f"{name} is not set; give it in the config file or as --config.{name}=...")
+    for name, value in _flat(json.loads(to_json(config))).items():
+        if isinstance(value, float) and math.isnan(value):
+            raise UserError(f"{name} is nan; it must be a number")
+    if not all(isinstance(weight, int | float) for weight in config.data.weights):
+        raise UserError(
+            f"data.weights is {tuple(config.data.weights)}; it must be a number for each file of data.train"
+        )
+    for name, patterns in (("optimizer.freeze", config.optimizer.freeze), ("lora.patterns", config.lora.patterns)):
+        _check_patterns(name, patterns)
+    if not config.reward.user_timeout > 0:
+        raise UserError(f"reward.user_timeout is {config.reward.user_timeout}; it must be positive seconds")
     if config.data.weights and len(config.data.weights) != len(config.data.train):
         raise UserError(
             f"data.weights has {len(config.data.weights)} numbers for {len(config.data.train)} files of data.train"
@@ -309,6 +335,14 @@ def check(config: ConfigDict) -> ConfigDict:
     return config
 
 
+def _check_patterns(name: str, patterns: Sequence[str]) -> None:
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except (re.error, TypeError) as error:
+            raise UserError(f"{name} holds {pattern!r}, which is no regular expression: {error}") from None
+
+
 def buckets(config: ConfigDict) -> tuple[Bucket, ...]:
     return make_buckets(config.data.buckets)
 
@@ -320,7 +354,7 @@ def mesh_shape(config: ConfigDict) -> dict[str, int]:
 
 def style(config: ConfigDict) -> PromptStyle:
     template = TEMPLATES.get(config.data.template, config.data.template)
-    return PromptStyle(template, config.data.suffixes, config.data.system)
+    return PromptStyle(template, config.data.suffixes, config.data.system, config.data.special_tokens_in_text)
 
 
 def tgrpo(config: ConfigDict) -> TGRPOConfig:

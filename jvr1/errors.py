@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import errno
+import io
 import sys
 from collections.abc import Callable
+from typing import NoReturn
+
+from jvr1.mistakes import sentence
 
 _NO_ROOM = {
     errno.ENOSPC: "the disk is full",
@@ -33,7 +37,11 @@ class MediaError(Exception):
 
 
 def run_main(main: Callable[[], int | None]) -> None:
-    """Runs a command's `main` and exits: 0 when done, 2 with one line on stderr for a `UserError` or a full disk."""
+    """Runs a command's `main` and exits: 0 when done, 2 with one line on stderr for a `UserError`, a full disk and what
+    `jvr1.mistakes` knows of. A character that the terminal cannot show is written as an escape."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = main()
     except UserError as error:
@@ -41,11 +49,22 @@ def run_main(main: Callable[[], int | None]) -> None:
         sys.exit(2)
     except OSError as error:
         if error.errno not in _NO_ROOM:
-            raise
+            _end(error)
         where = f" writing {error.filename}" if error.filename else ""
         print(f"error: {_NO_ROOM[error.errno]}{where}; what was written is not complete", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    except Exception as error:
+        _end(error)
     sys.exit(code or 0)
+
+
+def _end(error: Exception) -> NoReturn:
+    """Ends with 2 where there is a sentence for the error, else raises it."""
+    said = sentence(error)
+    if said is None:
+        raise error
+    print(f"error: {said}", file=sys.stderr)
+    sys.exit(2)

@@ -122,8 +122,10 @@ def main(command: settings.Command) -> int:
                     loop.add({"loss": (loss, 1 / len(rollouts)), **named}, {"loss/logprob_gap_max": largest})
                 loop.update(total, has_rows=denominator > 0)
         if judge.user is not None:
-            parts = 1 / jax.process_count()  # a count, not a mean
-            loop.add({f"reward/user_failed/{cause}": (n, parts) for cause, n in judge.user.failures.items()})
+            # this step's count, not a mean: every process names every cause, and rows that several hold count once
+            parts, own = 1 / jax.process_count(), float(run.share.owner)
+            failed = judge.user.new_failures()
+            loop.add({f"reward/user_failed/{cause}": (own * n, parts) for cause, n in failed.items()})
         done = step + 1  # as steps are counted in logs, checkpoints and file names
         if run.share.owner:
             write_rollouts(run.workdir, done, jax.process_index(), rollout_rows(done, rollouts))

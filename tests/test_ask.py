@@ -13,6 +13,7 @@ from PIL import Image
 from runs import TINY
 
 from jvr1.ask import labelled, options, placed, record_of
+from jvr1.errors import UserError
 
 
 def ask(demo, *arguments: object) -> tuple[str, str]:
@@ -84,6 +85,13 @@ def test_options_get_letters_where_they_have_none():
     assert labelled(["red", "a cat", "blue"]) == ("A. red", "B. a cat", "C. blue")
     assert labelled(["A. red", "B. blue"]) == ("A. red", "B. blue")
     assert labelled(["(A) red", "(B) blue"]) == ("(A) red", "(B) blue")
+    # names that look like labels, and letters in another order than the options', are no letters of options
+    assert labelled(["E. coli", "S. aureus"]) == ("A. E. coli", "B. S. aureus")
+    assert labelled(["B. blue", "A. red"]) == ("A. B. blue", "B. A. red")
+    assert labelled(["A", "B", "C"]) == ("A", "B", "C")
+    assert labelled([str(n) for n in range(26)])[-1] == "Z. 25"
+    with pytest.raises(UserError, match="has 27 options; a letter names one, so there can be 26"):
+        labelled([str(n) for n in range(27)])
 
 
 def test_several_images_are_one_question():
@@ -110,7 +118,7 @@ VIDEO = ["--video=CLIP", "what happens?"]
         (["--video=CLIP", ""], "the question is empty"),
         (["--video=CLIP", "  "], "the question is empty"),
         (["--video=CLIP"], "the question is empty"),
-        (["what is <|video_pad|>?"], "the question cannot be asked: visual placeholder: "),
+        (["--video=CLIP", "what\udcff?"], "field 'QUESTION' holds \\udcff, half of a character"),
         ([*VIDEO, "--image=CLIP"], "--video and --image do not go together"),
         ([*VIDEO, "--options", "red", "blue"], "--type multiple-choice and --options go together"),
         ([*VIDEO, "--type=multiple-choice"], "--type multiple-choice and --options go together"),

@@ -80,9 +80,9 @@ def test_flag_and_value_may_be_apart():
     [
         ("--config.batch.micr=3", "there is no setting 'micr'; did you mean 'micro'"),
         ("--config.batch.qqqq=3", "there is no setting 'qqqq'"),
-        ("--config.batch.micro=abc", "config.batch.micro=abc: invalid literal for int"),
-        ("--config.batch.micro=1.5", "config.batch.micro=1.5: invalid literal for int"),
-        ("--config.rl.beta=much", "could not convert string to float"),
+        ("--config.batch.micro=abc", "--config.batch.micro is 'abc'; it must be a whole number"),
+        ("--config.batch.micro=1.5", "--config.batch.micro is '1.5'; it must be a whole number"),
+        ("--config.rl.beta=much", "--config.rl.beta is 'much'; it must be a number"),
         ("--config.rl=3", "is not a dict"),
         ("--confg=3", "Unknown command line flag 'confg'"),
         ("more", "unexpected argument 'more'"),

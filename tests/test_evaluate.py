@@ -130,27 +130,26 @@ def test_what_cannot_be_asked_costs_only_itself(demo, exported, undisturbed, tmp
         {**good[2], "path": "../out"},
         {**_video(good), "path": "cut.mp4"},
         {**_video(good), "path": "text.mp4"},
-        {**good[3], "problem": "what is <|video_pad|> here?"},
         {**good[4], "problem": "which? " * 400},
     ]
-    mixed = [x for pair in zip(good, [*bad, None, None], strict=True) for x in pair if x is not None]
+    mixed = [x for pair in zip(good, [*bad, None, None, None], strict=True) for x in pair if x is not None]
     (tmp_path / "data" / "mixed.json").write_text(json.dumps(mixed))
     arguments = (f"--model={exported}", TINY, ALL, "--batch=2")
     stdout = evaluate(demo, tmp_path / "out", *arguments, suite="mixed.json", data=tmp_path / "data")
-    assert "Rests on 10 of 18 questions; 8 could not be asked." in stdout
+    assert "Rests on 10 of 17 questions; 7 could not be asked." in stdout
     report, answers = read(tmp_path / "out")
-    assert (report["questions"], report["answered"]) == (18, 10)
+    assert (report["questions"], report["answered"]) == (17, 10)
     assert report["failure_causes"] == {
-        "malformed": 3, "missing": 1, "truncated": 1, "not-a-video": 1, "visual placeholder": 1,
+        "malformed": 3, "missing": 1, "truncated": 1, "not-a-video": 1,
         "too many prompt tokens": 1,
     }  # fmt: skip
-    assert [f["index"] for f in report["failures"]] == [2 * i + 1 for i in range(8)]
+    assert [f["index"] for f in report["failures"]] == [2 * i + 1 for i in range(7)]
     before = {a["problem_id"]: a["replies"] for a in read(undisturbed)[1]}
     for answer in answers:
         if answer["error"] is None:
             assert answer["replies"] == before[answer["problem_id"]]
     page = (tmp_path / "out" / "report.html").read_text()
-    assert page.count('data-verdict="failed"') == 8
+    assert page.count('data-verdict="failed"') == 7
 
 
 def _video(records: list[dict]) -> dict:

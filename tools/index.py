@@ -20,6 +20,7 @@ from jvr1.data.index import VisualTokens, build_index, describe, file_stamp, sav
 from jvr1.data.media import PixelLimits, VideoSampling
 from jvr1.data.records import load_records
 from jvr1.errors import UserError, run_main
+from jvr1.rl.golds import doubts
 
 TOKEN = 28 * 28
 
@@ -42,6 +43,8 @@ def main(arguments: list[str] | None = None) -> None:
     save_index(out, entries, settings)
     partial.unlink(missing_ok=True)
     print(summary(entries))
+    if doubtful := doubts(records):
+        print(doubtful)
     print(f"index: {out}")
 
 

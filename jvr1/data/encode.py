@@ -95,7 +95,7 @@ class Encoder:
     def _target(self, record: Record) -> np.ndarray:
         if not self.targets:
             return np.zeros(0, np.int32)
-        return target_ids(self.tokenizer, record, end_ids(self.tokenizer)[0], self.model)
+        return target_ids(self.tokenizer, record, self.style, end_ids(self.tokenizer)[0], self.model)
 
     def encode(self, record: Record, bucket: Bucket, order: np.random.Generator) -> Arrays:
         """The example. Raises MediaError when its media cannot be read, ValueError when it does not fit."""

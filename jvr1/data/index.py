@@ -79,11 +79,10 @@ class _Prober:
     media: MediaCache
     measure: Measure
 
-    def __call__(self, rows: list[int], records: list[Record]) -> list[IndexEntry]:
-        try:
-            seen = tuple(self._probe(path, records[0].data_type) for path in records[0].paths)
-        except (MediaError, UserError) as error:
-            return [failed(row, error) for row in rows]
+    def __call__(self, rows: list[int], records: list[Record], seen: tuple[Probe, ...] | None) -> Any:
+        """Without `seen` the probes of the media that the records share; with them an entry a record."""
+        if seen is None:
+            return tuple(self._probe(path, records[0].data_type) for path in records[0].paths)
         return [self._entry(row, record, seen) for row, record in zip(rows, records, strict=True)]
 
     def _probe(self, path: str, data_type: str) -> Probe:
@@ -193,9 +192,7 @@ def _in_helpers(
                 except queue.Empty:
                     return
                 try:
-                    results.put(helper(rows, [records[row] for row in rows]))
-                except MediaError as error:
-                    results.put([failed(row, error) for row in rows])
+                    results.put(_entries(helper, rows, [records[row] for row in rows]))
                 except Exception as error:  # a fault of ours or of `measure`: the caller is to see it
                     results.put(error)
                     return
@@ -213,6 +210,26 @@ def _in_helpers(
         stop.set()
         for thread in threads:
             thread.join()
+
+
+def _entries(helper: Sandbox, rows: list[int], records: list[Record]) -> list[IndexEntry]:
+    """Entries of the records that share media. A call each for probing and measuring, for both may take their time;
+    where measuring fails, each record is measured alone, so that one with a question without end costs only itself."""
+    try:
+        seen = helper(rows, records, None)
+    except (MediaError, UserError) as error:
+        return [failed(row, error) for row in rows]
+    try:
+        return helper(rows, records, seen) if len(rows) > 1 else [_entry_alone(helper, rows[0], records[0], seen)]
+    except MediaError:
+        return [_entry_alone(helper, row, one, seen) for row, one in zip(rows, records, strict=True)]
+
+
+def _entry_alone(helper: Sandbox, row: int, record: Record, seen: tuple[Probe, ...]) -> IndexEntry:
+    try:
+        return helper([row], [record], seen)[0]
+    except MediaError as error:
+        return failed(row, MediaError(error.cause, f"its text was not tokenised ({error})"))
 
 
 def save_index(file: str | Path, entries: Sequence[IndexEntry], settings: Mapping[str, Any]) -> None:
@@ -318,12 +335,27 @@ class BucketUse:
 
 
 @dataclass(frozen=True)
+class Example:
+    """A record that was dropped: its row and what was wrong with it, '' where the cause says all."""
+
+    row: int
+    message: str
+
+    def __str__(self) -> str:
+        told = self.message if len(self.message) <= _SHOWN else f"{self.message[: _SHOWN - 60]} .. {self.message[-56:]}"
+        return f"such as record {self.row}{': ' if told else ''}{told}"
+
+
+_SHOWN = 240
+
+
+@dataclass(frozen=True)
 class Summary:
-    """Of an index: records, why some are dropped (cause -> number, an example row of each), use of the buckets."""
+    """Of an index: records, why some are dropped (cause -> number, an example of each), use of the buckets."""
 
     records: int
     dropped: Mapping[str, int]
-    examples: Mapping[str, int]
+    examples: Mapping[str, Example]
     buckets: Mapping[str, BucketUse] = field(default_factory=dict)
 
     @property
@@ -335,10 +367,14 @@ class Summary:
         return 1 - sum(use.tokens for use in used) / sum(use.records * (use.length or 0) for use in used)
 
     def __str__(self) -> str:
+        return self.told("kept")
+
+    def told(self, kept_as: str) -> str:
+        """kept_as: what became of those not dropped; an evaluation that has only measured them keeps none yet."""
         kept = self.records - sum(self.dropped.values())
-        lines = [f"{self.records} records, {kept} kept, {self.records - kept} dropped"]
+        lines = [f"{self.records} records, {kept} {kept_as}, {self.records - kept} dropped"]
         for cause, count in sorted(self.dropped.items(), key=lambda item: (-item[1], item[0])):
-            lines.append(f"  dropped {count:>8}  {cause} (such as record {self.examples[cause]})")
+            lines.append(f"  dropped {count:>8}  {cause} ({self.examples[cause]})")
         for name, use in sorted(self.buckets.items()):
             share = f", {use.padding:.1%} padding of {use.length}" if use.padding is not None else ""
             mean = use.tokens / use.records
@@ -350,7 +386,7 @@ class Summary:
 
 def summary(entries: Sequence[IndexEntry], prompt_lengths: Mapping[str, int] | None = None) -> Summary:
     """What was dropped and why, how the data falls into buckets, and with their prompt lengths the expected padding."""
-    causes = [(entry.cause, entry.row) for entry in entries if entry.bucket is None]
+    dropped = [(entry.cause or "no-bucket", entry) for entry in entries if entry.bucket is None]
     rows = Counter(entry.bucket for entry in entries if entry.bucket is not None)
     tokens: Counter[str] = Counter()
     for entry in entries:
@@ -359,7 +395,7 @@ def summary(entries: Sequence[IndexEntry], prompt_lengths: Mapping[str, int] | N
     lengths = prompt_lengths or {}
     return Summary(
         len(entries),
-        Counter(cause or "no-bucket" for cause, _ in causes),
-        {cause or "no-bucket": row for cause, row in reversed(causes)},
+        Counter(cause for cause, _ in dropped),
+        {cause: Example(e.row, (e.error or "").partition(": ")[2]) for cause, e in reversed(dropped)},
         {name: BucketUse(rows[name], tokens[name], lengths.get(name)) for name in rows},
     )

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
+import os
 import queue
+import shutil
 import threading
 from collections import Counter
 from collections.abc import Generator, Sequence
@@ -15,6 +19,7 @@ import grain
 import numpy as np
 from absl import flags
 from etils import epath
+from grain._src.python.ipc.shared_memory_array import SharedMemoryArray
 
 from jvr1.data.batch import Arrays, Bucket, Microbatch, Row, empty_example, stack
 from jvr1.data.encode import Encoder
@@ -22,6 +27,7 @@ from jvr1.data.records import Record
 from jvr1.data.schedule import Plan
 from jvr1.data.store import RecordStore
 from jvr1.distributed import ALONE, Share
+from jvr1.errors import UserError
 
 T = TypeVar("T")
 
@@ -110,6 +116,8 @@ class Pipeline:
         buffered = max(2, self.ahead * self.per_step * own)
         if self.workers:
             _parse_flags()
+            _finish_at_exit()
+            check_shared_memory(self.encoder, self.workers)
             options = grain.MultiprocessingOptions(
                 num_workers=self.workers, per_worker_buffer_size=max(1, buffered // self.workers)
             )
@@ -133,6 +141,44 @@ class Pipeline:
         with closing(self.microbatches(first * m, (last - first) * m, failed)) as stream:
             for _ in range(first, last):
                 yield [next(stream) for _ in range(m)]
+
+
+def check_shared_memory(encoder: Encoder, workers: int, folder: str = "/dev/shm") -> None:
+    """Raises UserError where not even a row of each worker and one being read fit into shared memory: writing beyond
+    its end would kill a worker without a word. A run holds about twice a step's rows there (docs/data.md)."""
+    if not os.path.isdir(folder):
+        return
+    rows = (_leaves(empty_example(bucket, encoder.model)) for bucket in encoder.buckets)
+    largest = max(sum(array.nbytes for array in row) for row in rows)
+    needed, free = (workers + 1) * largest, shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(
+            f"{folder} has {free / 2**20:.0f} MB free, and {workers} workers need {needed / 2**20:.0f} MB or more; "
+            "start the container with --shm-size=4g, or set data.workers=0"
+        )
+
+
+@functools.cache
+def _finish_at_exit() -> None:
+    atexit.register(finish_deletions)
+
+
+def finish_deletions() -> None:
+    """Waits until grain's thread has unlinked the rows that were let go.
+
+    Nothing leaks without it: what the thread has not come to when Python ends is unlinked by multiprocessing's resource
+    tracker, which then warns of leaked shared memory.
+    """
+    thread = getattr(SharedMemoryArray, "_del_thread_pool", None)
+    if thread is not None:
+        thread.apply(int)  # it has one thread: what was asked before is done
+
+
+def _leaves(tree: Any) -> list[np.ndarray]:
+    """The arrays of nested tuples; jax is not imported here."""
+    if isinstance(tree, tuple):
+        return [leaf for part in tree for leaf in _leaves(part)]
+    return [] if tree is None else [np.asarray(tree)]
 
 
 def _parse_flags() -> None:

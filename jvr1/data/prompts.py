@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -10,6 +11,7 @@ import numpy as np
 from jaxtyping import Int32
 from transformers import PreTrainedTokenizerBase
 
+from jvr1.data.plain import Marked, marked, text_ids
 from jvr1.data.records import Record
 from jvr1.errors import UserError
 from jvr1.model.config import ModelConfig
@@ -50,11 +52,14 @@ class PlaceholderError(ValueError):
 
 @dataclass(frozen=True)
 class PromptStyle:
-    """How a question is put. `system` None leaves the system prompt to the chat template ("... assistant.")."""
+    """How a question is put. `system` None leaves the system prompt to the chat template ("... assistant.").
+    special_tokens: whether <|im_end|> and the like in a record's text are tokens, as they are to the reference; else
+    they are the characters they are."""
 
     template: str = TEMPLATES["reference"]
     suffixes: bool = True
     system: str | None = None
+    special_tokens: bool = False
 
 
 def question_text(record: Record) -> str:
@@ -83,11 +88,15 @@ def prompt_ids(
 ) -> Int32[np.ndarray, " T"]:
     """Ids of the prompt; the placeholder of medium i repeated tokens[i] times, as the HF processor repeats it.
 
-    Raises PlaceholderError when the question's own text holds a visual placeholder.
+    Raises PlaceholderError when the question's own text holds a visual placeholder that counts as one.
     """
-    chat = messages(record, style, len(tokens))
-    text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-    ids = np.asarray(tokenizer(text, add_special_tokens=False)["input_ids"], np.int32)
+    texts = (record.problem, *record.options)
+    own = Marked(texts, "") if style.special_tokens else marked(tokenizer, texts)
+    asked = dataclasses.replace(record, problem=own.texts[0], options=own.texts[1:])
+    chat = tokenizer.apply_chat_template(
+        messages(asked, style, len(tokens)), tokenize=False, add_generation_prompt=True
+    )
+    ids = np.asarray(own.ids(tokenizer, str(chat)), np.int32)
     visual = np.isin(ids, config.visual_tokens)
     if visual.sum() != len(tokens):
         raise PlaceholderError(f"the prompt holds {int(visual.sum())} visual placeholders for {len(tokens)} media")
@@ -97,14 +106,15 @@ def prompt_ids(
 
 
 def target_ids(
-    tokenizer: PreTrainedTokenizerBase, record: Record, end_id: int, config: ModelConfig
+    tokenizer: PreTrainedTokenizerBase, record: Record, style: PromptStyle, end_id: int, config: ModelConfig
 ) -> Int32[np.ndarray, " t"]:
     """Ids of the answer SFT learns: the chain of thought, a newline, the solution, the end token.
 
     Raises PlaceholderError when it holds a visual placeholder, which no answer may.
     """
     text = record.solution if record.process is None else f"{record.process}\n{record.solution}"
-    ids = np.asarray([*tokenizer(text, add_special_tokens=False)["input_ids"], end_id], np.int32)
+    own = Marked((), "").ids(tokenizer, text) if style.special_tokens else text_ids(tokenizer, text)
+    ids = np.asarray([*own, end_id], np.int32)
     if np.isin(ids, config.visual_tokens).any():
         raise PlaceholderError("the answer to learn holds a visual placeholder")
     return ids

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import posixpath
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -49,28 +51,45 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A record that cannot be used: its place in the file, its id where it has one, and what is wrong with it."""
+    """A record that cannot be used: its place in the file, its id where it has one, and what is wrong with it.
+    damaged: its text is (`DamagedTextError`), not its form."""
 
     index: int
     problem_id: int | str | None
     message: str
+    damaged: bool = False
+
+
+class DamagedTextError(UserError):
+    """A text that no file can hold and no tokenizer read: half of a surrogate pair, as cutting a text leaves it."""
 
 
 def load_records(file: str | Path) -> list[Record]:
-    """All records of a JSON array or of a JSONL file, local or gs://.
+    """All records of a JSON array or of a JSONL file, local or gs://, but those whose text is damaged: these are left
+    out, and the first few named on stderr.
 
     Raises UserError that names the file and, one line each, the index and field of the first few faulty records.
     """
     records, faults = read_records(file)
-    problems = []
+    if problems := _told(file, [fault for fault in faults if not fault.damaged]):
+        raise UserError("\n".join(problems))
+    left_out = _told(file, faults)
+    if not records:
+        raise UserError("\n".join(left_out))
+    for line in left_out:
+        print(f"left out: {line}", file=sys.stderr)
+    return list(records.values())
+
+
+def _told(file: str | Path, faults: list[Fault]) -> list[str]:
+    """The first few, one a line, and how many more there are."""
+    lines = []
     for fault in faults[:SHOWN_PROBLEMS]:
         name = "" if fault.problem_id is None else f" (problem_id {fault.problem_id})"
-        problems.append(f"{file}: record {fault.index}{name}: {fault.message}")
+        lines.append(f"{file}: record {fault.index}{name}: {fault.message}")
     if len(faults) > SHOWN_PROBLEMS:
-        problems.append(f"{file}: {len(faults) - SHOWN_PROBLEMS} more faulty records")
-    if problems:
-        raise UserError("\n".join(problems))
-    return list(records.values())
+        lines.append(f"{file}: {len(faults) - SHOWN_PROBLEMS} more faulty records")
+    return lines
 
 
 def read_records(file: str | Path) -> tuple[dict[int, Record], list[Fault]]:
@@ -82,7 +101,10 @@ def read_records(file: str | Path) -> tuple[dict[int, Record], list[Fault]]:
             records[index] = parse_record(raw)
         except UserError as error:
             named = raw.get("problem_id") if isinstance(raw, dict) else None
-            faults.append(Fault(index, named if isinstance(named, int | str) else None, str(error)))
+            if isinstance(named, str):
+                named = named.encode(errors="backslashreplace").decode()
+            named = named if isinstance(named, int | str) else None
+            faults.append(Fault(index, named, str(error), isinstance(error, DamagedTextError)))
     if not records and not faults:
         raise UserError(f"{file} holds no records")
     return records, faults
@@ -96,6 +118,9 @@ def parse_record(raw: Any) -> Record:
     if isinstance(problem_id, bool) or not isinstance(problem_id, int | str):
         raise UserError(f"field 'problem_id' must be a number or a string, got {_kind(problem_id)}")
     data_type = _choice(raw, "data_type", DATA_TYPES)
+    for field, value in raw.items():
+        if field in _READ:
+            check_whole(field, value)
     return Record(
         problem_id=problem_id,
         problem=_text(raw, "problem"),
@@ -108,6 +133,19 @@ def parse_record(raw: Any) -> Record:
         data_source=sys.intern(_optional_text(raw, "data_source") or ""),
         task=sys.intern(_task(raw)),
     )
+
+
+_READ = {"problem_id", "problem", "options", "solution", "process", "path", "data_source", *TASK_FIELDS}
+_HALF = re.compile("[\ud800-\udfff]")
+
+
+def check_whole(field: str, value: Any) -> None:
+    """Raises DamagedTextError where a text, or one of a list, holds half of a surrogate pair."""
+    for text in value if isinstance(value, list) else [value]:
+        if isinstance(text, str) and (half := _HALF.search(text)):
+            raise DamagedTextError(
+                f"field {field!r} holds {ascii(half[0])[1:-1]}, half of a character: the text was cut or is not UTF-8"
+            )
 
 
 def resolve(root: str | Path, path: str) -> epath.Path:
@@ -189,6 +227,8 @@ def _task(raw: dict[str, Any]) -> str:
 
 def _kind(value: Any) -> str:
     names = {str: "an empty string", dict: "an object", list: "a list", bool: "a boolean"}
+    if value in (math.inf, -math.inf):
+        return "a number beyond all bounds"
     return "nothing" if value is None else names.get(type(value), "a number")
 
 
@@ -215,41 +255,90 @@ def _raw_records(file: str | Path) -> Iterator[Any]:
         raise UserError(f"{file} may not be read") from None
 
 
+def _integer(digits: str) -> int | float:
+    """A whole number; one of thousands of digits, which Python does not read, becomes infinite: no field takes that."""
+    return int(digits) if len(digits) < _MOST_DIGITS else math.copysign(math.inf, -1 if digits[0] == "-" else 1)
+
+
+_MOST_DIGITS = 1000
+_DECODER = json.JSONDecoder(parse_int=_integer)
+
+
 def _lines(start: str, stream: io.TextIOBase, file: str | Path) -> Iterator[Any]:
     for number, line in enumerate(stream, 1):
         line, start = start + line, ""
         if not line.strip():
             continue
         try:
-            yield json.loads(line)
+            item = _DECODER.decode(line)
         except (json.JSONDecodeError, RecursionError) as error:
-            raise UserError(f"{file}: line {number} is not a JSON object: {error}") from None
+            wrapped = number == 1 and _list_within(line + stream.read(_LONGEST_RECORD))
+            raise (
+                _wrapper(file, wrapped)
+                if wrapped
+                else UserError(f"{file}: line {number} is not a JSON object: {error}")
+            ) from None
+        if number == 1 and (wrapped := _list_within(line)):
+            raise _wrapper(file, wrapped)
+        yield item
+
+
+def _list_within(text: str) -> str | None:
+    """The field of one JSON object that holds a list of records; None where the text is anything else."""
+    try:
+        value = _DECODER.decode(text)
+    except (json.JSONDecodeError, RecursionError):
+        return None
+    if not isinstance(value, dict) or "problem" in value:
+        return None
+    return next(
+        (k for k, v in value.items() if isinstance(v, list) and v and all(isinstance(x, dict) for x in v)), None
+    )
+
+
+def _wrapper(file: str | Path, field: str) -> UserError:
+    return UserError(f"{file} is one object that holds its records in {field!r}; the file must be that list itself")
 
 
 def _array_items(stream: io.TextIOBase, file: str | Path) -> Iterator[Any]:
-    """The items of a JSON array whose '[' has been read."""
-    decode = json.JSONDecoder().raw_decode
-    buffer, at, index = "", 0, 0
+    """The items of a JSON array whose '[' has been read, and of those that follow it."""
+    buffer, at, index, opened = "", 0, 0, True
     while True:
         try:
             at = _skip(buffer, at)
-            if buffer[at] == "]" and index == 0:
-                return
-            item, end = decode(buffer, at)
-            end = _skip(buffer, end)
-            if buffer[end] not in ",]":
-                raise json.JSONDecodeError("expected ',' or ']'", buffer, end)
-            yield item
-            index += 1
-            if buffer[end] == "]":
-                return
-            at = end + 1
+            if not (opened and buffer[at] == "]"):
+                item, end = _DECODER.raw_decode(buffer, at)
+                end = _skip(buffer, end)
+                if buffer[end] not in ",]":
+                    raise json.JSONDecodeError("expected ',' or ']'", buffer, end)
+                yield item
+                index, opened, at = index + 1, False, end
+            if buffer[at] == "]":
+                rest = _after_array(stream, buffer[at + 1 :], file, index)
+                if rest is None:
+                    return
+                buffer, at, opened = rest, 0, True
+            else:
+                at += 1
         except (IndexError, json.JSONDecodeError, RecursionError) as error:
             more = stream.read(_CHUNK) if len(buffer) - at < _LONGEST_RECORD else ""
             if not more:
                 reason = "the file ends too early" if isinstance(error, IndexError) else str(error)
                 raise UserError(f"{file}: record {index} is not valid JSON: {reason}") from None
             buffer, at = buffer[at:] + more, 0
+
+
+def _after_array(stream: io.TextIOBase, rest: str, file: str | Path, index: int) -> str | None:
+    """What follows the '[' of a further array, None at the file's end. Raises UserError for anything else."""
+    while not (left := rest.lstrip()):
+        rest = stream.read(_CHUNK)
+        if not rest:
+            return None
+    if left[0] != "[":
+        raise UserError(
+            f"{file}: {left[0]!r} follows the array that ends with record {index - 1}; one array is expected"
+        )
+    return left[1:]
 
 
 def _skip(text: str, at: int) -> int:

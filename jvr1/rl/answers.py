@@ -1,11 +1,12 @@
-"""Reading a model's answer: the tagged text, option letters, numbers with units, words of any script."""
+"""Reading a model's answer: the tagged text, option letters, words of any script (numbers: `rl.quantities`)."""
 
 from __future__ import annotations
 
-import math
 import re
 import unicodedata
-from typing import NamedTuple
+
+from jvr1.rl.quantities import unwrapped
+from jvr1.rl.units import UNSPACED
 
 _PAIR = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL)
 
@@ -29,14 +30,15 @@ def final_answer(text: str) -> str:
 
 def tidy(text: str) -> str:
     """One way to write a text: full-width forms, fractions, powers, minus signs, LaTeX wrappers and blanks."""
-    out = []
+    out, raised = [], False
     for char in text:
         kind = unicodedata.decomposition(char).partition(">")[0]
         # compatibility forms would glue: 1½ to 11/2, 10² to 102
-        out.append({"<fraction": " ", "<super": "^"}.get(kind, "") + char)
+        mark = {"<fraction": " ", "<super": "" if raised else "^"}.get(kind, "")
+        raised = kind == "<super"
+        out.append(mark + char)
     text = unicodedata.normalize("NFKC", "".join(out)).translate(_SAME)
-    text = re.sub(r"\\d?frac\{([^{}]*)\}\{([^{}]*)\}", r" \1/\2", text)
-    text = re.sub(r"\\(?:boxed|text|mathrm|mathbf)\{([^{}]*)\}", r"\1", text)
+    text = unwrapped(re.sub(r"\\[dtc]?frac\{([^{}]*)\}\{([^{}]*)\}", r" \1/\2", text))
     return " ".join(text.replace("\\%", "%").split())
 
 
@@ -47,133 +49,86 @@ _SAME = str.maketrans(
 
 # --- option letters ---------------------------------------------------------------------------------------------------
 
-_LEAD = re.compile(
+_BRACKETS = str.maketrans(dict.fromkeys("【〔「『［", "(") | dict.fromkeys("】〕」』］", ")"))
+_OPENING = re.compile(
     r"(?:the )?(?:(?:final|correct|best|right) )?(?:answer|option|choice)(?: is\b)? ?[:=]?(?: ?(?:option|choice)\b)? ?",
     re.I,
 )
-_LETTER = r"[(\[]?[A-Za-z](?![A-Za-z'])[)\].:]*"
-_LETTERS = re.compile(rf"{_LETTER}(?:(?: ?(?:[,;/&]|and\b|or\b))* ?{_LETTER})*", re.I)
-_ONE_LETTER = re.compile(r"(?<![A-Za-z])[A-Za-z](?![A-Za-z])")
-_LABEL = re.compile(r"[(\[]?([A-Za-z])[)\].:,]")
+# "I think the answer is A", 答案：A, 选A; what is said last counts
+_STATED = re.compile(
+    r"(?<![\w'])(?:answer|ans)\b(?: (?:must|should|would|will) be| is| was)?\.? ?[:=]? ?(?:(?:option|choice)\b ?)?"
+    r"|(?:答案|选项)(?:应该|应)?(?:是|为)?[:=]? ?|(?<!不)(?<!挑)(?:应选|故选|选择|选)[:=]? ?",
+    re.I,
+)
+_LETTER = re.compile(r"[(\[]{0,2}([A-Za-z])[)\]]{0,2}[.:]?")
+_BETWEEN = re.compile(r"(?:\s|[,;/&|+、；，]|(?<![A-Za-z])(?:and|or)(?![A-Za-z])|[和或及与])+", re.I)
+_LABEL = re.compile(r"(?:[(\[]([A-Za-z])[)\]][.:]?|([A-Za-z])(?:[)\].:,、]| [-\u2014]+ |\s*\n))")
+_FURTHER = re.compile(r"(?:(?<=\n)|(?<=\s))(?:\(([A-Z])\)|([A-Z])[.):])(?=\s)")
+_BRACKETED = re.compile(r"\(([A-Z])\)")
+_VERDICT = re.compile(r"\s*(?:is|isn't|was|wasn't|are|can't|cannot|can|seems|would|and|or|but|not|nor)\b", re.I)
+_STANDS_ALONE = re.compile(r"\s*(?:[.,;!)。，；]|\n|$|(?:because|since|as)\b)", re.I)
+_CLEAR = " \n*_`'\"$"
 
 
 def option_letters(text: str) -> frozenset[str]:
     """The options an answer names, upper case: 'A', 'a.', '(A)', 'A. text', 'Option A' name A; 'A or B' names both.
 
-    Empty where none is named. What follows a label does not count: a list of all options names the first.
+    Where an answer is stated ('the answer is A', 答案：A) the last statement counts. Empty where none is named or it is
+    doubtful which; a list of labels names all of them.
     """
-    text = tidy(text)
-    if lead := _LEAD.match(text):
-        text = text[lead.end() :]
-    text = text.strip(" *_`'\"$")
-    if _LETTERS.fullmatch(text):
-        return frozenset(letter.upper() for letter in _ONE_LETTER.findall(text))
+    text = _lines(text)
+    *_, stated = [None, *_STATED.finditer(text)]
+    if stated and (tail := text[stated.end() :].lstrip(_CLEAR)):
+        named = _named(tail, alone=True)
+        if named or re.search(r"\bnot\b|n't\b|不", tail):
+            return named
+    if opening := _OPENING.match(text):
+        text = text[opening.end() :]
+    return _named(text.strip(_CLEAR), alone=False)
+
+
+def _named(text: str, *, alone: bool) -> frozenset[str]:
+    """The letters at the beginning of a text. alone: a bare letter may be followed by a clause."""
+    first = text.partition("\n")[0] if alone else text
+    if letters := _letters(first.strip(_CLEAR + ".。!")):
+        return letters
     label = _LABEL.match(text)
-    return frozenset(label[1].upper()) if label else frozenset()
+    if label:
+        letter, tail = label[1] or label[2], text[label.end() :]
+    elif alone and (bare := re.match(r"([A-Z])(?![\w'])", text)) and _STANDS_ALONE.match(text, bare.end()):
+        letter, tail = bare[1], text[bare.end() :]
+    else:
+        return frozenset()
+    if _VERDICT.match(tail):
+        return frozenset()
+    named = {letter.upper()} | {m[1] for m in _BRACKETED.finditer(tail)}
+    further = {m[1] or m[2] for m in _FURTHER.finditer(tail)}
+    if chr(ord(letter.upper()) + 1) in further:  # a list of options, not the W. of a name
+        named |= further
+    return frozenset(named)
 
 
-# --- numbers ----------------------------------------------------------------------------------------------------------
+def _letters(text: str) -> frozenset[str]:
+    """The letters of a text that holds nothing else: 'A', '(a)', 'A, C', 'A and C', 'AC'."""
+    if re.fullmatch(r"[A-J]{2,5}", text) and list(text) == sorted(set(text)):
+        return frozenset(text)
+    parts = [part for part in _BETWEEN.split(text) if part]
+    found = [_LETTER.fullmatch(part) for part in parts]
+    return frozenset(m[1].upper() for m in found if m) if all(found) else frozenset()
 
 
-class Quantity(NamedTuple):
-    """A number as written: its value, whether a percent sign follows, and the word after it ('' if none)."""
-
-    value: float
-    percent: bool
-    unit: str
-
-
-_NUMBER = re.compile(
-    r"""(?<![\w^])(?<!\d\.) (?P<sign>[+-])? [$€£¥]?
-    (?: (?P<mixed>\d+)\ (?=\d+\ ?/\ ?\d) )?
-    (?> (?P<grouped>\d{1,3}(?:,\d{2,3})*,\d{3}(?!,?\d)(?:\.\d+)? | \d{1,3}(?:\ \d{3})+(?!\d)(?:\.\d+)?)
-      | (?P<comma>\d+,\d{1,2}(?![\d,]))
-      | (?P<plain>\d+(?:\.\d*)?|\.\d+) )
-    (?:[eE](?P<exponent>[+-]?\d+)(?!\w))?
-    (?:\ ?/\ ?(?P<below>\d+(?:\.\d+)?)(?![\d/]))?
-    (?:\ ?(?:[x*×·]|\\times)\ ?10\ ?\^\ ?\{?(?P<power>[+-]?\d+)\}?)?
-    (?:\ ?\^\ ?\{?(?P<raised>[+-]?\d+)\}?)?
-    \ ?(?P<percent>%|per\ ?cent\b)?
-    \ ?(?P<unit>[^\W\d_]+)?""",
-    re.VERBOSE,
-)
-
-_UNITS = {
-    "length": "1e-3 mm millimeter millimetre; 1e-2 cm centimeter centimetre; 1 m meter metre;"
-    "1e3 km kilometer kilometre; 0.0254 in inch; 0.3048 ft foot feet; 0.9144 yd yard; 1609.344 mi mile",
-    "time": "1e-3 ms millisecond; 1 s sec second; 60 min minute; 3600 h hr hour; 86400 day",
-    "mass": "1e-6 mg milligram; 1e-3 g gram; 1 kg kilogram; 0.45359237 lb pound",
-}
-_UNIT = {
-    name: (dimension, float(entry.split()[0]))
-    for dimension, table in _UNITS.items()
-    for entry in table.split(";")
-    for name in entry.split()[1:]
-}
-
-
-def numbers(text: str) -> list[Quantity]:
-    """All numbers of a text: 5,000; 3,14; 1 1/2; 50%; 3e-4; 2 x 10^3; $5; '5 km'. Overflow gives inf, x/0 nan."""
-    return [_quantity(match) for match in _NUMBER.finditer(tidy(text))]
-
-
-def _quantity(match: re.Match[str]) -> Quantity:
-    part = match.groupdict()
-    digits = part["plain"] or (part["grouped"] or "").replace(",", "").replace(" ", "")
-    value = float(digits or part["comma"].replace(",", "."))
-    if part["exponent"]:
-        value *= _power_of_ten(part["exponent"])
-    if part["below"]:
-        value = value / float(part["below"]) if float(part["below"]) else math.nan
-    if part["power"]:
-        value *= _power_of_ten(part["power"])
-    if part["raised"]:
-        value = _power(value, part["raised"])
-    value += float(part["mixed"] or 0)
-    value = -value if part["sign"] == "-" else value
-    return Quantity(value, part["percent"] is not None, part["unit"] or "")
-
-
-def _power_of_ten(exponent: str) -> float:
-    return float("1e" + exponent)
-
-
-def _power(base: float, exponent: str) -> float:
-    try:
-        return base ** float(exponent)
-    except (OverflowError, ZeroDivisionError):
-        return math.nan
-
-
-def readings(answer: Quantity, gold: Quantity) -> list[tuple[float, float]]:
-    """The (answer, gold) pairs of plain numbers worth comparing; empty where units contradict each other.
-
-    Known units of one dimension convert, unknown or missing ones do not count. A percent sign on one side only
-    may mean 50 or 0.5.
-    """
-    scale = 1.0
-    known, wanted = _known_unit(answer.unit), _known_unit(gold.unit)
-    if known and wanted:
-        if known[0] != wanted[0]:
-            return []
-        scale = known[1] / wanted[1]
-    a, g = answer.value * scale, gold.value
-    if answer.percent == gold.percent:
-        return [(a, g)]
-    return [(a, g), (a / 100, g)] if answer.percent else [(a, g), (a, g / 100)]
-
-
-def _known_unit(name: str) -> tuple[str, float] | None:
-    name = name.lower()
-    return _UNIT.get(name) or _UNIT.get(name.removesuffix("s")) or _UNIT.get(name.removesuffix("es"))
+def _lines(text: str) -> str:
+    """A text without mark-up, its lines kept."""
+    text = unwrapped(re.sub(r"\\[()\[\]]", " ", text.replace("\\left", "").replace("\\right", "")))
+    text = unicodedata.normalize("NFKC", text.translate(_BRACKETS)).translate(_SAME)
+    text = re.sub(r"[*_`$]+", "", text).replace("{", "(").replace("}", ")")
+    return "\n".join(" ".join(line.split()) for line in text.strip().splitlines() if line.strip())
 
 
 # --- words ------------------------------------------------------------------------------------------------------------
 
-# scripts written without spaces: Thai, Lao, Myanmar, Khmer, kana, Han
-_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-_WORD = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+")
-_CHARACTER = re.compile(rf"([{_UNSPACED}])")
+_WORD = re.compile(rf"[{UNSPACED}]|[^\W_{UNSPACED}]+")
+_CHARACTER = re.compile(rf"([{UNSPACED}])")
 
 
 def words(text: str) -> list[str]:

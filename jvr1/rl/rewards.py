@@ -17,16 +17,8 @@ import jiwer
 import numpy as np
 
 from jvr1.errors import UserError
-from jvr1.rl.answers import (
-    final_answer,
-    first_answer,
-    numbers,
-    option_letters,
-    readings,
-    tidy,
-    transcript,
-    words,
-)
+from jvr1.rl.answers import final_answer, first_answer, option_letters, tidy, transcript, words
+from jvr1.rl.quantities import numbers, readings
 
 MODES = ("reference", "robust", "eval-reference")
 PROBLEM_TYPES = ("multiple choice", "numerical", "OCR", "free-form", "regression")
@@ -122,9 +114,16 @@ def mean_relative_accuracy(answer: float, gold: float) -> float:
     return float(np.mean(error < np.float32(1) - thresholds, dtype=np.float32))
 
 
+def benchmark_relative_accuracy(answer: float, gold: float) -> float:
+    """The same as VSI-Bench's own code counts it: |answer - gold| / |gold| <= 1 - t, in float64; against 0 only 0."""
+    if gold == 0:
+        return float(answer == gold)
+    return float(np.mean(abs(answer - gold) / abs(gold) <= 1 - np.linspace(0.5, 0.95, 10)))
+
+
 def robust_mra(completion: str, gold: str) -> float:
-    """Mean relative accuracy of the numbers as robust mode reads them; 0 where either side names none."""
-    return _number_score(final_answer(completion), final_answer(gold) or gold.strip(), mean_relative_accuracy)
+    """Mean relative accuracy, the benchmark's own, of numbers as robust mode reads them; 0 where a side names none."""
+    return _number_score(final_answer(completion), final_answer(gold) or gold.strip(), benchmark_relative_accuracy)
 
 
 def _equal_decimals(answer: str, gold: str) -> float:
@@ -170,13 +169,22 @@ def _plain(text: str) -> str:
 
 
 def _number_score(answer: str, gold: str, compare: Callable[[float, float], float]) -> float:
-    """Best of `compare` over the readings of one number on each side; texts of several numbers must be equal."""
+    """Best of `compare` over the readings of one number on each side. Where a side names several, none or it is
+    doubtful which, the texts must be equal."""
     a, g = numbers(answer), numbers(gold)
-    if not a or not g or not all(math.isfinite(q.value) for q in a + g):
+    if not all(math.isfinite(q.value) for q in a + g) or _NO_NUMBER.fullmatch(_same(gold)):
         return 0.0
     if len(a) == len(g) == 1:
         return max((compare(*pair) for pair in readings(a[0], g[0])), default=0.0)
-    return float(_plain(answer) == _plain(gold))
+    return float(_same(answer) == _same(gold))
+
+
+_NO_NUMBER = re.compile(r"[-+]?(?:nan|inf(?:inity)?|∞|)", re.I)
+
+
+def _same(text: str) -> str:
+    """A text to compare as such: case and outer marks do not count, signs do."""
+    return tidy(text).casefold().strip(" .,;:_`'\"$")
 
 
 def _equal_numbers(answer: float, gold: float) -> bool:

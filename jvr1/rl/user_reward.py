@@ -42,11 +42,14 @@ def resolve(spec: str) -> Callable[..., float]:
     return found
 
 
+CAUSES = ("exception", "timeout", "value", "died")
+
+
 class UserReward:
     """Calls `function(completion, gold, problem_type) -> float` (three strings) in the worker. Not thread-safe.
 
     A call that raises, takes more than `timeout` seconds, returns no finite number or ends the process scores
-    `on_failure`. `failures` counts them by cause (exception, timeout, value, died), `last_failure` says the latest.
+    `on_failure`. `failures` counts them by cause (`CAUSES`), `last_failure` says the latest.
     Use as a context manager, or `close()` it.
     """
 
@@ -56,6 +59,7 @@ class UserReward:
         self.spec, self.timeout, self.on_failure = spec, timeout, on_failure
         self.failures: collections.Counter[str] = collections.Counter()
         self.last_failure = ""
+        self._reported: collections.Counter[str] = collections.Counter()
         self._worker: subprocess.Popen[bytes] | None = None
         self._start()
 
@@ -74,6 +78,12 @@ class UserReward:
         self.failures[reply["cause"]] += 1
         self.last_failure = reply["error"]
         return self.on_failure
+
+    def new_failures(self) -> dict[str, int]:
+        """Failures since this was last asked, by every cause."""
+        new = {cause: self.failures[cause] - self._reported[cause] for cause in CAUSES}
+        self._reported = self.failures.copy()
+        return new
 
     def close(self) -> None:
         """Ends the worker and whatever it started in its process group."""

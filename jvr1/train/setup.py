@@ -39,6 +39,7 @@ from jvr1.errors import UserError
 from jvr1.model.config import ModelConfig, to_hf
 from jvr1.model.hf import CONFIG
 from jvr1.model.lora import ADAPTERS, LoRAConfig
+from jvr1.rl.golds import doubts
 from jvr1.sharding import decode_mesh, make_mesh, param_shardings
 from jvr1.train.decode import Decoder, make_decoder
 from jvr1.train.models import CHECKPOINTS, MODEL, make_tokenizer, open_base, write_lora
@@ -300,8 +301,10 @@ def index_of(
     measure: Measure,
     fingerprint: Mapping[str, Any],
     workdir: epath.Path,
+    kept_as: str = "kept",
 ) -> list[IndexEntry]:
-    """The index of a file's records by `measure`, all that depends on being in `fingerprint`.
+    """The index of a file's records by `measure`, all that depends on being in `fingerprint`. kept_as: what its summary
+    says of those that are not dropped.
 
     An index's name carries the hash of its settings, so one made with others is never taken.
     """
@@ -317,7 +320,9 @@ def index_of(
         save_index(str(path), entries, made_with)
         partial.unlink()
         lengths = {b.name: b.prompt for b in encoder.buckets}
-        print(f"{file}: {summary(entries, lengths)}")
+        print(f"{file}: {summary(entries, lengths).told(kept_as)}")
+        if doubtful := doubts(records):
+            print(doubtful)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"index {path}")
     return load_index(str(path), made_with)

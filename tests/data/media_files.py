@@ -227,3 +227,7 @@ def measure_badly(record, media):
 
 def hang_on_long_problems(record, media):
     return hang(None) if record.problem == "hang" else measure(record, media)
+
+
+def hang_on_ten_megabytes(record, media):
+    return hang(None) if len(record.problem) >= 10_000_000 else measure(record, media)

@@ -203,8 +203,11 @@ def test_the_index_measures_what_the_encoder_makes(reading, tmp_path):
         assert entry.prompt_tokens == arrays.prompt.mask.sum()
 
 
-def measured(config, tokenizer, one, media, targets=False, buckets=BUCKETS):
-    each = encoder(config, tokenizer, len, buckets=buckets, targets=targets)
+LET_THROUGH = PromptStyle(TEMPLATES["plain"], suffixes=False, special_tokens=True)
+
+
+def measured(config, tokenizer, one, media, targets=False, buckets=BUCKETS, **changes):
+    each = encoder(config, tokenizer, len, buckets=buckets, targets=targets, **changes)
     return each.measure(one, media)
 
 
@@ -212,7 +215,7 @@ def test_oversize_prompts_and_literal_placeholders_are_dropped_at_the_index_and_
     Image.new("RGB", (56, 56)).save(tmp_path / "a.png")
     questions = ["which?", "why " * 60, "what does <|video_pad|> do?", "and <|image_pad|>?", "why " * 61]
     records = [record(n, "a.png", "image", problem) for n, problem in enumerate(questions)]
-    one = encoder(config, tokenizer, len, targets=False)
+    one = encoder(config, tokenizer, len, targets=False, style=LET_THROUGH)
     entries = build_index(records, str(tmp_path), one.fingerprint(), one.measure, 1)
     assert [entry.bucket for entry in entries] == [IMAGE.name, None, None, None, None]
     assert summary(entries).dropped == {"too many prompt tokens": 2, "visual placeholder": 2}
@@ -225,7 +228,9 @@ def test_the_measure_s_reasons(config, tokenizer):
     _, bucket, reason = measured(config, tokenizer, record(process="<think>" + "a " * 40 + "</think>"), square, True)
     assert (bucket, reason.partition(":")[0]) == (None, "too many completion tokens")
     cheat = record(process="<think><|image_pad|></think>")
-    assert measured(config, tokenizer, cheat, square, True)[2].startswith("visual placeholder: the answer")
+    assert measured(config, tokenizer, cheat, square, True, style=LET_THROUGH)[2].startswith(
+        "visual placeholder: the answer"
+    )
     assert measured(config, tokenizer, cheat, square)[1:] == (VIDEO.name, None)  # RL never reads it
     assert measured(config, tokenizer, record(path=None, data_type="text"), ())[1:] == (TEXT.name, None)
     assert measured(config, tokenizer, record(), square, buckets=(IMAGE,))[1:] == (None, "no video bucket")

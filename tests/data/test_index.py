@@ -171,7 +171,7 @@ def test_summary():
     assert found.padding == pytest.approx(1 - 310 / 400)
     assert str(found).splitlines() == [
         "6 records, 3 kept, 3 dropped",
-        "  dropped        2  missing (such as record 3)",
+        "  dropped        2  missing (such as record 3: a.mp4)",
         "  dropped        1  too-long (such as record 4)",
         "  bucket         2  image: 80 prompt tokens on average, 20.0% padding of 100",
         "  bucket         1  video: 150 prompt tokens on average, 25.0% padding of 200",

@@ -63,7 +63,7 @@ def test_unpacked_checked_and_indexed(published, capfd):
     assert "1 files missing under CLEVRER/" in out
     assert "1 files empty under Math/" in out
     assert "6 records, 3 kept, 3 dropped" in out
-    assert "1  truncated (such as record 3)" in out
+    assert "1  truncated (such as record 3: " in out
     assert (published / "Video-R1-260k.json.index").exists()
     assert (published / "Math" / "Math.zip").exists()
 

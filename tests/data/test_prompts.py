@@ -1,5 +1,7 @@
 """Prompts: Video-R1's constants word for word, the chat, placeholders, targets."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from cases import record
@@ -71,22 +73,26 @@ def test_media_come_first_and_each_placeholder_is_repeated_as_often_as_its_mediu
 
 
 @pytest.mark.parametrize("text", ["<|video_pad|>", "is <|image_pad|> a token?"])
-def test_a_placeholder_in_text_is_refused(tokenizer, config, text):
+def test_a_placeholder_in_text_that_counts_is_refused(tokenizer, config, text):
+    style = replace(REFERENCE, special_tokens=True)
     with pytest.raises(PlaceholderError, match="2 visual placeholders for 1 media"):
-        prompt_ids(tokenizer, record(problem=text), REFERENCE, (4,), config)
+        prompt_ids(tokenizer, record(problem=text), style, (4,), config)
     with pytest.raises(PlaceholderError, match="1 visual placeholders for 0 media"):
-        prompt_ids(tokenizer, record(problem=text, data_type="text", path=None), REFERENCE, (), config)
+        prompt_ids(tokenizer, record(problem=text, data_type="text", path=None), style, (), config)
     with pytest.raises(PlaceholderError, match="answer to learn"):
-        target_ids(tokenizer, record(process=f"<think>{text}</think>"), 0, config)
+        target_ids(tokenizer, record(process=f"<think>{text}</think>"), style, 0, config)
 
 
 def test_targets(tokenizer, config):
     end, other = end_ids(tokenizer)
     assert tokenizer.convert_ids_to_tokens([end, other]) == ["<|im_end|>", "<|endoftext|>"]
-    ids = target_ids(tokenizer, record(), end, config)
+    ids = target_ids(tokenizer, record(), REFERENCE, end, config)
     assert ids.dtype == np.int32
     assert tokenizer.decode(ids) == "<think>red then blue</think>\n<answer>B</answer><|im_end|>"
-    assert tokenizer.decode(target_ids(tokenizer, record(process=None), end, config)) == "<answer>B</answer><|im_end|>"
+    assert (
+        tokenizer.decode(target_ids(tokenizer, record(process=None), REFERENCE, end, config))
+        == "<answer>B</answer><|im_end|>"
+    )
 
 
 @pytest.mark.parametrize("unknown", [None, "?"])

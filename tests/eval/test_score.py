@@ -128,6 +128,7 @@ def test_eval_reference_equals_a_second_implementation():
         ("<answer>nan</answer>", "nan", REG, (0.0, 0.0)),
         ("<answer>(B) blue</answer>", "B", MC, (0.0, 1.0)),
         ("B", "B", MC, (1.0, 0.0)),  # only the reference takes an untagged output for an answer
+        ("<answer>5</answer>", "4", REG, (0.5, 0.6)),  # exactly 0.25 off: VSI-Bench counts the threshold 0.75
         ("<answer>7.6</answer>", "10", REG, (0.6, 0.6)),  # 0.24 off: below 0.5, 0.45, .. 0.25
         ("<answer>a red dog</answer>", "a red dog", FREE, (0.0, 1.0)),
     ],
@@ -136,6 +137,23 @@ def test_both_modes_side_by_side(text, gold, kind, want):
     got = accuracies(text, f"<answer>{gold}</answer>", kind)
     assert tuple(got.values()) == pytest.approx(want, abs=1e-6)
     assert list(got) == ["eval-reference", "robust"]
+
+
+def test_robust_regression_is_the_benchmark_s_own():
+    """In exact fractions, but where rounding decides a tie in the benchmark's float64."""
+    ties = 0
+    for gold, answer in itertools.product(range(1, 41), range(1, 61)):
+        error = Fraction(abs(answer - gold), gold)
+        limits = [1 - Fraction(50 + 5 * i, 100) for i in range(10)]
+        got = accuracies(f"<answer>{answer}</answer>", f"<answer>{gold}</answer>", REG)["robust"]
+        exact = sum(error <= limit for limit in limits) / 10
+        if error in limits:
+            ties += 1
+            assert got in (exact, exact - 0.1) or got == pytest.approx(exact - 0.1)
+        else:
+            assert got == pytest.approx(exact)
+    assert ties > 100
+    assert accuracies("<answer>0</answer>", "<answer>0</answer>", REG)["robust"] == 1
 
 
 # --- intervals --------------------------------------------------------------------------------------------------------

@@ -12,7 +12,8 @@ import torch
 from nltk.stem.porter import PorterStemmer
 
 from jvr1.errors import UserError
-from jvr1.rl.answers import Quantity, final_answer, first_answer, numbers, option_letters, words
+from jvr1.rl.answers import final_answer, first_answer, option_letters, words
+from jvr1.rl.quantities import Quantity, numbers
 from jvr1.rl.rewards import MODES, PROBLEM_TYPES, format_reward, mean_relative_accuracy, score
 
 MC, NUM, OCR, FREE, REG = PROBLEM_TYPES

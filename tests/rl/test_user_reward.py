@@ -92,3 +92,15 @@ def test_unusable_spec(spec, message):
 def test_unusable_settings(arguments):
     with pytest.raises(UserError, match="positive"):
         UserReward("user_rewards:brevity", **arguments)
+
+
+def test_a_step_counts_its_own_failures():
+    """Every cause is named each time, so that processes of a run add up the same names."""
+    with UserReward("user_rewards:misbehave", on_failure=0.0) as reward:
+        reward("raise", "", "")
+        reward("nan", "", "")
+        assert reward.new_failures() == {"exception": 1, "timeout": 0, "value": 1, "died": 0}
+        reward("raise", "", "")
+        assert reward.new_failures() == {"exception": 1, "timeout": 0, "value": 0, "died": 0}
+        assert reward.new_failures() == {"exception": 0, "timeout": 0, "value": 0, "died": 0}
+        assert reward.failures == {"exception": 2, "value": 1}
