@@ -1,4 +1,4 @@
-"""bfloat16 on a CPU: every product that generation and training ask of XLA runs there, and is rounded no more than it must."""
+"""bfloat16 on a CPU: XLA runs every product that generation and training ask of it, rounding no more than it must."""
 
 from __future__ import annotations
 

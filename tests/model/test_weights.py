@@ -148,7 +148,7 @@ def test_tying_is_read_from_either_level():
         ({"num_key_value_heads": 3}, "must be a multiple of num_key_value_heads"),
         ({"rope_scaling": {"type": "mrope", "mrope_section": [1, 2, 4]}}, "must add up to half the head size, 6"),
         ({"rope_scaling": {"type": "yarn"}}, "rope type 'yarn' is not supported"),
-        ({"vision_config": {"temporal_patch_size": 1}}, "temporal_patch_size must be 2"),
+        ({"vision_config": {"temporal_patch_size": 1}}, "temporal_patch_size is 1; it must be 2"),
         ({"vision_config": "none"}, "config.json: "),
         ({"use_sliding_window": True}, "use_sliding_window is true"),
     ],
