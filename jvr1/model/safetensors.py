@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +18,7 @@ from etils import epath
 
 from jvr1.errors import UserError
 from jvr1.model.fields import parse_object
+from jvr1.model.folder import form_of
 
 DTYPES = {
     "F64": np.dtype(np.float64),
@@ -108,9 +109,9 @@ def _without_index(folder: epath.Path) -> list[epath.Path]:
     files = sorted(folder.glob("*.safetensors"))
     parts = [re.fullmatch(r"model-\d+-of-(\d+)\.safetensors", path.name) for path in files]
     counts = {int(part[1]) for part in parts if part}
-    if not files or not counts:
-        found = f" but {', '.join(f.name for f in files[:3])}" if files else ""
-        raise UserError(f"{folder} holds no {SINGLE} or {INDEX}{found}")
+    if not counts:
+        found = form_of(folder) or ", ".join(f.name for f in files[:3])
+        raise UserError(f"{folder} holds no {SINGLE} or {INDEX}" + (f" but {found}" if found else ""))
     shards = [path for path, part in zip(files, parts, strict=True) if part]
     if counts != {len(shards)}:
         raise UserError(f"{folder} holds {len(shards)} of {max(counts)} shards, and no {INDEX} that names them")
@@ -150,12 +151,9 @@ def read_header(path: epath.Path) -> dict[str, TensorSpec]:
 
 def _spec(path: epath.Path, name: str, entry: Any, start: int) -> TensorSpec:
     """One entry of a header whose tensors begin at byte `start`."""
-    shape, offsets, code = (
-        entry.get(key) if isinstance(entry, dict) else None for key in ("shape", "data_offsets", "dtype")
-    )
-    numbers = [*shape, *offsets] if isinstance(shape, list) and isinstance(offsets, list) else [None]
-    whole = all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in numbers)
-    if not whole or len(offsets) != 2 or not isinstance(code, str):
+    raw = entry if isinstance(entry, dict) else {}
+    shape, offsets, code = raw.get("shape"), raw.get("data_offsets"), raw.get("dtype")
+    if not (_sizes(shape) and _sizes(offsets) and len(offsets) == 2 and isinstance(code, str)):
         raise UserError(f"{path} is not a safetensors file: its header does not describe tensor {name[:80]}")
     if code not in DTYPES:
         raise UserError(f"{path}: tensor {name} has dtype {code}; {', '.join(DTYPES)} can be read")
@@ -165,6 +163,10 @@ def _spec(path: epath.Path, name: str, entry: Any, start: int) -> TensorSpec:
             f"{path}: tensor {name} takes {offsets[1] - offsets[0]} bytes; shape {spec.shape} needs another number"
         )
     return spec
+
+
+def _sizes(value: Any) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and all(type(i) is int and i >= 0 for i in value)
 
 
 def write_shard(
