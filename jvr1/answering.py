@@ -16,9 +16,9 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from jvr1 import config as settings
+from jvr1.data.chat import ends_of
 from jvr1.data.encode import Encoder
 from jvr1.data.pipeline import Pipeline, ahead
-from jvr1.data.prompts import end_ids
 from jvr1.data.schedule import Sequential
 from jvr1.data.store import RecordStore
 from jvr1.distributed import Peers, gather, share_of
@@ -184,7 +184,7 @@ def open_decoder(config: ConfigDict, mesh: Mesh, tokenizer: PreTrainedTokenizerB
     """The model, and its weights laid out for generation. All processes call it. Raises UserError."""
     dtype = jnp.dtype(config.model.dtype)
     model = open_model(config.model.source, mesh, dtype=dtype, param_dtype=dtype, attention=config.model.attention)
-    decoder = make_decoder(model.graphdef, mesh, model.config, end_ids(tokenizer))
+    decoder = make_decoder(model.graphdef, mesh, model.config, ends_of(tokenizer, model.carried, model.config))
     return decoder, decoder.weights(model.params)
 
 

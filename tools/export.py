@@ -6,20 +6,34 @@ Adapters (LoRA) are merged into the weights; --peft writes them alone, as a fold
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import re
 import time
-from typing import Any
+from pathlib import Path
 
 import jax
 from etils import epath
+from ml_collections import ConfigDict
 
+from jvr1 import config as settings
+from jvr1.data import processor
+from jvr1.data.chat import ends_of
+from jvr1.data.media import PixelLimits
 from jvr1.errors import UserError, run_main
 from jvr1.model import hf, peft
 from jvr1.model.lora import ADAPTERS
 from jvr1.sharding import make_mesh, path_name
-from jvr1.train.models import CHECKPOINTS, locate, open_model, read_lora
+from jvr1.train.models import CHECKPOINTS, Model, locate, make_tokenizer, open_model, read_lora
 
+POSITIONS = "text_positions.py"
+ADVICE = """From transformers 5.3 on text after a video has other positions than in training; answers differ. Undo it:
+
+    import sys; sys.path.insert(0, "{out}")
+    from text_positions import as_trained
+    as_trained(model)  # once, after from_pretrained
+
+transformers up to 5.2, vLLM and SGLang have the positions of the training: docs/weights.md"""
 HOST_DEVICES = 8
 """Parts in which parameters pass through host memory."""
 
@@ -41,7 +55,8 @@ def main() -> None:
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", HOST_DEVICES)
     source = epath.Path(args.source)
-    pixels = read_pixels(args.min_pixels, args.max_pixels) or trained_pixels(source)
+    pixels = read_pixels(args.min_pixels, args.max_pixels)
+    trained = trained_config(source)
     folder = locate(args.source).folder
     lora = read_lora(folder)
     if args.peft and lora is None:
@@ -53,15 +68,19 @@ def main() -> None:
     # a sum with adapters is rounded once, at its end
     model = open_model(args.source, mesh, param_dtype=dtype if lora is None else kept_dtype(folder))
     if args.peft and lora is not None:
-        peft.save(model.params, model.config, lora, args.out, dtype=dtype, base=trained_from(source))
+        base = None if trained is None else trained.model.source
+        peft.save(model.params, model.config, lora, args.out, dtype=dtype, base=base)
     else:
-        files = model.carried
-        hf.save(model.params, model.config, args.out, carried=files, dtype=dtype, pixels=pixels, lora=lora)
+        files = files_of(model, trained, pixels)
+        hf.save(model.params, model.config, args.out, carried=files, dtype=dtype, lora=lora)
     written = [path.stat().length for path in epath.Path(args.out).glob("*.safetensors")]
     print(
         f"{args.source} -> {args.out}: {count(model.params, adapters=args.peft):,} parameters, "
         f"{sum(written) / 1e9:.2f} GB in {dtype}, {len(written)} shards, {time.perf_counter() - start:.1f} s"
     )
+    if not args.peft:
+        print(ADVICE.format(out=args.out))
+        print(about_sampling(model, trained))
 
 
 def kept_dtype(folder: epath.Path) -> str:
@@ -84,27 +103,66 @@ def read_pixels(least: int | None, most: int | None) -> tuple[int, int] | None:
     return least, most
 
 
-def trained_pixels(source: epath.Path) -> tuple[int, int] | None:
-    """The image limits that the run was made with; None where the source is no workdir."""
-    trained = trained_config(source)
-    if trained is None:
-        return None
-    limits = trained["data"]["image_pixels"]
-    return limits["min_pixels"], limits["max_pixels"]
-
-
-def trained_from(source: epath.Path) -> str | None:
-    """The model the run began with; None where the source is no workdir."""
-    trained = trained_config(source)
-    return None if trained is None else trained["model"]["source"]
-
-
-def trained_config(source: epath.Path) -> dict[str, Any] | None:
-    """The config.json of the workdir that the source is or lies in; None where there is none."""
+def trained_config(source: epath.Path) -> ConfigDict | None:
+    """The config.json of the workdir that the source is or lies in; None where there is none. Raises UserError."""
     workdir = source.parent.parent if source.parent.name == CHECKPOINTS else source
-    if not (workdir / CHECKPOINTS).is_dir() or not (workdir / "config.json").exists():
+    path = workdir / "config.json"
+    if not (workdir / CHECKPOINTS).is_dir() or not path.exists():
         return None
-    return json.loads((workdir / "config.json").read_text())
+    try:
+        return settings.from_json(path.read_text(), str(workdir))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+
+
+def files_of(model: Model, trained: ConfigDict | None, pixels: tuple[int, int] | None) -> dict[str, bytes]:
+    """The model's files beside its weights, which say of media and sampling what the training did, as far as that is
+    known: of a workdir; of image limits that are given."""
+    files = model.carried
+    if trained is not None:
+        video, image = settings.pixel_limits(trained)
+        image = image if pixels is None else PixelLimits(*pixels)
+        of_video = processor.video_fields(settings.video_sampling(trained), video, model.config.vision.factor)
+        files = processor.processor_files(files, model.config.vision, processor.image_fields(image), of_video)
+        sampling = {name: trained.sampling[name] for name in ("temperature", "top_k", "top_p")}
+        files = processor.generation_file(files, ends(model), **sampling)
+    elif pixels is not None:
+        files = processor.processor_files(
+            files, model.config.vision, processor.image_fields(PixelLimits(*pixels)), None
+        )
+    return files | {POSITIONS: Path(text_positions()).read_bytes()}
+
+
+def ends(model: Model) -> tuple[int, ...]:
+    """Ids that end a completion in training."""
+    return ends_of(make_tokenizer(model.carried, model.source), model.carried, model.config)
+
+
+def text_positions() -> str:
+    """The file that goes with the export; it cannot be imported without torch."""
+    found = importlib.util.find_spec("jvr1.model.text_positions")
+    assert found is not None  # it is a part of this package
+    return str(found.origin)
+
+
+def about_sampling(model: Model, trained: ConfigDict | None) -> str:
+    """What the folder's generation_config.json does to answers."""
+    strength = processor.penalty(model.carried)
+    if trained is not None:
+        told = "samples as the training did"
+        return f"{processor.GENERATION} {told}" + (
+            "" if strength == 1 else f"; the source's repetition_penalty of {strength:g} is left out"
+        )
+    if strength != 1:
+        return (
+            f"{processor.GENERATION} is the source's: its repetition_penalty of {strength:g} makes generate answer "
+            f"otherwise than jvr1, which applies none; repetition_penalty=1.0 turns it off"
+        )
+    return (
+        f"{processor.GENERATION} is the source's"
+        if processor.GENERATION in model.carried
+        else f"no {processor.GENERATION}"
+    )
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ class VideoSampling:
             raise UserError(f"video fps must be above 0, got {self.fps}")
         if self.frames is not None and self.frames < 1:
             raise UserError(f"video frames must be at least 1, got {self.frames}")
-        if self.min_frames < 1 or _even_down(self.max_frames) < _even_up(self.min_frames):
+        if self.min_frames < 1 or even_down(self.max_frames) < even_up(self.min_frames):
             raise UserError(
                 f"video frames in [{self.min_frames}, {self.max_frames}]: an even number must lie in that range"
             )
@@ -108,8 +108,8 @@ def frame_indices(total: int, video_fps: float | int, sampling: VideoSampling) -
     if sampling.frames is not None:
         count = min(sampling.frames, span)
     else:
-        wanted = max(span / video_fps * sampling.fps, _even_up(sampling.min_frames))
-        count = max(1, _even_down(min(wanted, _even_down(sampling.max_frames), span)))
+        wanted = max(span / video_fps * sampling.fps, even_up(sampling.min_frames))
+        count = max(1, even_down(min(wanted, even_down(sampling.max_frames), span)))
     indices = np.linspace(first, last, count).round().astype(np.int64)
     return indices, count / span * video_fps
 
@@ -175,11 +175,13 @@ def seconds_per_step(
     return 2.0 / sample_fps * (1.0 if even else real / nominal)
 
 
-def _even_down(count: float | int) -> int:
+def even_down(count: float | int) -> int:
+    """The largest even number that is not above."""
     return math.floor(count / 2) * 2
 
 
-def _even_up(count: float | int) -> int:
+def even_up(count: float | int) -> int:
+    """The smallest even number that is not below."""
     return math.ceil(count / 2) * 2
 
 

@@ -17,11 +17,14 @@ MAX_ASPECT_RATIO = 200
 def smart_resize(height: int, width: int, *, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
     """Nearest size with both sides multiples of `factor` and an area in [min_pixels, max_pixels].
 
-    Source: `smart_resize` of HF `image_processing_qwen2_vl`; rounds half to even, as Python does.
+    Source: `smart_resize` of qwen-vl-utils, through which Video-R1 reads all media; rounds half to even, as Python
+    does. HF's own, which comes after it there, gives the same but for sides up to half of `factor`, which it counts as
+    0 before it looks at the area. A side that shrinks below `factor` is 0 in qwen-vl-utils, which ends in an error;
+    here, as in HF, it is `factor`.
     """
     if max(height, width) / min(height, width) > MAX_ASPECT_RATIO:
         raise UserError(f"aspect ratio of {width}x{height} is above {MAX_ASPECT_RATIO}")
-    new_h, new_w = round(height / factor) * factor, round(width / factor) * factor
+    new_h, new_w = (max(factor, round(side / factor) * factor) for side in (height, width))
     if new_h * new_w > max_pixels:
         shrink = math.sqrt(height * width / max_pixels)
         new_h = max(factor, math.floor(height / shrink / factor) * factor)

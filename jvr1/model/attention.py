@@ -104,9 +104,11 @@ def attend_shared(
     weights = [jnp.exp(x - top[:, of].swapaxes(1, 2)) for x, of in zip(to_prefix, streams, strict=True)]
     own_weights = jnp.exp(to_own - top)
     total = _by_row(jnp.sum, weights) + jnp.sum(own_weights, axis=-1, keepdims=True)
-    mixed = [contract("bkrgp,bkph->brkgh", x.astype(prefix[1].dtype), prefix[1][:, s]) for s, x in enumerate(weights)]
+    # rows and heads change places after the product: within it, XLA for CPUs would refuse bfloat16
+    mixed = [contract("bkrgp,bkph->bkrgh", x.astype(prefix[1].dtype), prefix[1][:, s]) for s, x in enumerate(weights)]
     own_mixed = contract("brkgc,brkch->brkgh", own_weights.astype(own[1].dtype), own[1])
-    return ((jnp.concatenate(mixed, axis=1) + own_mixed) / total).astype(q.dtype).reshape(q.shape)
+    of_prefix = jnp.concatenate([x.swapaxes(1, 2) for x in mixed], axis=1)
+    return ((of_prefix + own_mixed) / total).astype(q.dtype).reshape(q.shape)
 
 
 def _by_row(reduce: Callable[..., Array], of_streams: Sequence[Float[Array, "B K _ g P"]]) -> Float[Array, "B R K g 1"]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from jvr1.errors import UserError
+from jvr1.model.fields import Fields
 
 MODEL_TYPE = "qwen2_5_vl"
 
@@ -88,31 +89,38 @@ class ModelConfig:
         return self.image_token, self.video_token
 
 
+LAYERS, HEADS, WIDTH, VOCAB = 1024, 1024, 2**20, 2**24
+"""The most that a config may ask for: far above any model, far below what would take minutes to lay out."""
+
+
 def from_hf(raw: Mapping[str, Any], name: str = "config.json") -> ModelConfig:
     """Reads a parsed config.json: the published flat form or the nested one of transformers 5.
 
-    Raises `UserError`, naming `name` and the field, for another architecture or a shape that cannot be.
+    Raises `UserError`, naming `name` and the field, for another architecture, quantised weights, a value of another
+    kind or a shape that cannot be.
     """
     if raw.get("model_type") != MODEL_TYPE:
         raise UserError(f"{name}: model_type is {raw.get('model_type')!r}; jvr1 reads {MODEL_TYPE!r} (Qwen2.5-VL)")
-    text_raw = raw.get("text_config") or raw
-    try:
-        text = _text(text_raw, raw)
-        vision = _vision(raw.get("vision_config") or {})
-    except KeyError as error:
-        raise UserError(f"{name}: field {error} is missing") from None
-    except (TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{name}: {error}") from None
+    top = Fields(raw, name)
+    inner = top.part("text_config") if top.raw.get("text_config") else top
+    for fields in (top, inner):
+        if fields.given("quantization_config"):
+            kind = fields.part("quantization_config").raw.get("quant_method", "unknown")
+            raise UserError(
+                f"{name}: the weights are quantised (quantization_config: {kind}); jvr1 trains bfloat16, float16 or "
+                f"float32: name the model they were made of"
+            )
+    text = _text(inner, top)
     config = ModelConfig(
         text=text,
-        vision=vision,
-        tied=bool(raw.get("tie_word_embeddings") or text_raw.get("tie_word_embeddings")),
-        image_token=raw.get("image_token_id", 151655),
-        video_token=raw.get("video_token_id", 151656),
-        vision_start_token=raw.get("vision_start_token_id", 151652),
-        vision_end_token=raw.get("vision_end_token_id", 151653),
-        initializer_range=text_raw.get("initializer_range", 0.02),
-        extra=tuple((k, _pick(k, raw, text_raw)) for k in _EXTRA if _pick(k, raw, text_raw) is not None),
+        vision=_vision(top.part("vision_config")),
+        tied=top.flag("tie_word_embeddings", False) or inner.flag("tie_word_embeddings", False),
+        image_token=_token(top, "image_token_id", 151655, text),
+        video_token=_token(top, "video_token_id", 151656, text),
+        vision_start_token=_token(top, "vision_start_token_id", 151652, text),
+        vision_end_token=_token(top, "vision_end_token_id", 151653, text),
+        initializer_range=inner.number("initializer_range", 0.02, above=0, most=10),
+        extra=tuple((k, value) for k in _EXTRA if (value := _extra(k, top, inner)) is not None),
     )
     _validate(config, name)
     return config
@@ -121,80 +129,90 @@ def from_hf(raw: Mapping[str, Any], name: str = "config.json") -> ModelConfig:
 _EXTRA = ("bos_token_id", "eos_token_id", "pad_token_id", "vision_token_id", "max_window_layers", "sliding_window")
 
 
-def _pick(key: str, raw: Mapping[str, Any], text_raw: Mapping[str, Any]) -> Any:
-    return raw.get(key) if raw.get(key) is not None else text_raw.get(key)
+def _token(fields: Fields, name: str, default: int, text: TextConfig) -> int:
+    token = fields.whole(name, default, least=0, most=VOCAB)
+    placeholder = name in ("image_token_id", "video_token_id")  # the others are only handed on
+    if token >= text.vocab and (placeholder or name in fields.raw):
+        given = "" if name in fields.raw else f" is {default} by default"
+        fields.refuse(name, f"{given}, beyond the table of vocab_size {text.vocab}")
+    return token
 
 
-def _text(raw: Mapping[str, Any], top: Mapping[str, Any]) -> TextConfig:
-    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or top.get("rope_scaling") or {}
-    kind = rope.get("rope_type", rope.get("type", "default"))
+def _extra(name: str, top: Fields, inner: Fields) -> Any:
+    """What is only handed on: ids, several where a model has several ends, and whole numbers."""
+    fields = top if top.given(name) else inner
+    if not fields.given(name):
+        return None
+    if name.endswith("_token_id"):
+        if isinstance(fields.raw[name], list):
+            return list(fields.wholes(name, (), most=VOCAB))
+        return fields.whole(name, least=-1, most=VOCAB)
+    return fields.whole(name, least=0, most=2**31)
+
+
+def _text(fields: Fields, top: Fields) -> TextConfig:
+    rope = fields.part("rope_parameters", "rope_scaling")
+    if not rope.raw:
+        rope = top.part("rope_scaling")
+    kind = rope.raw.get("rope_type", rope.raw.get("type", "default"))
     if kind not in ("default", "mrope"):
-        raise ValueError(f"rope type {kind!r} is not supported; Qwen2.5-VL uses 'mrope'")
-    if raw.get("use_sliding_window"):
-        raise ValueError("use_sliding_window is true; only full attention in the decoder is supported")
-    if raw.get("hidden_act", "silu") != "silu":
-        raise ValueError(f"hidden_act is {raw['hidden_act']!r}; Qwen2.5-VL uses 'silu'")
-    hidden, heads = int(raw["hidden_size"]), int(raw["num_attention_heads"])
+        raise UserError(f"{fields.where}: rope type {kind!r} is not supported; Qwen2.5-VL uses 'mrope'")
+    if fields.given("use_sliding_window") and fields.flag("use_sliding_window", False):
+        fields.refuse("use_sliding_window", "; only full attention in the decoder is supported")
+    if fields.raw.get("hidden_act", "silu") != "silu":
+        fields.refuse("hidden_act", "; Qwen2.5-VL uses 'silu'")
+    heads = fields.whole("num_attention_heads", most=HEADS)
+    theta = rope if "rope_theta" in rope.raw else fields
     return TextConfig(
-        hidden=hidden,
-        layers=int(raw["num_hidden_layers"]),
+        hidden=fields.whole("hidden_size", most=WIDTH),
+        layers=fields.whole("num_hidden_layers", most=LAYERS),
         heads=heads,
-        kv_heads=int(raw.get("num_key_value_heads") or heads),
-        intermediate=int(raw["intermediate_size"]),
-        vocab=int(raw["vocab_size"]),
-        mrope_section=tuple(rope.get("mrope_section", (16, 24, 24))),
-        rope_theta=float(rope.get("rope_theta", raw.get("rope_theta", 1e6))),
-        eps=float(raw.get("rms_norm_eps", 1e-5)),
-        max_position=int(raw.get("max_position_embeddings", 32768)),
+        kv_heads=fields.whole("num_key_value_heads", most=HEADS) if fields.given("num_key_value_heads") else heads,
+        intermediate=fields.whole("intermediate_size", most=WIDTH),
+        vocab=fields.whole("vocab_size", most=VOCAB),
+        mrope_section=_section(rope),
+        rope_theta=theta.number("rope_theta", 1e6, above=1, most=1e12),
+        eps=fields.number("rms_norm_eps", 1e-5, above=0, most=0.1),
+        max_position=fields.whole("max_position_embeddings", 32768, most=2**31 - 1),
     )
 
 
-def _vision(raw: Mapping[str, Any]) -> VisionConfig:
+def _section(rope: Fields) -> tuple[int, int, int]:
+    section = rope.wholes("mrope_section", (16, 24, 24), most=WIDTH)
+    if len(section) != 3:
+        rope.refuse("mrope_section", "; it must hold three numbers")
+    return section[0], section[1], section[2]
+
+
+def _vision(fields: Fields) -> VisionConfig:
     default = VisionConfig()
-    if raw.get("temporal_patch_size", 2) != 2:
-        raise ValueError("vision_config.temporal_patch_size must be 2: a temporal step is a pair of frames")
-    if raw.get("in_channels", raw.get("in_chans", 3)) != 3:
-        raise ValueError("vision_config.in_channels must be 3")
-    if raw.get("hidden_act", "silu") != "silu":
-        raise ValueError(f"vision_config.hidden_act is {raw['hidden_act']!r}; Qwen2.5-VL uses 'silu'")
+    if fields.raw.get("temporal_patch_size", 2) != 2:
+        fields.refuse("temporal_patch_size", "; it must be 2: a temporal step is a pair of frames")
+    for name in ("in_channels", "in_chans"):
+        if fields.raw.get(name, 3) != 3:
+            fields.refuse(name, "; it must be 3")
+    if fields.raw.get("hidden_act", "silu") != "silu":
+        fields.refuse("hidden_act", "; Qwen2.5-VL uses 'silu'")
+    depth = fields.whole("depth", default.depth, most=LAYERS)
     return VisionConfig(
-        depth=int(raw.get("depth", default.depth)),
-        hidden=int(raw.get("hidden_size", default.hidden)),
-        heads=int(raw.get("num_heads", default.heads)),
-        intermediate=int(raw.get("intermediate_size", default.intermediate)),
-        out_hidden=int(raw.get("out_hidden_size", default.out_hidden)),
-        patch=int(raw.get("patch_size", default.patch)),
-        merge=int(raw.get("spatial_merge_size", default.merge)),
-        window=int(raw.get("window_size", default.window)),
-        full_blocks=tuple(int(i) for i in raw.get("fullatt_block_indexes", default.full_blocks)),
-        tokens_per_second=int(raw.get("tokens_per_second", default.tokens_per_second)),
+        depth=depth,
+        hidden=fields.whole("hidden_size", default.hidden, most=WIDTH),
+        heads=fields.whole("num_heads", default.heads, most=HEADS),
+        intermediate=fields.whole("intermediate_size", default.intermediate, most=WIDTH),
+        out_hidden=fields.whole("out_hidden_size", default.out_hidden, most=WIDTH),
+        patch=fields.whole("patch_size", default.patch, most=256),
+        merge=fields.whole("spatial_merge_size", default.merge, most=16),
+        window=fields.whole("window_size", default.window, most=4096),
+        full_blocks=fields.wholes("fullatt_block_indexes", default.full_blocks, most=depth - 1),
+        tokens_per_second=fields.whole("tokens_per_second", default.tokens_per_second, most=1000),
     )
 
 
 def _validate(config: ModelConfig, name: str) -> None:
     text, vision = config.text, config.vision
-    sizes = {
-        "hidden_size": text.hidden,
-        "num_hidden_layers": text.layers,
-        "num_attention_heads": text.heads,
-        "num_key_value_heads": text.kv_heads,
-        "intermediate_size": text.intermediate,
-        "vocab_size": text.vocab,
-        "vision depth": vision.depth,
-        "vision hidden_size": vision.hidden,
-        "vision num_heads": vision.heads,
-        "vision intermediate_size": vision.intermediate,
-        "vision patch_size": vision.patch,
-        "vision spatial_merge_size": vision.merge,
-        "vision window_size": vision.window,
-    }
-    for field_name, size in sizes.items():
-        if size < 1:
-            raise UserError(f"{name}: {field_name} is {size}; it must be at least 1")
     checks = (
         (text.hidden % text.heads == 0, "hidden_size must be a multiple of num_attention_heads"),
         (text.heads % text.kv_heads == 0, "num_attention_heads must be a multiple of num_key_value_heads"),
-        (len(text.mrope_section) == 3, "rope_scaling.mrope_section must hold three numbers"),
         (
             2 * sum(text.mrope_section) == text.head_size,
             f"rope_scaling.mrope_section {list(text.mrope_section)} must add up to half the head size, "
@@ -209,6 +227,7 @@ def _validate(config: ModelConfig, name: str) -> None:
             vision.out_hidden == text.hidden,
             f"vision out_hidden_size {vision.out_hidden} is not hidden_size {text.hidden}",
         ),
+        (config.image_token != config.video_token, "image_token_id and video_token_id are the same"),
     )
     for good, message in checks:
         if not good:

@@ -17,6 +17,8 @@ from jax.experimental import multihost_utils
 
 from jvr1.errors import UserError
 from jvr1.model.config import ModelConfig, from_hf, to_hf
+from jvr1.model.fields import parse_object
+from jvr1.model.folder import foreign, form_of
 from jvr1.model.lora import A, B, LoRAConfig
 from jvr1.model.safetensors import ShardReader, TensorSpec, write_shard
 
@@ -36,7 +38,6 @@ CARRIED = (
     "processor_config.json",
 )
 """Files beside the weights that travel with a model."""
-PROCESSOR, PROCESSOR_V5 = "preprocessor_config.json", "processor_config.json"
 
 
 class Rule(NamedTuple):
@@ -140,16 +141,14 @@ def read_config(folder: epath.PathLike) -> ModelConfig:
     """The shape of the model in a folder. Raises UserError naming the file."""
     path = epath.Path(folder) / CONFIG
     try:
-        raw = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; a model folder holds one") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from None
-    except (PermissionError, IsADirectoryError) as error:
+        text = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        found = form_of(epath.Path(folder))
+        held = f"{folder} holds {found}" if found else "a model folder holds one"
+        raise UserError(f"{path} does not exist; {held}") from None
+    except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    if not isinstance(raw, dict):
-        raise UserError(f"{path}: a JSON object is expected, not a {type(raw).__name__}")
-    return from_hf(raw, str(path))
+    return from_hf(parse_object(text, str(path)), str(path))
 
 
 _IGNORED = re.compile(r".*rotary_emb\.inv_freq")
@@ -187,6 +186,8 @@ def load(folder: epath.PathLike, config: ModelConfig, shapes: dict, shardings: A
 
 
 def _check_names(reader: ShardReader, tensors: list[Tensor], config: ModelConfig) -> None:
+    if known_as := foreign(set(reader.specs) - {t.name for t in tensors}):
+        raise UserError(f"{reader.folder}: tensors {known_as}")
     for tensor in tensors:
         spec = reader.specs.get(tensor.name)
         if spec is None:
@@ -241,14 +242,13 @@ def save(
     carried: dict[str, bytes],
     dtype: str,
     shard_bytes: int = 5 * 10**9,
-    pixels: tuple[int, int] | None = None,
     lora: LoRAConfig | None = None,
 ) -> None:
     """Writes an HF folder that `from_pretrained` and vLLM load. One tensor at a time is in host memory.
 
-    carried: files beside the weights (`read_carried`). pixels: least and most pixels of an image in training, put
-    into the processor's configuration. lora: of the adapters in `params`, which are merged into the weights. On several
-    hosts all must call; the first writes. Raises UserError when `out` is not empty or cannot be written.
+    carried: files beside the weights (`read_carried`). lora: of the adapters in `params`, which are merged into the
+    weights. On several hosts all must call; the first writes. Raises UserError when `out` is not empty or cannot be
+    written.
     """
     out = epath.Path(out)
     first = jax.process_index() == 0
@@ -266,7 +266,7 @@ def save(
                 pass
     if first:
         write_index(out, shards, dtype)
-        for name, content in with_pixels(carried, pixels).items():
+        for name, content in carried.items():
             (out / name).write_bytes(content)
         (out / CONFIG).write_text(json.dumps(to_hf(config, dtype), indent=2) + "\n")
 
@@ -336,25 +336,14 @@ def write_index(out: epath.Path, shards: list[list[Tensor]], dtype: str) -> None
 def read_carried(folder: epath.PathLike) -> dict[str, bytes]:
     """Contents of the files beside the weights that a folder has."""
     folder = epath.Path(folder)
-    return {name: (folder / name).read_bytes() for name in CARRIED if (folder / name).exists()}
-
-
-def with_pixels(carried: dict[str, bytes], pixels: tuple[int, int] | None) -> dict[str, bytes]:
-    """The files with the processor's image limits set to those of the training.
-
-    They stand in preprocessor_config.json, and under `image_processor` in the processor_config.json of transformers 5.
-    """
-    if pixels is None:
-        return carried
-    least, most = pixels
-    limits = {"min_pixels": least, "max_pixels": most, "size": {"shortest_edge": least, "longest_edge": most}}
-    out = dict(carried)
-    for name, key in ((PROCESSOR, None), (PROCESSOR_V5, "image_processor")):
-        if name in carried:
-            processor = json.loads(carried[name])
-            (processor if key is None else processor.setdefault(key, {})).update(limits)
-            out[name] = (json.dumps(processor, indent=2) + "\n").encode()
-    return out
+    found = {}
+    for name in CARRIED:
+        try:
+            if (folder / name).exists():
+                found[name] = (folder / name).read_bytes()
+        except OSError as error:
+            raise UserError(f"{folder / name} cannot be read: {error.strerror}") from None
+    return found
 
 
 __all__ = ["TABLE", "TensorSpec", "claim_folder", "hf_tensors", "load", "read_carried", "read_config", "save"]

@@ -24,11 +24,13 @@ from jvr1.model import hf, qwen2_5_vl
 from jvr1.model import lora as adapters
 from jvr1.model.attention import choose
 from jvr1.model.config import ModelConfig, to_hf
+from jvr1.model.fields import parse_object
 from jvr1.model.lora import LoRAConfig
 from jvr1.sharding import check_mesh, param_shardings, path_name
 from jvr1.train.checkpoint import quieten_orbax
 
 PARAMS, CHECKPOINTS, MODEL, LORA = "params", "checkpoints", "model", "lora.json"
+CHAT_TEMPLATE = "chat_template.json"
 FORMS = "an HF folder, a hub id, a converted folder, a workdir or one of its checkpoints"
 CHUNK_BYTES = 256 * 2**20
 """Arrays are stored in chunks of at most this size, so that another mesh reads little more than its slices."""
@@ -114,7 +116,7 @@ def read_lora(folder: epath.Path) -> LoRAConfig | None:
     try:
         raw = json.loads(path.read_text())
         return LoRAConfig(**raw | {"patterns": tuple(raw["patterns"])})
-    except (json.JSONDecodeError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
         raise UserError(f"{path} does not describe adapters: {_one_line(error)}") from None
 
 
@@ -189,6 +191,9 @@ def _compare(stored: epath.Path, metadata: Any, targets: dict) -> None:
 def locate(source: epath.PathLike) -> Location:
     """Where a model lies, downloading a hub id. Raises UserError when there is none."""
     folder = epath.Path(source)
+    if folder.exists() and not folder.is_dir():
+        whole = f"; name its folder, {folder.parent}" if folder.suffix == ".safetensors" else ""
+        raise UserError(f"{source} is a file; a model is {FORMS}{whole}")
     if not folder.exists():
         if re.fullmatch(r"[\w][\w.-]*/[\w.-]+", str(source)):
             return Location(download(str(source)), None)
@@ -249,9 +254,15 @@ def make_tokenizer(carried: Mapping[str, bytes], name: str) -> Any:
             (Path(folder) / file).write_bytes(content)
         (Path(folder) / hf.CONFIG).write_text('{"model_type": "qwen2_5_vl"}')
         try:
-            return AutoTokenizer.from_pretrained(folder)
+            tokenizer = AutoTokenizer.from_pretrained(folder)
         except Exception as error:  # whatever a broken file makes the library raise
             raise UserError(f"{name}: the tokenizer files cannot be read: {_one_line(error)}") from None
+    if not tokenizer.chat_template and CHAT_TEMPLATE in carried:  # which the library reads with processors alone
+        where = f"{name}/{CHAT_TEMPLATE}"
+        tokenizer.chat_template = parse_object(carried[CHAT_TEMPLATE], where).get("chat_template")
+        if not isinstance(tokenizer.chat_template, str):
+            raise UserError(f"{where} holds no text under chat_template")
+    return tokenizer
 
 
 def _absolute(path: epath.Path) -> epath.Path:

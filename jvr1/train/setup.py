@@ -25,11 +25,11 @@ from transformers import PreTrainedTokenizerBase
 from jvr1 import config as settings
 from jvr1.data.batch import Bucket
 from jvr1.data.cache import MediaCache, MediaReader, is_remote
+from jvr1.data.chat import check_tokenizer, ends_of
 from jvr1.data.encode import Encoder
 from jvr1.data.frame_cache import FrameCache
 from jvr1.data.index import IndexEntry, Measure, build_index, file_stamp, load_index, save_index, settings_hash, summary
 from jvr1.data.pipeline import Pipeline
-from jvr1.data.prompts import end_ids
 from jvr1.data.records import Record, load_records
 from jvr1.data.sandbox import Sandbox
 from jvr1.data.schedule import Pool, Schedule, Sequential
@@ -125,7 +125,7 @@ def open_run(config: ConfigDict, workdir: str, *, targets: bool) -> Run:
             model.graphdef,
             mesh,
             model.config,
-            end_ids(tokenizer),
+            ends_of(tokenizer, model.carried, model.config),
             tensor=config.mesh.decode_tensor,
             dtype=config.model.dtype,
         ),
@@ -212,6 +212,7 @@ def check_batch(config: ConfigDict, mesh: Mesh) -> None:
 def make_encoder(
     config: ConfigDict, model: ModelConfig, tokenizer: PreTrainedTokenizerBase, *, targets: bool
 ) -> Encoder:
+    check_tokenizer(tokenizer, model, config.model.source)
     video_limits, image_limits = settings.pixel_limits(config)
     cache = config.data.media_cache or str(Path.home() / ".cache" / "jvr1" / "media")
     media = MediaCache(config.data.root, cache, config.data.media_cache_gb * 2**30)

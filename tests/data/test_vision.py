@@ -25,7 +25,7 @@ SIZES = [
     (1500, 31),
     (1800, 2400),
     (84, 84),
-    (10, 1000),
+    (20, 2000),
 ]
 ROUNDING = 2.01 / 255 / min(IMAGE_STD)  # two levels of a pixel
 
@@ -83,10 +83,36 @@ def test_videos_equal_the_hf_video_processor(size, frames):
 
 def test_sizes_equal_hf_over_all_aspects():
     rng = np.random.default_rng(0)
-    for height, width in np.exp(rng.uniform(0, np.log(5000), (3000, 2))).astype(int).tolist():
+    for height, width in np.exp(rng.uniform(np.log(15), np.log(5000), (3000, 2))).astype(int).tolist():
         limits = LIMITS | {"max_pixels": int(rng.integers(4, 1280)) * 784}
         if max(height, width) / min(height, width) <= 200:
             assert smart_resize(height, width, **limits) == hf_smart_resize(height, width, **limits), (height, width)
+
+
+@pytest.mark.parametrize(
+    ("size", "image", "frame"),
+    [
+        ((10, 1000), (28, 1008), (56, 3192)),
+        ((1000, 10), (1008, 28), (3192, 56)),
+        ((14, 2800), (28, 2800), (28, 4480)),
+        ((7, 300), (28, 308), (56, 2100)),
+        ((5, 999), (28, 1008), (28, 4480)),
+        ((2000, 10), (1988, 28), (4480, 28)),
+        ((12, 90), (28, 168), (140, 868)),
+        ((1, 150), (28, 140), (28, 3892)),
+        ((13, 14), (56, 84), (308, 336)),
+        ((15, 14), (84, 56), (336, 308)),
+        ((1, 1), (56, 56), (336, 336)),
+    ],
+)
+def test_sides_up_to_14_pixels_equal_qwen_vl_utils(size, image, frame):
+    """What `smart_resize` of qwen-vl-utils 0.0.14 gave, under the limits of an image and of a video's frame."""
+    assert smart_resize(*size, **LIMITS) == image
+    assert smart_resize(*size, factor=28, min_pixels=128 * 784, max_pixels=int(1.05 * 128 * 784)) == frame
+
+
+def test_a_side_never_vanishes():
+    assert smart_resize(4000, 20, **LIMITS | {"max_pixels": 56 * 56}) == (784, 28)
 
 
 def test_extreme_aspect_ratio_is_refused():

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import oracle
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from jvr1.model import hf
 from jvr1.model.config import from_hf
@@ -48,7 +50,7 @@ def test_there_and_back_in_processes_of_their_own(source, tmp_path):
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         line = done.stdout.strip().splitlines()
-        assert len(line) == 1
+        assert (len(line) == 1) == (tool == "convert.py")  # the export says what to do elsewhere
         assert line[0].startswith(f"{args[0]} -> {args[1]}: ")
         assert "parameters" in line[0]
     assert json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())["max_pixels"] == 100352
@@ -58,8 +60,8 @@ def test_there_and_back_in_processes_of_their_own(source, tmp_path):
 
 
 def tensors(folder: Path) -> dict[str, bytes]:
-    reader = hf.ShardReader(hf.epath.Path(folder), rename=str)
-    return {name: reader.read(name).tobytes() for name in reader.specs}
+    files = [load_file(file) for file in folder.glob("*.safetensors")]
+    return {name: value.view(torch.uint8).numpy().tobytes() for file in files for name, value in file.items()}
 
 
 @pytest.mark.parametrize("tool", ["convert", "export"])
