@@ -14,11 +14,14 @@ from typing import Any
 import jax
 from etils import epath
 
+from jvr1 import config as settings
 from jvr1.errors import UserError, run_main
 from jvr1.model import hf, peft
 from jvr1.model.lora import ADAPTERS
 from jvr1.sharding import make_mesh, path_name
+from jvr1.train.guard import explaining
 from jvr1.train.models import CHECKPOINTS, locate, open_model, read_lora
+from jvr1.train.staging import appearing
 
 HOST_DEVICES = 8
 """Parts in which parameters pass through host memory."""
@@ -47,16 +50,16 @@ def main() -> None:
     if args.peft and lora is None:
         raise UserError(f"{args.source} has no adapters, so --peft has nothing to write; leave it out")
     start = time.perf_counter()
-    hf.claim_folder(epath.Path(args.out))
+    hf.claim_folder(epath.Path(args.out))  # before the model is read
     mesh = make_mesh({"fsdp": HOST_DEVICES})
     dtype = args.dtype or ("float32" if args.peft else "bfloat16")
     # a sum with adapters is rounded once, at its end
     model = open_model(args.source, mesh, param_dtype=dtype if lora is None else kept_dtype(folder))
-    if args.peft and lora is not None:
-        peft.save(model.params, model.config, lora, args.out, dtype=dtype, base=trained_from(source))
-    else:
-        files = model.carried
-        hf.save(model.params, model.config, args.out, carried=files, dtype=dtype, pixels=pixels, lora=lora)
+    with appearing(args.out) as out:
+        if args.peft and lora is not None:
+            peft.save(model.params, model.config, lora, out, dtype=dtype, base=trained_from(source))
+        else:
+            hf.save(model.params, model.config, out, carried=model.carried, dtype=dtype, pixels=pixels, lora=lora)
     written = [path.stat().length for path in epath.Path(args.out).glob("*.safetensors")]
     print(
         f"{args.source} -> {args.out}: {count(model.params, adapters=args.peft):,} parameters, "
@@ -104,8 +107,14 @@ def trained_config(source: epath.Path) -> dict[str, Any] | None:
     workdir = source.parent.parent if source.parent.name == CHECKPOINTS else source
     if not (workdir / CHECKPOINTS).is_dir() or not (workdir / "config.json").exists():
         return None
-    return json.loads((workdir / "config.json").read_text())
+    config = settings.from_json((workdir / "config.json").read_text(errors="replace"), str(workdir))
+    return json.loads(settings.to_json(config))
+
+
+def command() -> None:
+    with explaining():
+        main()
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run_main(command)
