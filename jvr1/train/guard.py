@@ -115,7 +115,9 @@ def _first_line(text: str) -> str:
 
 def leave(code: int) -> NoReturn:
     """Exits without what Python does at exit: JAX would wait there for peers that may be gone."""
-    release_all()
+    releasing = threading.Thread(target=release_all, daemon=True)
+    releasing.start()
+    releasing.join(5)  # a file system that hangs does not keep the process
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

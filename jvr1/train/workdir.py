@@ -113,7 +113,8 @@ def open_weights(
         "attention": config.model.attention,
     }
     lora, origin = settings.lora(config), begun.origin if begun else None
-    if begun is not None and not measures_from_source(config, stage):
+    anchored = measures_from_source(config, stage)
+    if begun is not None and not anchored:
         folder = workdir / MODEL
         if (folder / CONFIG).exists() and checksums.damage(folder) is None:
             described = describe_model(folder, mesh, lora=None, **kw)
@@ -123,7 +124,7 @@ def open_weights(
                 described = Model(described.config, graphdef, shapes, described.carried, described.source, lora)
             return described, origin or Origin(config.model.source, config.model.source, None)
     source = origin.pinned if origin else config.model.source
-    if begun is not None and origin is None and jax.process_index() == 0:
+    if begun is not None and origin is None and anchored and jax.process_index() == 0:
         print(
             f"warning: workdir {workdir} does not say which weights it began from, as of an older version: KL is "
             f"measured from {source} as it is now",
@@ -132,11 +133,11 @@ def open_weights(
     try:
         model = open_base(source, mesh, lora=lora, seed=config.seed, marked=stage == "rl" and lora is None, **kw)
     except UserError as error:
-        if origin is None:
+        if origin is None or not anchored:
             raise
         raise UserError(f"{error}. KL is measured from what {source} was when this run began: bring it back") from None
     found = Origin(config.model.source, model.pinned, model.fingerprint)
-    if origin is not None and origin.fingerprint not in (None, found.fingerprint):
+    if origin is not None and anchored and origin.fingerprint not in (None, found.fingerprint):
         raise UserError(
             f"{source} has other weights than when this run began (fingerprint {found.fingerprint}, was "
             f"{origin.fingerprint}), and KL is measured from them: bring those back, or use another workdir"

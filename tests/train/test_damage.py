@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import re
+import runpy
 import shutil
+import sys
 
 import jax
 import numpy as np
 import oracle
 import pytest
-from damage import flip, harmed
+from damage import HARMS, flip, harmed
 from etils import epath
+from runs import REPOSITORY
 from train.test_checkpoint import assert_bit_equal, checkpoints, make_params, make_state, on_one
 
+from jvr1 import config as settings
+from jvr1.answering import config_of, parse
 from jvr1.errors import UserError
+from jvr1.evaluate import options
 from jvr1.model import hf
 from jvr1.model.config import from_hf
 from jvr1.sharding import make_mesh
@@ -166,6 +172,37 @@ def test_weights_that_are_no_numbers_are_refused_by_name(models, tmp_path, value
     save_model(tmp_path / "bad", params_on_one(params), CONFIG, {})
     with pytest.raises(UserError, match=r"bad: text/layers/mlp/down/kernel, layer 1 is not finite"):
         open_model(tmp_path / "bad", make_mesh({"fsdp": 2}, jax.devices()[:2]))
+
+
+def test_an_export_of_weights_that_are_no_numbers_ends_with_2_and_leaves_nothing(models, tmp_path, monkeypatch, capsys):
+    _, params = models
+    params = jax.tree.map(np.array, params)
+    params["text"]["norm"]["scale"][5] = np.nan
+    save_model(tmp_path / "bad", params_on_one(params), CONFIG, {})
+    monkeypatch.setattr(sys, "argv", ["export.py", str(tmp_path / "bad"), str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(REPOSITORY / "tools" / "export.py"), run_name="__main__")
+    assert end.value.code == 2
+    assert f"error: {tmp_path / 'bad'}: text/norm/scale is not finite" in capsys.readouterr().err
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_workdir_s_config_harmed_in_every_way_is_named_when_its_model_is_asked(models, tmp_path):
+    root, _ = models
+    shutil.copytree(root / "converted", tmp_path / "run" / "model")
+    (tmp_path / "run" / "checkpoints").mkdir()
+    config = settings.default()
+    config.model.source, config.data.train = "a", ("a.json",)
+    config.data.buckets = (("image", 1, 1, 54, 6),)
+    (tmp_path / "run" / "config.json").write_text(settings.to_json(config))
+    for harm in HARMS.values():
+        (tmp_path / "run" / "config.json").write_text(settings.to_json(config))
+        args = parse(options(), [f"--model={tmp_path / 'run'}", "--suite=a.json", "--data=.", "--out=out"])
+        assert config_of(args, ("a.json",), ".")[0].model.source == str(tmp_path / "run")
+        harm(tmp_path / "run" / "config.json")
+        with pytest.raises(UserError, match=r"config\.json (is not of this version|is missing)") as error:
+            config_of(args, ("a.json",), ".")
+        assert "\n" not in str(error.value)
 
 
 def params_on_one(params):
