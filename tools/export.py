@@ -107,7 +107,7 @@ def trained_config(source: epath.Path) -> dict[str, Any] | None:
     workdir = source.parent.parent if source.parent.name == CHECKPOINTS else source
     if not (workdir / CHECKPOINTS).is_dir() or not (workdir / "config.json").exists():
         return None
-    config = settings.from_json((workdir / "config.json").read_text(errors="replace"), str(workdir))
+    config = settings.from_json((workdir / "config.json").read_bytes().decode(errors="replace"), str(workdir))
     return json.loads(settings.to_json(config))
 
 

@@ -207,9 +207,8 @@ class Loop:
         """Starts a checkpoint of all a restart needs; the position in the data is the step number."""
         run, rest = self.run_, beside_params(self.state)
         self.writer.flush()
-        check_finite(
-            {"params": self.state.params, **rest}, f"step {self.step}", "it is not saved; resume from the last"
-        )
+        with self._finishing():
+            check_finite({"params": self.state.params, **rest}, f"step {self.step}", "it is not saved")
         meta = {
             "step": self.step,
             "steps": run.settings.train.steps,
@@ -221,6 +220,15 @@ class Loop:
             "failed": sorted({row for rows in gather(self.journal.rows()) for row in map(tuple, rows)}),
         }
         self.checkpoints.save(self.step, combine(self.state.params, run.frozen), rest, meta, metrics)
+
+    @contextmanager
+    def _finishing(self) -> Iterator[None]:
+        """What was saved before is on disk when an error that all processes have ends the run."""
+        try:
+            yield
+        except UserError:
+            self.checkpoints.wait()
+            raise
 
     def _on_signal(self, number: int) -> None:
         if self._stop and number == signal.SIGINT:
@@ -279,7 +287,8 @@ class Loop:
         )
         bar.update()
         self.tally = Tally()
-        check_bad_steps(self.step, int(self.state.bad_steps), self.run_.optimizer.max_bad_steps)
+        with self._finishing():
+            check_bad_steps(self.step, int(self.state.bad_steps), self.run_.optimizer.max_bad_steps)
 
 
 def progress_bar(total: int, done: int) -> tqdm:
