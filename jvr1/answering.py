@@ -97,7 +97,7 @@ def config_of(args: argparse.Namespace, files: Sequence[str], root: str) -> tupl
     elif kept is not None:
         if not (kept / CONFIG).exists():
             raise UserError(f"{kept / CONFIG} is missing, so it does not say how questions are put; name a --config")
-        config = settings.from_json((kept / CONFIG).read_text(), args.model)
+        config = settings.from_json((kept / CONFIG).read_bytes().decode(errors="replace"), args.model)
     else:
         config = reference_settings()
     config.model.source, config.data.root = args.model, root

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import errno
 import io
+import os
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NoReturn
 
 from jvr1.mistakes import sentence
 
-_NO_ROOM = {
+_STORAGE = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
     errno.EFBIG: "a file is too big",
+    errno.EROFS: "the file system is read-only",
+    errno.EACCES: "no permission",
+    errno.EPERM: "no permission",
 }
+
+
+SAFE = "what was saved before is whole: start again when that is mended"
 
 
 class UserError(ValueError):
@@ -36,9 +45,44 @@ class MediaError(Exception):
         return ": ".join(part for part in self.args if part)
 
 
+def storage_fault(error: BaseException, place: str | None = None) -> str | None:
+    """What of storage an error, or what it came from, says: 'the disk is full writing FILE'; None: nothing.
+
+    place: where it was written, for errors that name no file. tensorstore, which writes checkpoints, has the system's
+    number in its text, and calls a full disk RESOURCE_EXHAUSTED, as XLA does memory.
+    """
+    for one in chain(error):
+        found = re.search(r"\[os_error_code='(\d+)'", str(one))
+        number = one.errno if isinstance(one, OSError) else int(found[1]) if found else None
+        if number not in _STORAGE:
+            continue
+        where = one.filename if isinstance(one, OSError) and one.filename else place
+        said = "no inodes are left" if number == errno.ENOSPC and _without_inodes(where) else _STORAGE[number]
+        link = "for" if number in (errno.EACCES, errno.EPERM) else "writing"
+        return f"{said} {link} {where}" if where else said
+    return None
+
+
+def _without_inodes(path: str | None) -> bool:
+    """Whether the file system of a path has room and can hold no more files."""
+    try:
+        folder = next(p for p in (Path(str(path)), *Path(str(path)).parents) if p.exists())
+        there = os.statvfs(folder)
+    except (OSError, StopIteration):
+        return False
+    return there.f_files > 0 and there.f_favail == 0 and there.f_bavail > 0
+
+
+def chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what it came from."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
 def run_main(main: Callable[[], int | None]) -> None:
-    """Runs a command's `main` and exits: 0 when done, 2 with one line on stderr for a `UserError`, a full disk and what
-    `jvr1.mistakes` knows of. A character that the terminal cannot show is written as an escape."""
+    """Runs a command's `main` and exits: 0 when done, 2 with one line on stderr for a `UserError`, storage that takes
+    no more and what `jvr1.mistakes` knows of. A character that the terminal cannot show is written as an escape."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -48,10 +92,10 @@ def run_main(main: Callable[[], int | None]) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        if error.errno not in _NO_ROOM:
+        said = storage_fault(error)
+        if said is None:
             _end(error)
-        where = f" writing {error.filename}" if error.filename else ""
-        print(f"error: {_NO_ROOM[error.errno]}{where}; what was written is not complete", file=sys.stderr)
+        print(f"error: {said}; {SAFE}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -26,6 +26,7 @@ from jvr1.train.optimizer import combine
 from jvr1.train.reference import open_reference
 from jvr1.train.rollouts import (
     Rollout,
+    check_rewards,
     log_pictures,
     ordered,
     rollout_rows,
@@ -37,6 +38,7 @@ from jvr1.train.rollouts import (
 from jvr1.train.setup import open_run
 from jvr1.train.steps import make_advantages, make_policy_gradients, make_reference_scores
 from jvr1.train.trees import zeros_like
+from jvr1.train.workdir import measures_from_source
 
 SHOWN = {
     "reward": "reward",
@@ -55,11 +57,17 @@ def main(command: settings.Command) -> int:
     # --- mesh, model, optimizer, data
     run = open_run(config, command.workdir, targets=False)
     mesh = run.mesh
-    reference = None
-    if algorithm.beta > 0:
-        host, adapters = config.model.reference == "host", run.lora is not None
-        reference = open_reference(run.graphdef, run.params, config.model.dtype, host=host, adapters=adapters)
     judge = make_judge(config)
+
+    # --- KL's reference: the weights of the source, before a run that goes on takes its own, or the base under adapters
+    reference = None
+    if measures_from_source(config, run.stage):
+        host = config.model.reference == "host"
+        reference = open_reference(run.graphdef, run.params, config.model.dtype, host=host)
+    loop = Loop(run, SHOWN, command.profile)
+    run = loop.run_
+    if algorithm.beta > 0 and reference is None:
+        reference = open_reference(run.graphdef, run.params, config.model.dtype, adapters=True)
 
     # --- steps: pure, compiled once a bucket
     advantages = make_advantages(algorithm, mesh)
@@ -80,6 +88,7 @@ def main(command: settings.Command) -> int:
         with loop.phase("reward"):
             texts = texts_of(run.tokenizer, host)
             judged = shared_scores(judge(micro, texts, host, rows), run.share)
+            check_rewards(judged.rollout)
             arrays, ids, sampled, length = put_batch((micro.arrays, *ordered(host, group)), mesh)
             result, mask, denominator, statistics = advantages(put_batch(judged.rollout, mesh), length, ids)
             rollout = Rollout(
@@ -133,7 +142,6 @@ def main(command: settings.Command) -> int:
             log_pictures(loop.writer, done, rollouts, run.config)
 
     # --- loop
-    loop = Loop(run, SHOWN, command.profile)
     return loop.run(train_step)
 
 

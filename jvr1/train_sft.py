@@ -18,12 +18,15 @@ from jvr1.train.setup import open_run
 from jvr1.train.steps import make_answer_count, make_answer_gradients
 from jvr1.train.trees import zeros_like
 
+SHOWN = {"loss": "loss", "tokens_per_second": "tok/s", "data/failed": "failed"}
+
 
 def main(command: settings.Command) -> int:
     config = command.config
 
-    # --- mesh, model, optimizer, data
-    run = open_run(config, command.workdir, targets=True)
+    # --- mesh, model, optimizer, data; the state of a run that goes on
+    loop = Loop(open_run(config, command.workdir, targets=True), SHOWN, command.profile)
+    run = loop.run_
 
     # --- step: pure, compiled once a bucket
     on_prompt = config.sft.loss_on_prompt
@@ -44,7 +47,6 @@ def main(command: settings.Command) -> int:
             loop.update(total, has_rows=bool(denominator > 0))
 
     # --- loop
-    loop = Loop(run, {"loss": "loss", "tokens_per_second": "tok/s", "data/failed": "failed"}, command.profile)
     return loop.run(train_step)
 
 

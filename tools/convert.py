@@ -14,6 +14,7 @@ from etils import epath
 from jvr1.errors import run_main
 from jvr1.model import hf
 from jvr1.sharding import make_mesh
+from jvr1.train.guard import explaining
 from jvr1.train.models import open_model, save_model
 
 HOST_DEVICES = 8
@@ -40,5 +41,10 @@ def main() -> None:
     )
 
 
+def command() -> None:
+    with explaining():
+        main()
+
+
 if __name__ == "__main__":
-    run_main(main)
+    run_main(command)

@@ -24,7 +24,9 @@ from jvr1.errors import UserError, run_main
 from jvr1.model import hf, peft
 from jvr1.model.lora import ADAPTERS
 from jvr1.sharding import make_mesh, path_name
+from jvr1.train.guard import explaining
 from jvr1.train.models import CHECKPOINTS, Model, locate, make_tokenizer, open_model, read_lora
+from jvr1.train.staging import appearing
 
 POSITIONS = "text_positions.py"
 ADVICE = """From transformers 5.3 on text after a video has other positions than in training; answers differ. Undo it:
@@ -62,17 +64,18 @@ def main() -> None:
     if args.peft and lora is None:
         raise UserError(f"{args.source} has no adapters, so --peft has nothing to write; leave it out")
     start = time.perf_counter()
-    hf.claim_folder(epath.Path(args.out))
+    hf.claim_folder(epath.Path(args.out))  # before the model is read
     mesh = make_mesh({"fsdp": HOST_DEVICES})
     dtype = args.dtype or ("float32" if args.peft else "bfloat16")
     # a sum with adapters is rounded once, at its end
     model = open_model(args.source, mesh, param_dtype=dtype if lora is None else kept_dtype(folder))
-    if args.peft and lora is not None:
-        base = None if trained is None else trained.model.source
-        peft.save(model.params, model.config, lora, args.out, dtype=dtype, base=base)
-    else:
-        files = files_of(model, trained, pixels)
-        hf.save(model.params, model.config, args.out, carried=files, dtype=dtype, lora=lora)
+    with appearing(args.out) as out:
+        if args.peft and lora is not None:
+            base = None if trained is None else trained.model.source
+            peft.save(model.params, model.config, lora, out, dtype=dtype, base=base)
+        else:
+            files = files_of(model, trained, pixels)
+            hf.save(model.params, model.config, out, carried=files, dtype=dtype, lora=lora)
     written = [path.stat().length for path in epath.Path(args.out).glob("*.safetensors")]
     print(
         f"{args.source} -> {args.out}: {count(model.params, adapters=args.peft):,} parameters, "
@@ -110,8 +113,8 @@ def trained_config(source: epath.Path) -> ConfigDict | None:
     if not (workdir / CHECKPOINTS).is_dir() or not path.exists():
         return None
     try:
-        return settings.from_json(path.read_text(), str(workdir))
-    except (OSError, UnicodeDecodeError) as error:
+        return settings.from_json(path.read_bytes().decode(errors="replace"), str(workdir))
+    except OSError as error:
         raise UserError(f"{path} cannot be read: {error}") from None
 
 
@@ -165,5 +168,10 @@ def about_sampling(model: Model, trained: ConfigDict | None) -> str:
     )
 
 
+def command() -> None:
+    with explaining():
+        main()
+
+
 if __name__ == "__main__":
-    run_main(main)
+    run_main(command)

@@ -1,7 +1,7 @@
 """The index of a data set: every medium probed once, every record measured, what cannot be used named with its cause.
 
-File format: JSONL. The first line holds the settings the index depends on, each further line one entry as a list in
-the order of `IndexEntry`'s fields.
+File format: JSONL. The first line holds the settings the index depends on, the number of entries and a hash of their
+lines; each further line is one entry as a list in the order of `IndexEntry`'s fields.
 """
 
 from __future__ import annotations
@@ -237,32 +237,42 @@ def save_index(file: str | Path, entries: Sequence[IndexEntry], settings: Mappin
     target = epath.Path(file)
     staged = target if "://" in str(file) else target.with_name(target.name + ".tmp")
     target.parent.mkdir(parents=True, exist_ok=True)
+    lines = [_line(entry) for entry in entries]
     with staged.open("w") as stream:
-        stream.write(_header(settings))
-        for entry in entries:
-            stream.write(_line(entry))
+        stream.write(_header(settings, lines))
+        for line in lines:
+            stream.write(line)
     if staged != target:
         staged.replace(target)
 
 
 def load_index(file: str | Path, settings: Mapping[str, Any]) -> list[IndexEntry]:
-    """Reads an index. Raises UserError when there is none, or it was made with other settings: says which."""
+    """Reads an index. Raises UserError when there is none, when it is not what was written, or when it was made with
+    other settings: says which."""
     try:
         with epath.Path(file).open("r") as stream:
             header = _read_header(stream.readline())
             if header is None:
-                raise UserError(f"{file} is no index of this version; make one with tools/index.py")
-            changed = changes(header, describe(settings))
+                raise UserError(f"{file} is no index of this version; remove it, and make one with tools/index.py")
+            changed = changes(header.get("settings"), describe(settings))
             if changed:
                 shown = "; ".join(changed[:4]) + (f"; and {len(changed) - 4} more" if len(changed) > 4 else "")
                 raise UserError(f"{file} was made with other settings: {shown}; run tools/index.py again")
-            return [_entry(line) for line in stream]
+            lines = list(stream)
+            count = header.get("entries", len(lines))  # older ones do not say
+            if len(lines) != count:
+                raise UserError(f"{file} is damaged: {len(lines)} of {count} entries are in it; {_AGAIN}")
+            if header.get("sha256", _sum(lines)) != _sum(lines):
+                raise UserError(f"{file} is damaged: its entries are not those that were written; {_AGAIN}")
+            return [_entry(line) for line in lines]
     except FileNotFoundError:
         raise UserError(f"there is no index {file}; make it with tools/index.py") from None
     except UserError:
         raise
     except (ValueError, TypeError):
-        raise UserError(f"{file} is damaged; make it again with tools/index.py") from None
+        raise UserError(f"{file} is damaged; {_AGAIN}") from None
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror or error}") from None
 
 
 def changes(before: Any, after: Any, name: str = "") -> list[str]:
@@ -273,18 +283,31 @@ def changes(before: Any, after: Any, name: str = "") -> list[str]:
     return [] if before == after else [f"{name} was {json.dumps(before)}, is {json.dumps(after)}"]
 
 
-def _header(settings: Mapping[str, Any]) -> str:
+_AGAIN = "remove it, and make it again with tools/index.py"
+
+
+def _header(settings: Mapping[str, Any], lines: Sequence[str] | None = None) -> str:
+    """lines: of all entries, where they are known."""
     hashed = settings_hash(settings)
-    return json.dumps({"jvr1_index": FORMAT, "hash": hashed, "settings": describe(settings)}) + "\n"
+    whole = {} if lines is None else {"entries": len(lines), "sha256": _sum(lines)}
+    return json.dumps({"jvr1_index": FORMAT, "hash": hashed, **whole, "settings": describe(settings)}) + "\n"
+
+
+def _sum(lines: Sequence[str]) -> str:
+    digest = hashlib.sha256()
+    for line in lines:
+        digest.update(line.encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
 
 
 def _read_header(line: str) -> Any:
-    """The settings of an index, None if it is none."""
+    """The first line of an index, None if it is none."""
     try:
         header = json.loads(line)
     except json.JSONDecodeError:
         return None
-    return header.get("settings") if isinstance(header, dict) and header.get("jvr1_index") == FORMAT else None
+    known = isinstance(header, dict) and header.get("jvr1_index") == FORMAT and isinstance(header.get("settings"), dict)
+    return header if known else None
 
 
 def _line(entry: IndexEntry) -> str:
@@ -303,7 +326,7 @@ def _read_partial(partial: Path, settings: Mapping[str, Any]) -> dict[int, Index
         return {}
     with partial.open("rb+") as stream:
         header = _read_header(stream.readline().decode(errors="replace"))
-        if header is None or changes(header, describe(settings)):
+        if header is None or changes(header["settings"], describe(settings)):
             return {}
         done = {}
         good = stream.tell()

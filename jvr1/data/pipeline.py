@@ -231,16 +231,29 @@ class Journal:
 
     One small file a step that had failures, whole, so that a bucket can hold it; keyed by (microbatch, place), which
     no number of processes changes. Above `max_share` failed rows (of at least `enough`) there is an `excess`.
+    known: rows that a checkpoint names, as `rows` gives them: what is not in the files, when one of those was lost.
+    Errors: UserError naming a file that is damaged.
     """
 
-    def __init__(self, workdir: epath.PathLike, process: int, max_share: float, enough: int = 64):
+    def __init__(
+        self,
+        workdir: epath.PathLike,
+        process: int,
+        max_share: float,
+        enough: int = 64,
+        known: Sequence[Sequence[Any]] = (),
+    ):
         self.folder, self.process = epath.Path(workdir) / "journal", process
         self.max_share, self.enough = max_share, enough
-        self.failed: dict[tuple[int, int], str] = {}
+        self.failed: dict[tuple[int, int], str] = {(m, p): cause for m, p, cause in known}
         self.seen, self.causes = 0, Counter[str]()
         if self.folder.exists():
             for path in sorted(self.folder.glob("*.json")):
-                self.failed |= {(m, p): cause for m, p, cause, _ in json.loads(path.read_text())}
+                self.failed |= {(m, p): cause for m, p, cause, _ in _read_failures(path)}
+
+    def rows(self) -> list[tuple[int, int, str]]:
+        """(microbatch, place, cause) of each row that failed, in order."""
+        return [(m, p, cause) for (m, p), cause in sorted(self.failed.items())]
 
     def note(self, step: int, microbatches: Sequence[Microbatch]) -> list[Row]:
         """Takes down a step's failures; returns them."""
@@ -265,7 +278,7 @@ class Journal:
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"step-{step:07d}.process-{self.process}.json"
         # before a restart with another number of processes, this one may have written for rows now another's
-        known = json.loads(path.read_text()) if path.exists() else []
+        known = _read_failures(path) if path.exists() else []
         lines = known + [(r.micro, r.place, r.error, _identity(r.record)) for r in failures]
         partial = self.folder / f".{path.name}.partial"
         partial.write_text(json.dumps(lines))
@@ -275,6 +288,20 @@ class Journal:
         """How many of how many rows failed, by cause."""
         causes = ", ".join(f"{count} {cause}" for cause, count in self.causes.most_common())
         return f"{sum(self.causes.values())} of {self.seen} rows could not be read ({causes})"
+
+
+def _read_failures(path: epath.Path) -> list[tuple[int, int, str, Any]]:
+    """(microbatch, place, cause, problem_id) of a step's failures. Raises UserError."""
+    try:
+        read = json.loads(path.read_text())
+        if not isinstance(read, list):
+            raise TypeError(type(read))
+        rows = [(int(m), int(p), str(cause), name) for m, p, cause, name in read]
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+    except (ValueError, TypeError):
+        raise UserError(f"{path} is damaged; remove it: the last checkpoint knows its rows too") from None
+    return rows
 
 
 def _identity(record: Record | None) -> str | int | None:

@@ -31,18 +31,15 @@ class Journal:
 
     def read(self) -> dict[int, str]:
         """Whole lines by the number of their question, of a finished evaluation and of all processes of an unfinished
-        one. A torn line is no answer."""
+        one. A torn or damaged line is no answer: its question is asked again."""
         found: dict[int, str] = {}
         parts = sorted(self.folder.glob(f"{PARTIAL}-*.jsonl"))
         self._files = len(parts)
         for file in [p for p in (self.folder / ANSWERS,) if p.exists()] + parts:
-            for line in file.read_bytes().decode(errors="replace").split("\n")[:-1]:
-                try:
-                    number = json.loads(line)["number"]
-                except (ValueError, TypeError, KeyError):
-                    continue
-                if number is not None:
-                    found[number] = line
+            for raw in file.read_bytes().split(b"\n")[:-1]:
+                line = _whole(raw)
+                if line is not None:
+                    found[json.loads(line)["number"]] = line
         return found
 
     def add(self, questions: Sequence[Question]) -> None:
@@ -65,6 +62,19 @@ class Journal:
             file.unlink()
 
 
+def _whole(raw: bytes) -> str | None:
+    """A line that `from_line` can read, or None."""
+    try:
+        line = raw.decode()
+        read = json.loads(line)
+        if not isinstance(read["number"], int) or not isinstance(read["error"], str | None):
+            return None
+        [Reply(**reply) for reply in read["replies"]]
+    except (ValueError, TypeError, KeyError):
+        return None
+    return line
+
+
 def to_line(question: Question) -> str:
     """What `from_line` reads."""
     return json.dumps(
@@ -84,8 +94,8 @@ def claim(folder: epath.Path, settings: Mapping[str, Any], *, write: bool) -> No
     kept = folder / SETTINGS
     if (folder / ANSWERS).exists() or any(folder.glob(f"{PARTIAL}-*.jsonl")):
         try:
-            before = json.loads(kept.read_text())
-        except (OSError, ValueError):
+            before = dict(json.loads(kept.read_text()))
+        except (OSError, ValueError, TypeError):
             raise UserError(f"{folder} holds answers and no readable {SETTINGS}; name another --out") from None
         now = json.loads(json.dumps(settings))
         different = [n for n in dict.fromkeys([*before, *now]) if before.get(n) != now.get(n)]

@@ -15,7 +15,9 @@ from typing import NoReturn, Protocol, TypeVar
 import jax
 
 from jvr1.distributed import Peers, connect
-from jvr1.errors import UserError, run_main
+from jvr1.errors import SAFE, UserError, chain, run_main, storage_fault
+from jvr1.train.checkpoint import SaveError
+from jvr1.train.holder import release_all
 
 RESTART = 75
 """Exit code (EX_TEMPFAIL of sysexits.h): start the command again, on all hosts. launch/retry.sh does."""
@@ -46,13 +48,17 @@ def run_distributed(main: Callable[[C], int], parse: Callable[[], C]) -> None:
     def guarded() -> int:
         command = parse()
         connect(command.peers)
-        with explaining():
-            return main(command)
+        try:
+            with explaining():
+                return main(command)
+        finally:
+            release_all()
 
     try:
         run_main(guarded)
     except SystemExit as end:
-        if jax.process_count() > 1 and end.code:
+        unsaved = any(isinstance(error, SaveError) for error in chain(end))
+        if end.code and (jax.process_count() > 1 or unsaved):  # orbax waits minutes for what will not be written
             leave(int(end.code))
         raise
     except LostPeerError as error:
@@ -82,13 +88,18 @@ class LostPeerError(RuntimeError):
 
 def explain(error: BaseException) -> Exception | None:
     """What a user can do about an error of the runtime; None: nothing is known of it."""
-    texts = [str(e) for e in _chain(error)]
+    texts = [str(e) for e in chain(error)]
     lost = next((t for t in texts if any(word in t.lower() for word in _LOST)), None)
     if lost is not None and jax.process_count() > 1:
         return LostPeerError(
             f"process {jax.process_index()} of {jax.process_count()} lost a peer ({_first_line(lost)}); see its log. "
             "What was saved is whole: start all processes again, as launch/retry.sh does"
         )
+    if isinstance(error, UserError):
+        return None  # what is wrong is said
+    storage = storage_fault(error)
+    if storage is not None:
+        return UserError(f"{storage}; {SAFE}")
     full = next((t for t in texts if "RESOURCE_EXHAUSTED" in t), None)
     if full is not None:
         return UserError(
@@ -98,18 +109,15 @@ def explain(error: BaseException) -> Exception | None:
     return None
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
 def _first_line(text: str) -> str:
     return next((line for line in text.strip().splitlines() if line), "")[:300]
 
 
 def leave(code: int) -> NoReturn:
     """Exits without what Python does at exit: JAX would wait there for peers that may be gone."""
+    releasing = threading.Thread(target=release_all, daemon=True)
+    releasing.start()
+    releasing.join(5)  # a file system that hangs does not keep the process
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

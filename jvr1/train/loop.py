@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -15,6 +17,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from tqdm import tqdm
 
+from jvr1 import config as settings
 from jvr1.data.batch import Microbatch
 from jvr1.data.pipeline import Journal, ahead
 from jvr1.distributed import gather
@@ -24,10 +27,21 @@ from jvr1.eval.score import mode_of
 from jvr1.train.checkpoint import Checkpoints
 from jvr1.train.decode import answer_all
 from jvr1.train.guard import Watchdog, stop_code
+from jvr1.train.holder import lost
 from jvr1.train.metrics import MetricsWriter, PhaseClock, Profiler, Sums, Tally, device_peak_flops
 from jvr1.train.optimizer import combine, make_schedule
 from jvr1.train.setup import Run, keep_run
-from jvr1.train.state import TrainState, abstract_state, check_bad_steps, init_state, make_update
+from jvr1.train.state import (
+    TrainState,
+    abstract_state,
+    beside_params,
+    check_bad_steps,
+    check_last_steps,
+    init_state,
+    make_update,
+)
+from jvr1.train.values import check_finite
+from jvr1.train.workdir import as_meta
 
 Step = Callable[[int, Sequence[Microbatch]], None]
 
@@ -47,18 +61,20 @@ class Loop:
         shardings = jax.tree.map(lambda x: x.sharding, shapes)
         self._apply = make_update(run.tx, shardings)
         self.state: TrainState
-        if self.checkpoints.latest_step() is None:
+        failed: Sequence[Any] = ()
+        if run.begun is None:
             # jitted: the moments are made where they lie
-            rest = jax.jit(lambda p: _beside(init_state(run.tx, p)), out_shardings=_beside(shardings))(run.trainable)
-            self.state = TrainState(params=run.trainable, **rest)
+            make = jax.jit(lambda p: beside_params(init_state(run.tx, p)), out_shardings=beside_params(shardings))
+            self.state = TrainState(params=run.trainable, **make(run.trainable))
         else:
-            self._resume(shapes)
-        keep_run(run)
-        self.journal = Journal(run.workdir, jax.process_index(), run.settings.data.max_failed)
+            failed = self._resume(run.begun.step, shapes)
+        if not self._finished:
+            keep_run(run)
+        self.journal = Journal(run.workdir, jax.process_index(), run.settings.data.max_failed, known=failed)
         # events count steps from 1: those after the checkpoint are written again; without one, all
         first = self.step + 1 if self.step else 0
         self.writer = MetricsWriter(run.workdir, train.wandb or None, first_step=first)
-        if run.changed and self.step:
+        if run.changed and self.step and not self._finished:
             _say(f"settings changed since the run began: {'; '.join(run.changed)}")
             self.writer.text(self.step + 1, "settings/changed", "\n".join(run.changed))
         self.clock, self.tally = PhaseClock(), Tally()
@@ -73,22 +89,29 @@ class Loop:
     _step = 0
     _finished = False
 
-    def _resume(self, shapes: TrainState) -> None:
-        whole = combine(shapes.params, jax.tree.map(_as_shape, self.run_.frozen))
-        params, rest, meta = self.checkpoints.restore(whole, _beside(shapes))
-        if meta.get("rows", self.run_.rows) != self.run_.rows:
+    def _resume(self, step: int, shapes: TrainState) -> Sequence[Any]:
+        """Takes all weights, the frozen ones too, from the checkpoint; returns the rows that had failed by then."""
+        run = self.run_
+        whole, frozen = jax.tree.map(_as_shape, run.params), jax.tree.map(_as_shape, run.frozen)
+        for array in jax.tree.leaves((run.params, run.trainable, run.frozen)):
+            if isinstance(array, jax.Array) and not array.is_deleted():
+                array.delete()  # what the source held: memory
+        params, rest, meta = self.checkpoints.restore(whole, beside_params(shapes), step)
+        where = self.checkpoints.directory / str(step)
+        if meta.get("rows", run.rows) != run.rows:
             raise UserError(
                 f"{self.checkpoints.directory.parent} was trained on other rows: its data files, or what of their "
                 "media could be read, changed since; use another workdir, with model.source=this one"
             )
-        for array in jax.tree.leaves(self.run_.trainable):
-            array.delete()  # what the source held: memory
+        check_finite({"params": params, **rest}, f"checkpoint {where}", "move it away to go on from the one before")
+        self.run_ = replace(run, params=params, frozen=_like(params, frozen))
         self.state = TrainState(params=_like(params, shapes.params), **rest)
         self._step = int(meta["step"])
         # finished by its last step, it goes on when given more of them; finished by its stop value, it does not
         stopped_early = meta["finished"] and self._step < meta["steps"]
-        self._finished = stopped_early or self._step >= self.run_.settings.train.steps
+        self._finished = stopped_early or self._step >= run.settings.train.steps
         _say(f"resumed at step {self._step} from {self.checkpoints.directory}")
+        return meta.get("failed", ())
 
     # --- what a step calls
 
@@ -114,9 +137,9 @@ class Loop:
 
         Returns the exit code.
         """
-        settings, pipeline = self.run_.settings.train, self.run_.pipeline
-        rows = ahead(pipeline.steps(self.step, settings.steps, dict(self.journal.failed)), 1)
-        bar = progress_bar(settings.steps, self.step)
+        train, pipeline = self.run_.settings.train, self.run_.pipeline
+        rows = ahead(pipeline.steps(self.step, train.steps, dict(self.journal.failed)), 1)
+        bar = progress_bar(train.steps, self.step)
         with ExitStack() as stack:
             # the mesh in force: the model splits its activations over it
             stack.enter_context(jax.set_mesh(self.run_.mesh))
@@ -124,7 +147,7 @@ class Loop:
             stack.enter_context(self.watchdog.watching())
             for thing in (self.writer, bar, rows, self.profiler):
                 stack.enter_context(closing(thing))
-            if self.step == 0 and settings.validate_every:
+            if self.step == 0 and train.validate_every:
                 self._validate()
             self.clock.take()
             while not self._finished:
@@ -141,10 +164,10 @@ class Loop:
                     jax.block_until_ready(self.state)
                 self._step += 1
                 self._log(bar)
-                due = settings.validate_every and self.step % settings.validate_every == 0
+                due = train.validate_every and self.step % train.validate_every == 0
                 metrics = self._validate() if due else {}
-                self._finished = self.step == settings.steps or self._reached(metrics)
-                if self._finished or due or self.step % settings.save_every == 0:
+                self._finished = self.step == train.steps or self._reached(metrics)
+                if self._finished or due or self.step % train.save_every == 0:
                     self.save(metrics)
                 self.clock.take()  # a step's seconds are its own, without validation and saving
             if not self._finished and self.step:
@@ -152,8 +175,9 @@ class Loop:
             self.watchdog.beat("writing the last checkpoint")
             self.checkpoints.close()
         if self._finished:
+            check_last_steps(self.step, int(self.state.bad_steps))
             return 0
-        _say(f"stopped at step {self.step} of {settings.steps}" + (", saved" if self.step else "; nothing to save"))
+        _say(f"stopped at step {self.step} of {train.steps}" + (", saved" if self.step else "; nothing to save"))
         return stop_code()
 
     def _agree(self, microbatches: Sequence[Microbatch]) -> tuple[Sequence[Microbatch], bool]:
@@ -162,7 +186,7 @@ class Loop:
         failures = self.journal.note(self.step, microbatches)
         self._count_rows(microbatches, failures)
         failed = [(row.micro, row.place) for row in failures]
-        every = gather([self._stop, self.journal.excess, failed])
+        every = gather([self._stop, lost(self.run_.workdir) or self.journal.excess, failed])
         problem = next((excess for _, excess, _ in every if excess), None)
         if problem:
             raise UserError(problem)
@@ -181,11 +205,30 @@ class Loop:
 
     def save(self, metrics: Mapping[str, float] | None = None) -> None:
         """Starts a checkpoint of all a restart needs; the position in the data is the step number."""
+        run, rest = self.run_, beside_params(self.state)
         self.writer.flush()
-        params = combine(self.state.params, self.run_.frozen)
-        steps = self.run_.settings.train.steps
-        meta = {"step": self.step, "steps": steps, "finished": self._finished, "rows": self.run_.rows}
-        self.checkpoints.save(self.step, params, _beside(self.state), meta, metrics)
+        with self._finishing():
+            check_finite({"params": self.state.params, **rest}, f"step {self.step}", "it is not saved")
+        meta = {
+            "step": self.step,
+            "steps": run.settings.train.steps,
+            "finished": self._finished,
+            "rows": run.rows,
+            "stage": run.stage,
+            "origin": as_meta(run.origin),
+            "config": json.loads(settings.to_json(run.settings)),
+            "failed": sorted({row for rows in gather(self.journal.rows()) for row in map(tuple, rows)}),
+        }
+        self.checkpoints.save(self.step, combine(self.state.params, run.frozen), rest, meta, metrics)
+
+    @contextmanager
+    def _finishing(self) -> Iterator[None]:
+        """What was saved before is on disk when an error that all processes have ends the run."""
+        try:
+            yield
+        except UserError:
+            self.checkpoints.wait()
+            raise
 
     def _on_signal(self, number: int) -> None:
         if self._stop and number == signal.SIGINT:
@@ -244,7 +287,8 @@ class Loop:
         )
         bar.update()
         self.tally = Tally()
-        check_bad_steps(self.step, int(self.state.bad_steps), self.run_.optimizer.max_bad_steps)
+        with self._finishing():
+            check_bad_steps(self.step, int(self.state.bad_steps), self.run_.optimizer.max_bad_steps)
 
 
 def progress_bar(total: int, done: int) -> tqdm:
@@ -253,12 +297,7 @@ def progress_bar(total: int, done: int) -> tqdm:
     return tqdm(total=total, initial=done, unit="step", mininterval=every, disable=jax.process_index() > 0)
 
 
-def _beside(state: TrainState) -> dict[str, Any]:
-    """What a checkpoint holds beside the parameters."""
-    return {name: value for name, value in state._asdict().items() if name != "params"}
-
-
-def _as_shape(x: jax.Array) -> jax.ShapeDtypeStruct:
+def _as_shape(x: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
 
 

@@ -214,7 +214,7 @@ class Tally(NamedTuple):
         largest = {k: float(v) for k, v in self.maxima.items() if not isinstance(v, jax.Array)}
         total = Tally({k: v for k, v in self.sums.items() if k not in own}, dict(self.maxima))
         for sums, maxima in gather([own, largest] if share.owner else [{}, {}]):
-            total = total.add(sums, maxima)
+            total = total.add({k: (n, d) for k, (n, d) in sums.items()}, maxima)
         return total
 
     def means(self) -> dict[str, float]:

@@ -19,6 +19,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
+from jvr1.distributed import gather
 from jvr1.errors import UserError
 from jvr1.model import hf, qwen2_5_vl
 from jvr1.model import lora as adapters
@@ -27,9 +28,13 @@ from jvr1.model.config import ModelConfig, to_hf
 from jvr1.model.fields import parse_object
 from jvr1.model.lora import LoRAConfig
 from jvr1.sharding import check_mesh, param_shardings, path_name
+from jvr1.train import checksums
 from jvr1.train.checkpoint import quieten_orbax
+from jvr1.train.restore import CHECKPOINTS, steps_of
+from jvr1.train.staging import appearing
+from jvr1.train.values import check_finite, fingerprint
 
-PARAMS, CHECKPOINTS, MODEL, LORA = "params", "checkpoints", "model", "lora.json"
+PARAMS, MODEL, LORA = "params", "model", "lora.json"
 CHAT_TEMPLATE = "chat_template.json"
 FORMS = "an HF folder, a hub id, a converted folder, a workdir or one of its checkpoints"
 CHUNK_BYTES = 256 * 2**20
@@ -38,8 +43,9 @@ CHUNK_BYTES = 256 * 2**20
 
 @dataclass(frozen=True)
 class Model:
-    """An opened model: shape, graph, parameters on the mesh, files beside the weights, where it came from, and the
-    adapters that it has beside its weights (a workdir trained with LoRA)."""
+    """An opened model: shape, graph, parameters on the mesh, files beside the weights, where it came from (`pinned` as
+    in `Location`), the adapters that it has beside its weights (a workdir trained with LoRA), and the fingerprint of
+    its source's parameters, in the dtype they were opened in, where it was asked for."""
 
     config: ModelConfig
     graphdef: nnx.GraphDef
@@ -47,13 +53,17 @@ class Model:
     carried: dict[str, bytes]
     source: str
     lora: LoRAConfig | None = None
+    pinned: str = ""
+    fingerprint: str | None = None
 
 
 class Location(NamedTuple):
-    """Where a model lies. folder: config.json and carried files. params: orbax parameters; None: safetensors."""
+    """Where a model lies. folder: config.json and carried files. params: orbax parameters; None: safetensors. pinned:
+    the name that stays with what is there now: of a workdir its step, of a hub id its commit."""
 
     folder: epath.Path
     params: epath.Path | None
+    pinned: str
 
 
 def open_model(
@@ -70,19 +80,59 @@ def open_model(
     dtype: of activations; param_dtype: of parameters, whatever they are stored in (adapters keep their own); remat: see
     `qwen2_5_vl.Qwen25VL`; attention: one of `attention.CHOICES`, for the platform of the mesh.
     Raises UserError that says what is wrong: no such model, another architecture, a tensor missing or of another
-    shape, a tensor axis that cannot split the model, attention that the mesh's devices do not have.
+    shape, a file that is not what was written, a number that is not finite, a tensor axis that cannot split the model,
+    attention that the mesh's devices do not have.
     """
     quieten_orbax()
-    folder, stored = locate(source)
+    folder, stored, pinned = locate(source)
+    check_files(folder, stored)
+    model = describe_model(
+        folder, mesh, dtype=dtype, param_dtype=param_dtype, remat=remat, attention=attention, lora=read_lora(folder)
+    )
+    shapes, shardings = model.params, param_shardings(model.params, mesh)
+    params = hf.load(folder, model.config, shapes, shardings) if stored is None else restore(stored, shapes, shardings)
+    check_finite(params, str(source), "a model whose weights are not all numbers answers nothing: use another")
+    return replace(model, params=params, source=str(source), pinned=pinned)
+
+
+def describe_model(
+    folder: epath.Path,
+    mesh: Mesh,
+    *,
+    lora: LoRAConfig | None,
+    dtype: DTypeLike,
+    param_dtype: DTypeLike,
+    remat: str,
+    attention: str,
+) -> Model:
+    """The model of a folder as `open_model` opens it, with shapes that have shardings for parameters. Raises
+    UserError."""
     config = hf.read_config(folder)
     check_mesh(mesh, config)
-    lora = read_lora(folder)
     backend = choose(attention, mesh.devices.flat[0].platform, dtype, config.text.head_size)
     kw: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "remat": remat, "attention": backend}
     graphdef, shapes = qwen2_5_vl.abstract(config, lora=lora, **kw)
     shardings = param_shardings(shapes, mesh)
-    params = hf.load(folder, config, shapes, shardings) if stored is None else restore(stored, shapes, shardings)
-    return Model(config, graphdef, params, hf.read_carried(folder), str(source), lora)
+    params = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+    return Model(config, graphdef, params, hf.read_carried(folder), str(folder), lora)
+
+
+def check_files(folder: epath.Path, stored: epath.Path | None) -> None:
+    """Raises UserError naming the first file of a model that is not what was written, where it has checksums: a step
+    of a workdir, a converted folder, an export. All processes call it, each reads its part."""
+    of_step = stored is not None and stored.parent != folder
+    base, under = (stored.parent, f"{PARAMS}/") if stored is not None and of_step else (folder, "")
+    found = gather(checksums.damage(base, under, jax.process_index(), jax.process_count()))
+    problem = next((one for one in found if one), None)
+    if problem is None and of_step:
+        base, problem = folder, gather(checksums.damage(folder))[0]
+    if problem is not None:
+        then = (
+            "name another step"
+            if of_step
+            else f"make it again, or delete {checksums.FILE} if it was changed on purpose"
+        )
+        raise UserError(f"{base} is damaged: {problem}; {then}")
 
 
 def open_base(
@@ -95,10 +145,13 @@ def open_base(
     param_dtype: DTypeLike,
     remat: str,
     attention: str = "auto",
+    marked: bool = False,
 ) -> Model:
     """A model to train from: adapters of the source become part of its weights; `lora` asks for new ones beside them,
-    drawn from the seed. Otherwise as `open_model`."""
+    drawn from the seed. marked: the source gets its fingerprint. Otherwise as `open_model`."""
     model = open_model(source, mesh, dtype=dtype, param_dtype=param_dtype, remat=remat, attention=attention)
+    if marked:
+        model = replace(model, fingerprint=fingerprint(model.params))
     graphdef, params = model.graphdef, model.params
     if model.lora is not None:
         graphdef, params = adapters.merge_adapters(graphdef, params)
@@ -135,14 +188,18 @@ def save_model(
     carried: Mapping[str, bytes],
     lora: LoRAConfig | None = None,
 ) -> None:
-    """Writes the converted form: config.json, carried files, `params/`. All processes call it.
+    """Writes the converted form: config.json, carried files, `params/`, checksums. All processes call it.
 
-    config.json comes last, so that an interrupted folder is not taken for a model. Raises UserError when `folder` is
-    not empty or cannot be written.
+    The folder appears whole (`staging.appearing`); in a bucket config.json comes last, so that an interrupted one is
+    not taken for a model. Raises UserError when `folder` is not empty or cannot be written.
     """
-    folder = epath.Path(folder)
-    if jax.process_index() == 0:
-        hf.claim_folder(folder)
+    with appearing(folder) as beside:
+        _write_model(beside, params, config, carried, lora)
+
+
+def _write_model(
+    folder: epath.Path, params: dict, config: ModelConfig, carried: Mapping[str, bytes], lora: LoRAConfig | None
+) -> None:
     args = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES), params)
     with _checkpointer(params) as checkpointer:
         checkpointer.save(_absolute(folder / PARAMS), args=ocp.args.PyTreeSave(params, save_args=args))
@@ -189,48 +246,48 @@ def _compare(stored: epath.Path, metadata: Any, targets: dict) -> None:
 
 
 def locate(source: epath.PathLike) -> Location:
-    """Where a model lies, downloading a hub id. Raises UserError when there is none."""
+    """Where a model lies, downloading a hub id, at a commit NAME@COMMIT too. Raises UserError when there is none."""
     folder = epath.Path(source)
     if folder.exists() and not folder.is_dir():
         whole = f"; name its folder, {folder.parent}" if folder.suffix == ".safetensors" else ""
         raise UserError(f"{source} is a file; a model is {FORMS}{whole}")
     if not folder.exists():
-        if re.fullmatch(r"[\w][\w.-]*/[\w.-]+", str(source)):
-            return Location(download(str(source)), None)
+        found = re.fullmatch(r"([\w][\w.-]*/[\w.-]+)(?:@([0-9a-f]{40}))?", str(source))
+        if found:
+            there = download(found[1], found[2])
+            return Location(there, None, f"{found[1]}@{there.name}")
         raise UserError(f"{source} does not exist; a model is {FORMS}")
     if (folder / CHECKPOINTS).is_dir():
         return _checkpoint(folder, _latest_step(folder))
     if folder.name.isdigit() and folder.parent.name == CHECKPOINTS:
         return _checkpoint(folder.parent.parent, int(folder.name))
     if (folder / PARAMS).is_dir():
-        return Location(folder, folder / PARAMS)
-    return Location(folder, None)
+        return Location(folder, folder / PARAMS, str(source))
+    return Location(folder, None, str(source))
 
 
 def _latest_step(workdir: epath.Path) -> int:
-    quieten_orbax()
-    options = ocp.CheckpointManagerOptions(read_only=True)
-    with ocp.CheckpointManager(_absolute(workdir / CHECKPOINTS), options=options) as manager:
-        step = manager.latest_step()
-    if step is None:
+    steps = steps_of(workdir / CHECKPOINTS)
+    if not steps:
         raise UserError(f"{workdir / CHECKPOINTS} holds no finished checkpoint yet")
-    return step
+    return steps[0]
 
 
 def _checkpoint(workdir: epath.Path, step: int) -> Location:
-    stored = workdir / CHECKPOINTS / str(step) / PARAMS
-    if not stored.is_dir():
-        raise UserError(f"{stored} does not exist; a checkpoint holds its parameters there")
-    return Location(workdir / MODEL, stored)
+    there = workdir / CHECKPOINTS / str(step)
+    if not (there / PARAMS).is_dir():
+        raise UserError(f"{there / PARAMS} does not exist; a checkpoint holds its parameters there")
+    return Location(workdir / MODEL, there / PARAMS, str(there))
 
 
-def download(name: str) -> epath.Path:
-    """The local folder of a hub id's files, fetched when they are not in the cache. Raises UserError."""
+def download(name: str, commit: str | None = None) -> epath.Path:
+    """The local folder of a hub id's files, fetched when they are not in the cache, as they are now or at a commit; the
+    folder has the commit's name. Raises UserError."""
     from huggingface_hub import snapshot_download  # slow to import, seldom needed
 
     wanted = ["*.safetensors", hf.INDEX, hf.CONFIG, *hf.CARRIED]
     try:
-        return epath.Path(snapshot_download(name, allow_patterns=wanted))
+        return epath.Path(snapshot_download(name, revision=commit, allow_patterns=wanted))
     except Exception as error:  # the hub raises errors of several libraries
         raise UserError(
             f"{name} is no folder here, and cannot be fetched from the hub: {_one_line(error)}; a model is {FORMS}"
@@ -239,7 +296,7 @@ def download(name: str) -> epath.Path:
 
 def read_tokenizer(source: epath.PathLike) -> Any:
     """The tokenizer (HF `PreTrainedTokenizerFast`) beside a model's weights. Raises UserError when there is none."""
-    folder, _ = locate(source)
+    folder = locate(source).folder
     return make_tokenizer(hf.read_carried(folder), str(folder))
 
 

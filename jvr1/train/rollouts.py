@@ -11,8 +11,10 @@ import numpy as np
 
 from jvr1.data.batch import Arrays, Microbatch
 from jvr1.data.vision import frames_of
+from jvr1.errors import UserError
 from jvr1.eval.run import VARIANTS, Judged, Sampled, Task
 from jvr1.model.config import ModelConfig
+from jvr1.rl import tgrpo
 from jvr1.rl.tgrpo import Advantages
 from jvr1.train.metrics import MetricsWriter, frame_strip
 
@@ -89,6 +91,12 @@ def rollout_rows(step: int, rollouts: Sequence[Rollout]) -> list[dict[str, Any]]
                     }
                 )
     return rows
+
+
+def check_rewards(scored: tgrpo.Rollout) -> None:
+    """Raises UserError for a valid row's reward that is no number: the gradient of its whole step would be none."""
+    if not np.isfinite(np.asarray(scored.reward)[np.asarray(scored.valid)]).all():
+        raise UserError("a reward is not finite; what reward.user gives must be a number for every answer")
 
 
 def score_sums(rollout: Rollout) -> dict[str, tuple[float, float]]:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from flax import nnx
@@ -41,19 +40,30 @@ from jvr1.model.hf import CONFIG
 from jvr1.model.lora import ADAPTERS, LoRAConfig
 from jvr1.rl.golds import doubts
 from jvr1.sharding import decode_mesh, make_mesh, param_shardings
+from jvr1.train import checksums
 from jvr1.train.decode import Decoder, make_decoder
-from jvr1.train.models import CHECKPOINTS, MODEL, make_tokenizer, open_base, write_lora
+from jvr1.train.holder import hold, release_all
+from jvr1.train.models import MODEL, make_tokenizer, write_lora
 from jvr1.train.optimizer import OptimizerConfig, make_optimizer, partition
+from jvr1.train.restore import check_fits, folder_of
+from jvr1.train.staging import write_file
+from jvr1.train.state import abstract_state, beside_params
+from jvr1.train.workdir import Begun, Origin, check_unchanged, find_run, open_weights
 
 
 @dataclass(frozen=True)
 class Run:
-    """A training run before its first step. `params` are all, `frozen` those no gradient touches, `shardings` where
-    the trainable ones lie. `lora`: the adapters, which alone are then trainable. `rows` is a hash of what it trains on;
-    `changed` says which settings of the objective differ from those the workdir was made with."""
+    """A training run before its first step. `begun`: what its workdir holds; the loop restores it. `origin`: the
+    weights it began from. `params` are all, `frozen` those no gradient touches, `shardings` where the trainable ones
+    lie; of a run to be resumed they are shapes, or the source's where KL is measured from it. `lora`: the adapters,
+    which alone are then trainable. `rows` is a hash of what it trains on; `changed` says which settings of the
+    objective differ from those the workdir was made with."""
 
     settings: ConfigDict
     workdir: epath.Path
+    stage: str
+    begun: Begun | None
+    origin: Origin
     mesh: Mesh
     config: ModelConfig
     graphdef: nnx.GraphDef
@@ -76,29 +86,36 @@ class Run:
 
 
 def open_run(config: ConfigDict, workdir: str, *, targets: bool) -> Run:
-    """Opens the model and the data. `targets`: whether rows carry the answer (SFT). Raises UserError."""
+    """Takes the workdir, opens the model and the data. `targets`: whether rows carry the answer (SFT). Raises UserError
+    and gives the workdir back."""
     folder = epath.Path(workdir)
     check_writable(folder)
-    changed = check_unchanged(config, folder)
+    hold(folder)
+    try:
+        return _open_held(config, folder, targets=targets)
+    except BaseException:
+        release_all()
+        raise
+
+
+def _open_held(config: ConfigDict, folder: epath.Path, *, targets: bool) -> Run:
+    stage = "sft" if targets else "rl"
+    begun = find_run(folder)
+    changed = check_unchanged(config, folder, begun, stage)
     check_schedule(config, 1 if targets else config.rl.updates)
     use_compilation_cache()
     mesh = make_mesh(settings.mesh_shape(config))
     check_batch(config, mesh)
     share = share_of(mesh)
     lora = settings.lora(config)
-    model = open_base(
-        config.model.source,
-        mesh,
-        lora=lora,
-        seed=config.seed,
-        dtype=jnp.dtype(config.model.dtype),
-        param_dtype=jnp.dtype(settings.base_dtype(config)),
-        remat=config.model.remat,
-        attention=config.model.attention,
-    )
+    model, origin = open_weights(config, folder, begun, mesh, stage)
     tokenizer = make_tokenizer(model.carried, model.source)
     optimizer = settings.optimizer(config)
     trainable, frozen = partition(model.params, optimizer.freeze, ".*" if lora is None else ADAPTERS)
+    tx = make_optimizer(optimizer, trainable)
+    if begun is not None:  # before the data are opened
+        state = beside_params(abstract_state(tx, trainable, mesh))
+        check_fits(folder_of(folder) / str(begun.step), model.params, state)
     encoder = make_encoder(config, model.config, tokenizer, targets=targets)
     questions = None
     if config.train.validate_every:
@@ -108,6 +125,9 @@ def open_run(config: ConfigDict, workdir: str, *, targets: bool) -> Run:
     return Run(
         settings=config,
         workdir=folder,
+        stage=stage,
+        begun=begun,
+        origin=origin,
         mesh=mesh,
         config=model.config,
         graphdef=model.graphdef,
@@ -119,7 +139,7 @@ def open_run(config: ConfigDict, workdir: str, *, targets: bool) -> Run:
         carried=model.carried,
         tokenizer=tokenizer,
         optimizer=optimizer,
-        tx=make_optimizer(optimizer, trainable),
+        tx=tx,
         key=jax.random.key(config.seed),
         decoder=make_decoder(
             model.graphdef,
@@ -151,24 +171,10 @@ def check_writable(workdir: epath.Path) -> None:
     there = next(p for p in (folder, *folder.parents) if p.exists())
     if not there.is_dir():
         raise UserError(f"workdir {workdir} cannot be made: {there} is a file")
+    if os.statvfs(there).f_flag & os.ST_RDONLY:
+        raise UserError(f"workdir {workdir} cannot be written: the file system of {there} is read-only")
     if not os.access(there, os.W_OK | os.X_OK):
         raise UserError(f"workdir {workdir} cannot be written: no permission in {there}")
-
-
-def check_unchanged(config: ConfigDict, workdir: epath.Path) -> tuple[str, ...]:
-    """What of the objective changed since the workdir was made, each as 'name: before -> now'.
-
-    Raises UserError when its checkpoints were made with another model, other data or other batches (`settings.FREE`
-    and `settings.TUNABLE` name what may change). A workdir without a checkpoint holds nothing to mix with.
-    """
-    kept, saved = workdir / CONFIG, workdir / CHECKPOINTS
-    if not kept.exists() or not saved.is_dir() or not any(p.name.isdigit() for p in saved.iterdir()):
-        return ()
-    changes = settings.changes(kept.read_text(), config, str(workdir))
-    fixed = [change for name, change in changes.items() if not settings.may_change(name)]
-    if fixed:
-        raise UserError(f"workdir {workdir} holds a run with other settings ({'; '.join(fixed)}); use another workdir")
-    return tuple(change for name, change in changes.items() if name.startswith(settings.TUNABLE))
 
 
 def keep_run(run: Run) -> None:
@@ -181,10 +187,12 @@ def keep_run(run: Run) -> None:
     folder = run.workdir / MODEL
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in run.carried.items():
-        (folder / name).write_bytes(content)
+        write_file(folder / name, content)
     write_lora(folder, run.lora)
-    (folder / CONFIG).write_text(json.dumps(to_hf(run.config, settings.base_dtype(run.settings)), indent=2) + "\n")
-    (run.workdir / CONFIG).write_text(settings.to_json(run.settings))
+    described = json.dumps(to_hf(run.config, settings.base_dtype(run.settings)), indent=2) + "\n"
+    write_file(folder / CONFIG, described.encode())
+    checksums.write(folder)
+    write_file(run.workdir / CONFIG, settings.to_json(run.settings).encode())
 
 
 def check_schedule(config: ConfigDict, updates: int) -> None:
@@ -326,7 +334,10 @@ def index_of(
             print(doubtful)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"index {path}")
-    return load_index(str(path), made_with)
+    entries = load_index(str(path), made_with)
+    if [entry.row for entry in entries] != list(range(len(records))):
+        raise UserError(f"{path} is damaged: it has not one entry for each of {len(records)} records; remove it")
+    return entries
 
 
 def by_bucket(entries: list[IndexEntry], names: dict[str, Bucket]) -> dict[Bucket, np.ndarray]:
@@ -339,7 +350,14 @@ def by_bucket(entries: list[IndexEntry], names: dict[str, Bucket]) -> dict[Bucke
 
 
 def local_cache(workdir: epath.Path) -> Any:
-    """A folder of this machine for files that worker processes map into memory."""
-    if is_remote(str(workdir)):
-        return Path(tempfile.mkdtemp(prefix="jvr1-"))
-    return Path(workdir) / "cache" / f"process-{jax.process_index()}"
+    """A folder of this machine for files that worker processes map into memory; of a workdir in a bucket always the
+    same one, in the temporary directory."""
+    own = f"process-{jax.process_index()}"
+    if not is_remote(str(workdir)):
+        return Path(workdir) / "cache" / own
+    name = hashlib.sha256(str(workdir).encode()).hexdigest()[:16]
+    folder = Path(tempfile.gettempdir()) / f"jvr1-{os.getuid()}-{name}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():
+        raise UserError(f"{folder} belongs to another user; name another temporary directory in TMPDIR")
+    return folder / own

@@ -64,6 +64,11 @@ def abstract_state(tx: optax.GradientTransformation, params: Params, mesh: Mesh 
     return TrainState(params=jax.tree.map(lambda p: place(p, p.sharding), params), optimizer=optimizer, **counters)
 
 
+def beside_params(state: TrainState) -> dict[str, Any]:
+    """What a checkpoint holds beside the parameters."""
+    return {name: value for name, value in state._asdict().items() if name != "params"}
+
+
 def apply_gradients(
     tx: optax.GradientTransformationExtraArgs, state: TrainState, grads: Params, has_rows: ArrayLike = True
 ) -> tuple[TrainState, UpdateStats]:
@@ -109,4 +114,13 @@ def check_bad_steps(step: int, bad_steps: int, limit: int) -> None:
         raise UserError(
             f"the gradient was not finite in {bad_steps} steps in a row up to step {step}; resume from an earlier "
             "checkpoint with a lower optimizer.learning_rate or clip_norm, or raise optimizer.max_bad_steps"
+        )
+
+
+def check_last_steps(step: int, bad_steps: int) -> None:
+    """Raises UserError when the run ends on steps with a non-finite gradient: it did not learn what it was to."""
+    if bad_steps:
+        raise UserError(
+            f"the gradient was not finite in the last {bad_steps} steps up to the end, step {step}: they changed "
+            "nothing. What is saved is whole; look for the cause, then raise train.steps to go on"
         )

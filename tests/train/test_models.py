@@ -106,6 +106,7 @@ def change(root, folder, **fields):
     shutil.copytree(root / "converted", folder)
     raw = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(raw | fields))
+    (folder / "checksums.json").unlink()
     return folder
 
 
