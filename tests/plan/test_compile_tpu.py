@@ -19,6 +19,7 @@ from jvr1.plan.planning import changed, largest_bucket
 from jvr1.plan.programs import PHASES, chip_bytes, loop_trips, step_shapes
 from jvr1.sharding import make_mesh
 
+pytestmark = pytest.mark.optimised
 ROOT = Path(__file__).parents[2]
 TOOL = runpy.run_path(str(ROOT / "tools" / "compile_tpu.py"))
 TGRPO = str(ROOT / "configs" / "tgrpo_7b.py")

@@ -66,6 +66,8 @@ ENTRY %main (x: f32[2]) -> f32[] {
 }
 """  # noqa: E501
 
+pytestmark = pytest.mark.optimised
+
 
 def test_loops_collectives_and_bytes():
     program = read(TEXT)

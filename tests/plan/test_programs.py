@@ -23,6 +23,7 @@ from jvr1.plan.programs import (
 )
 from jvr1.sharding import make_mesh
 
+pytestmark = pytest.mark.optimised
 PLACES = ("cpu", "v5p:2x2x2")
 CONFIG = small_config()
 (BUCKET,) = settings.buckets(CONFIG)
@@ -94,7 +95,7 @@ WIDE = replace(
 """Heads of 128 values, as the published models have."""
 
 
-@pytest.mark.parametrize("tensor", [1, 2, 4])
+@pytest.mark.parametrize("tensor", [*(pytest.param(t, marks=pytest.mark.nightly) for t in (1, 2)), 4])
 def test_for_tpus_attention_is_the_splash_kernel_and_nothing_is_gathered_for_it(topology, tensor, monkeypatch):
     """Compiled on a CPU machine: the mesh decides. tensor=4: more than there are key/value heads. Nothing but what is
     where XLA itself splits attention."""

@@ -14,6 +14,7 @@ from runs import REPOSITORY, scalars
 
 STEPS = 20
 CHANGES = {"batch__micro": 8, "batch__per_step": 1, "train__steps": STEPS, "train__save_every": 4, "train__keep": 20}
+NIGHTLY = pytest.mark.nightly
 
 
 def losses(workdir: Path) -> np.ndarray:
@@ -59,7 +60,11 @@ def preempted(demo, tmp_path_factory):
     return [process.returncode for process in processes], ends, workdir
 
 
-@pytest.mark.parametrize(("processes", "devices", "mesh"), [(1, 8, (1, 8, 1)), (4, 2, (2, 2, 2))], ids=["1x8", "4x2"])
+@pytest.mark.parametrize(
+    ("processes", "devices", "mesh"),
+    [pytest.param(1, 8, (1, 8, 1), marks=NIGHTLY), (4, 2, (2, 2, 2))],
+    ids=["1x8", "4x2"],
+)
 def test_losses_are_one_device_s(demo, one_device, tmp_path, processes, devices, mesh):
     finish(start(demo, tmp_path / "run", processes, devices, mesh))
     np.testing.assert_allclose(losses(tmp_path / "run"), one_device, rtol=1e-3)
@@ -77,7 +82,7 @@ def test_a_signal_to_one_process_makes_all_save_the_same_step(preempted):
 
 @pytest.mark.parametrize(
     ("processes", "devices", "mesh"),
-    [(1, 8, (8, 1, 1)), (1, 1, (1, 1, 1)), (2, 4, (1, 8, 1))],
+    [pytest.param(1, 8, (8, 1, 1), marks=NIGHTLY), (1, 1, (1, 1, 1)), pytest.param(2, 4, (1, 8, 1), marks=NIGHTLY)],
     ids=["8x1", "1x1", "2 processes"],
 )
 def test_a_checkpoint_goes_on_elsewhere_with_the_same_rows(

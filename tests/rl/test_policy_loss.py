@@ -114,8 +114,7 @@ def linear_policy_loss(theta, features, noise, ref, advantage, inside, denominat
     return policy_loss(logp, old, ref, advantage, inside, denominator, config)
 
 
-@pytest.mark.parametrize("aggregation", ["sequence", "token", "constant"])
-@pytest.mark.parametrize("drop", [False, True])
+@pytest.mark.parametrize(("aggregation", "drop"), [("sequence", True), ("token", False), ("constant", True)])
 def test_microbatches_give_one_gradient(aggregation, drop):
     """1x8 = 2x4 = 4x2 = 8x1, unequal lengths and paddings, invalid rows: one of the microbatches has no valid row."""
     config = TGRPOConfig(aggregation=aggregation, drop_zero_variance=drop, clip_low=0.2, clip_high=0.28)
