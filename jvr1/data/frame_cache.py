@@ -198,7 +198,7 @@ def _libraries() -> tuple[str, ...]:
         return f"no {name}"
 
     of_pillow = [f"{name} {features.version(name)}" for name in ("jpg", "libjpeg_turbo", "webp", "libtiff", "jpg_2000")]
-    return (*map(version, ("pillow", "av", "decord", "decord2")), *of_pillow, platform.machine())
+    return (*map(version, ("pillow", "av")), *of_pillow, platform.machine())
 
 
 def _packed(media: Media) -> tuple[bytes, np.ndarray]:
