@@ -206,3 +206,17 @@ def test_no_refusal_is_left_out():
             if any(file == at and word in lines[node.lineno - 1] for at, word in NOT_OF_A_SETTING):
                 continue
             assert any((str(path), n) in met for n in range(node.lineno, node.end_lineno + 1)), lines[node.lineno - 1]
+
+
+def test_no_message_of_the_package_names_a_setting_that_is_not():
+    """Read from the source: what follows a section's name and a dot, in any text but docstrings."""
+    sections = {name for name in NAMES if "." not in name and isinstance(default()[name], ConfigDict)}
+    dotted = re.compile(rf"(?<![\w./*'-])(?:{'|'.join(sections)})(?:\.[a-z_]\w+)+")
+    spoken = set()
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Raise | ast.Call) and "Error(" in ast.unparse(node)[:40]:
+                texts = [each.value for each in ast.walk(node) if isinstance(each, ast.Constant)]
+                spoken |= {name for text in texts if isinstance(text, str) for name in dotted.findall(text)}
+    assert len(spoken) > 30
+    assert spoken - NAMES == set()
