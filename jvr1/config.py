@@ -4,30 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import re
 import sys
 import types
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from absl import flags
 from ml_collections import ConfigDict, config_dict, config_flags
 
+from jvr1.config_checks import check_together, check_values
 from jvr1.data.batch import Bucket, make_buckets
 from jvr1.data.media import PixelLimits, VideoSampling
 from jvr1.data.prompts import TEMPLATES, PromptStyle
 from jvr1.distributed import Peers, define_flags
 from jvr1.errors import UserError
-from jvr1.model.attention import CHOICES
-from jvr1.model.layers import REMAT_POLICIES
 from jvr1.model.lora import LANGUAGE, LoRAConfig
-from jvr1.rl.rewards import MODES
 from jvr1.rl.tgrpo import TGRPOConfig
 from jvr1.sharding import AXES
 from jvr1.train.optimizer import OptimizerConfig
+
+Built = TypeVar("Built", VideoSampling, PixelLimits)
 
 
 def section(default: Any) -> ConfigDict:
@@ -258,89 +257,19 @@ def _one_line(error: BaseException) -> str:
 
 def check(config: ConfigDict) -> ConfigDict:
     """Returns the config; raises UserError with the reason when its settings cannot work together."""
-    for name, value, choices in (
-        ("model.remat", config.model.remat, REMAT_POLICIES),
-        ("model.attention", config.model.attention, CHOICES),
-        ("model.dtype", config.model.dtype, ("bfloat16", "float32")),
-        ("model.param_dtype", config.model.param_dtype, ("bfloat16", "float32")),
-        ("model.reference", config.model.reference, ("device", "host")),
-        ("reward.mode", config.reward.mode, MODES),
-    ):
-        if value not in choices:
-            raise UserError(f"{name} is {value!r}; use one of {', '.join(choices)}")
-    for name, value, least in (
-        ("batch.micro", config.batch.micro, 1),
-        ("batch.per_step", config.batch.per_step, 1),
-        ("train.steps", config.train.steps, 1),
-        ("train.save_every", config.train.save_every, 1),
-        ("train.keep", config.train.keep, 1),
-        ("train.validate_every", config.train.validate_every, 0),
-        ("seed", config.seed, 0),
-        ("train.pictures_every", config.train.pictures_every, 0),
-        ("data.index_workers", config.data.index_workers, 1),
-        ("mesh.decode_tensor", config.mesh.decode_tensor, 0),
-        ("train.step_limit", config.train.step_limit, 0),
-        ("rl.group", config.rl.group, 2),
-        ("rl.shuffled", config.rl.shuffled, 0),
-        ("rl.updates", config.rl.updates, 1),
-        ("rl.slots", config.rl.slots, 0),
-        ("rl.lanes", config.rl.lanes, 0),
-        ("lora.rank", config.lora.rank, 0),
-        ("data.workers", config.data.workers, 0),
-        ("data.frame_cache_gb", config.data.frame_cache_gb, 1),
-        ("model.logit_chunk", config.model.logit_chunk, 1),
-    ):
-        if value < least:
-            raise UserError(f"{name} is {value}; it must be at least {least}")
-    for name, value in (("model.source", config.model.source), ("data.train", config.data.train)):
-        if not value:
-            raise UserError(f"{name} is not set; give it in the config file or as --config.{name}=...")
-    for name, value in _flat(json.loads(to_json(config))).items():
-        if isinstance(value, float) and math.isnan(value):
-            raise UserError(f"{name} is nan; it must be a number")
-    if not all(isinstance(weight, int | float) for weight in config.data.weights):
-        raise UserError(
-            f"data.weights is {tuple(config.data.weights)}; it must be a number for each file of data.train"
-        )
-    for name, patterns in (("optimizer.freeze", config.optimizer.freeze), ("lora.patterns", config.lora.patterns)):
-        _check_patterns(name, patterns)
-    if not config.reward.user_timeout > 0:
-        raise UserError(f"reward.user_timeout is {config.reward.user_timeout}; it must be positive seconds")
-    if config.data.weights and len(config.data.weights) != len(config.data.train):
-        raise UserError(
-            f"data.weights has {len(config.data.weights)} numbers for {len(config.data.train)} files of data.train"
-        )
-    if config.sampling.temperature <= 0 or not 0 < config.sampling.top_p <= 1 or config.sampling.top_k < 0:
-        raise UserError("sampling needs temperature > 0, 0 < top_p <= 1 and top_k >= 0")
-    if config.rl.shuffled == 0 and config.rl.gate != "none":
-        raise UserError(
-            f"rl.gate={config.rl.gate!r} compares with shuffled completions; set rl.shuffled > 0 or rl.gate='none'"
-        )
-    if config.rl.lanes > config.rl.group:
-        raise UserError(f"rl.lanes is {config.rl.lanes}; it must be at most rl.group, {config.rl.group}, or 0 for all")
-    if config.lora.rank and config.model.reference == "host":
-        raise UserError("with lora.rank the frozen weights are the reference: there is none to keep in host memory")
-    if config.train.validate_every and not config.data.valid:
-        raise UserError("train.validate_every is set and data.valid is empty; name the held-out questions")
-    if config.train.stop_metric and not config.train.validate_every:
-        raise UserError("train.stop_metric is set and train.validate_every is 0; nothing would measure it")
-    if "{Question}" not in style(config).template:
-        raise UserError("data.template must name a template or hold {Question}; names: " + ", ".join(TEMPLATES))
-    if min(config.data.modality.values()) < 0 or min(config.data.weights, default=0) < 0:
-        raise UserError("data.weights and data.modality must not be negative; 0 leaves rows out")
-    if not 0 <= config.data.max_failed <= 1 or config.data.timeout <= 0:
-        raise UserError("data.max_failed is a share from 0 to 1, and data.timeout must be positive seconds")
+    check_values(config, _flat(json.loads(to_json(config))))
+    check_together(config)
     for section in (buckets, tgrpo, lora, optimizer, video_sampling, pixel_limits):
         section(config)  # their own checks
     return config
 
 
-def _check_patterns(name: str, patterns: Sequence[str]) -> None:
-    for pattern in patterns:
-        try:
-            re.compile(pattern)
-        except (re.error, TypeError) as error:
-            raise UserError(f"{name} holds {pattern!r}, which is no regular expression: {error}") from None
+def _built(kind: type[Built], name: str, fields: ConfigDict) -> Built:
+    """The dataclass of a section that others than runs use too; its errors name the settings as a run's config does."""
+    try:
+        return kind(**fields)
+    except UserError as error:
+        raise UserError(re.sub(rf"\b({'|'.join(fields)})\b", rf"{name}.\1", str(error))) from None
 
 
 def buckets(config: ConfigDict) -> tuple[Bucket, ...]:
@@ -383,12 +312,15 @@ def optimizer(config: ConfigDict) -> OptimizerConfig:
 
 
 def video_sampling(config: ConfigDict) -> VideoSampling:
-    return VideoSampling(**config.data.video)
+    return _built(VideoSampling, "data.video", config.data.video)
 
 
 def pixel_limits(config: ConfigDict) -> tuple[PixelLimits, PixelLimits]:
     """Limits of a video's frame and of an image."""
-    return PixelLimits(**config.data.video_pixels), PixelLimits(**config.data.image_pixels)
+    return (
+        _built(PixelLimits, "data.video_pixels", config.data.video_pixels),
+        _built(PixelLimits, "data.image_pixels", config.data.image_pixels),
+    )
 
 
 def to_json(config: ConfigDict) -> str:

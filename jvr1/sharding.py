@@ -61,16 +61,19 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     devices = jax.devices() if devices is None else list(devices)
     sizes = [int(shape.get(axis, 1)) for axis in AXES]
     if sizes.count(-1) > 1 or any(s < 1 and s != -1 for s in sizes):
-        raise UserError(f"mesh sizes must be positive, at most one of them -1; got {dict(shape)}")
+        raise UserError(f"{_named(shape)}: sizes must be positive, at most one of them -1")
     known = math.prod(s for s in sizes if s != -1)
     if -1 in sizes and len(devices) % known == 0:
         sizes[sizes.index(-1)] = len(devices) // known
     if math.prod(sizes) != len(devices):
-        wanted = "x".join(f"{axis}={shape.get(axis, 1)}" for axis in AXES)
-        raise UserError(f"mesh {wanted} does not fit {len(devices)} devices; the sizes must multiply to that")
+        raise UserError(f"{_named(shape)}: does not fit {len(devices)} devices; the sizes must multiply to that")
     # by itself JAX refuses sizes such as 8 x 2 on a slice of 4 x 4: a mesh axis may take part of one of the slice's
     placed = create_device_mesh(sizes, devices, allow_split_physical_axes=True)
     return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def _named(shape: Mapping[str, int]) -> str:
+    return ", ".join(f"mesh.{axis}={shape.get(axis, 1)}" for axis in AXES)
 
 
 def decode_mesh(mesh: Mesh, tensor: int) -> Mesh:
@@ -104,7 +107,7 @@ def check_mesh(mesh: Mesh | AbstractMesh, config: ModelConfig) -> None:
     size = mesh.shape["tensor"]
     if size not in valid:
         raise UserError(
-            f"mesh axis tensor={size} cannot split {config.text.heads} query heads, {config.text.kv_heads} key/value "
+            f"mesh.tensor={size} cannot split {config.text.heads} query heads, {config.text.kv_heads} key/value "
             f"heads and an MLP of {config.text.intermediate}; valid sizes are {', '.join(map(str, valid))}"
         )
 

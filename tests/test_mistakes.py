@@ -171,7 +171,7 @@ def test_what_was_handled_meanwhile_is_no_reason():
         ("--config.data.weights=('x',)", "data.weights is ('x',); it must be a number for each file"),
         ("--config.optimizer.freeze=[(", "optimizer.freeze holds '[(', which is no regular expression"),
         ("--config.lora.patterns=(", "lora.patterns holds '(', which is no regular expression"),
-        ("--config.reward.user_timeout=0", "it must be positive seconds"),
+        ("--config.reward.user_timeout=0", "reward.user_timeout is 0.0; it must be positive"),
     ],
 )
 def test_a_value_that_is_none_says_what_would_be_one(argument, words):

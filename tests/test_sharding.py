@@ -126,7 +126,7 @@ def test_key_value_heads_are_replicated_where_tensor_exceeds_them():
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
-        ({"data": 3}, "mesh data=3xfsdp=1xtensor=1 does not fit 8 devices"),
+        ({"data": 3}, "mesh.data=3, mesh.fsdp=1, mesh.tensor=1: does not fit 8 devices"),
         ({"data": -1, "fsdp": 3}, "does not fit 8 devices"),
         ({"data": -1, "fsdp": -1}, "at most one of them -1"),
         ({"fsdp": 0}, "must be positive"),

@@ -59,16 +59,16 @@ class FrameCache:
 
     def __post_init__(self) -> None:
         if is_remote(self.folder):
-            raise UserError(f"the frame cache {self.folder} must be a folder that hosts mount, not a bucket")
+            raise UserError(f"data.frame_cache is {self.folder}; it must be a folder that hosts mount, not a bucket")
         if self.max_bytes < 1:
-            raise UserError(f"the frame cache must be allowed at least 1 byte, got {self.max_bytes}")
+            raise UserError(f"data.frame_cache_gb allows {self.max_bytes} bytes; it must allow at least 1")
 
     def open(self) -> FrameCache:
         """The same, its folder made and tried: said at once where it cannot be written. Raises UserError when the path
         is no folder."""
         folder = Path(self.folder)
         if folder.exists() and not folder.is_dir():
-            raise UserError(f"the frame cache {folder} is a file; name a folder")
+            raise UserError(f"data.frame_cache is {folder}, a file; name a folder")
         with self._writing():
             folder.mkdir(parents=True, exist_ok=True)
             (folder / _SAID).unlink(missing_ok=True)  # of a run before, which may have had less room

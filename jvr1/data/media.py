@@ -38,17 +38,18 @@ class VideoSampling:
 
     def __post_init__(self) -> None:
         if self.fps <= 0:
-            raise UserError(f"video fps must be above 0, got {self.fps}")
+            raise UserError(f"fps is {self.fps}; it must be positive")
         if self.frames is not None and self.frames < 1:
-            raise UserError(f"video frames must be at least 1, got {self.frames}")
+            raise UserError(f"frames is {self.frames}; it must be at least 1")
         if self.min_frames < 1 or even_down(self.max_frames) < even_up(self.min_frames):
             raise UserError(
-                f"video frames in [{self.min_frames}, {self.max_frames}]: an even number must lie in that range"
+                f"min_frames is {self.min_frames} and max_frames is {self.max_frames}; "
+                "an even number of at least 2 must lie between them"
             )
         if self.start is not None and self.start < 0:
-            raise UserError(f"video start must be at least 0 s, got {self.start}")
+            raise UserError(f"start is {self.start}; it must be at least 0 seconds")
         if self.end is not None and self.end <= (self.start or 0):
-            raise UserError(f"video end must be after its start, got {self.start or 0} to {self.end} s")
+            raise UserError(f"end is {self.end} s; it must be after start, {self.start or 0} s")
 
 
 @dataclass(frozen=True)
@@ -61,9 +62,9 @@ class PixelLimits:
 
     def __post_init__(self) -> None:
         if not 0 < self.min_pixels <= self.max_pixels:
-            raise UserError(f"pixel limits need 0 < min <= max, got min {self.min_pixels}, max {self.max_pixels}")
+            raise UserError(f"min_pixels is {self.min_pixels}; it must lie between 1 and max_pixels, {self.max_pixels}")
         if self.total_pixels is not None and self.total_pixels < 1:
-            raise UserError(f"total pixels must be at least 1, got {self.total_pixels}")
+            raise UserError(f"total_pixels is {self.total_pixels}; it must be at least 1")
 
 
 @dataclass(frozen=True)

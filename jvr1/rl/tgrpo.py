@@ -76,15 +76,16 @@ class TGRPOConfig:
             if (value := getattr(self, name)) is not None and not value >= 0:
                 raise UserError(f"rl.{name} is {value}; it must not be negative")
         if self.clip_low is not None and self.clip_low >= 1:
-            raise UserError(f"rl.clip_low is {self.clip_low}; the lower bound 1 - clip_low must be positive")
+            raise UserError(f"rl.clip_low is {self.clip_low}; it must be below 1")
         if self.normalise_std and self.std_eps == 0:
             raise UserError("rl.std_eps is 0: a group without variance would divide by zero; use 1e-4")
         if not 0 <= self.length_min <= self.length_max:
             raise UserError(
-                f"rl.length_min={self.length_min}, rl.length_max={self.length_max}; use 0 <= length_min <= length_max"
+                f"rl.length_min is {self.length_min}; it must lie between 0 and rl.length_max, {self.length_max}"
             )
-        if self.max_length < 1 or self.kl_clip <= 0:
-            raise UserError("rl.max_length and rl.kl_clip must be positive")
+        for name in ("max_length", "kl_clip"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"rl.{name} is {getattr(self, name)}; it must be positive")
 
 
 class Mean(NamedTuple):

@@ -30,15 +30,15 @@ def resolve(spec: str) -> Callable[..., float]:
     """The function that 'module:function' names. Errors: UserError that says which part does not exist."""
     module, _, name = spec.partition(":")
     if not module or not name:
-        raise UserError(f"reward {spec!r} is not of the form module:function, e.g. my_rewards:brevity")
+        raise UserError(f"reward.user is {spec!r}, not of the form module:function, e.g. my_rewards:brevity")
     try:
         found = importlib.import_module(module)
         for part in name.split("."):
             found = getattr(found, part)
     except BaseException as error:
-        raise UserError(f"reward {spec!r} cannot be loaded: {type(error).__name__}: {error}") from error
+        raise UserError(f"reward.user {spec!r} cannot be loaded: {type(error).__name__}: {error}") from error
     if not callable(found):
-        raise UserError(f"reward {spec!r} is a {type(found).__name__}, not a function")
+        raise UserError(f"reward.user {spec!r} is a {type(found).__name__}, not a function")
     return found
 
 
@@ -54,8 +54,10 @@ class UserReward:
     """
 
     def __init__(self, spec: str, *, timeout: float = 2.0, on_failure: float = 0.0):
-        if not timeout > 0 or not math.isfinite(on_failure):
-            raise UserError(f"reward {spec!r}: timeout={timeout} must be positive, on_failure={on_failure} finite")
+        if not timeout > 0:
+            raise UserError(f"reward.user_timeout is {timeout}; it must be positive")
+        if not math.isfinite(on_failure):
+            raise UserError(f"reward.user_failure is {on_failure}; it must be a finite reward")
         self.spec, self.timeout, self.on_failure = spec, timeout, on_failure
         self.failures: collections.Counter[str] = collections.Counter()
         self.last_failure = ""
@@ -130,7 +132,7 @@ class UserReward:
             reply = self._exchange("", _START_SECONDS)
         except (OSError, ValueError) as error:
             self.close()
-            raise UserError(f"reward {self.spec!r}: its process did not start ({error})") from error
+            raise UserError(f"reward.user {self.spec!r}: its process did not start ({error})") from error
         if "error" in reply:
             self.close()
             raise UserError(reply["error"])

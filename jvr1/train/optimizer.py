@@ -65,7 +65,8 @@ class OptimizerConfig:
             raise UserError(f"optimizer.max_bad_steps is {self.max_bad_steps}; it must be at least 1")
         if self.warmup_steps < 0 or (self.schedule != "constant" and self.warmup_steps >= self.steps):
             raise UserError(
-                f"optimizer.warmup_steps is {self.warmup_steps}; it must lie between 0 and steps={self.steps}"
+                f"optimizer.warmup_steps is {self.warmup_steps}; it must lie between 0 and "
+                f"optimizer.steps, {self.steps}"
             )
 
 

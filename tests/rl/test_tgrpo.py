@@ -375,9 +375,9 @@ def test_group_statistics():
         ({"aggregation": "mean"}, "sequence, token, constant"),
         ({"beta": -0.1}, "negative"),
         ({"alpha": float("nan")}, "negative"),
-        ({"clip_low": 1.0}, "1 - clip_low"),
+        ({"clip_low": 1.0}, r"rl\.clip_low is 1\.0; it must be below 1"),
         ({"std_eps": 0.0}, "1e-4"),
-        ({"length_min": 600}, "length_min <= length_max"),
+        ({"length_min": 600}, r"between 0 and rl\.length_max, 512"),
         ({"max_length": 0}, "positive"),
     ],
 )

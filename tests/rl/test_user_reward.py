@@ -90,7 +90,7 @@ def test_unusable_spec(spec, message):
 
 @pytest.mark.parametrize("arguments", [{"timeout": 0.0}, {"on_failure": float("nan")}])
 def test_unusable_settings(arguments):
-    with pytest.raises(UserError, match="positive"):
+    with pytest.raises(UserError, match=r"must be positive|must be a finite reward"):
         UserReward("user_rewards:brevity", **arguments)
 
 

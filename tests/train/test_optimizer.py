@@ -246,6 +246,6 @@ def test_settings_that_cannot_be(field, value):
 
 
 def test_warmup_must_end_before_the_steps_do():
-    with pytest.raises(UserError, match="between 0 and steps=10"):
+    with pytest.raises(UserError, match=r"between 0 and optimizer\.steps, 10"):
         OptimizerConfig(schedule="linear", warmup_steps=10, steps=10)
     OptimizerConfig(schedule="constant", warmup_steps=10, steps=10)

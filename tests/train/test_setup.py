@@ -26,7 +26,7 @@ def opening(demo, workdir, **changes) -> str:
     [
         ({"batch__micro": 12}, "batch.micro=12 rows cannot be split 8 ways"),
         ({"mesh__fsdp": 3}, "does not fit 8 devices"),
-        ({"mesh__tensor": 8, "mesh__fsdp": 1}, "mesh axis tensor=8 cannot split 4 query heads"),
+        ({"mesh__tensor": 8, "mesh__fsdp": 1}, "mesh.tensor=8 cannot split 4 query heads"),
         ({"optimizer__schedule": "cosine", "optimizer__steps": 9}, "optimizer.steps=9 ends the cosine schedule before"),
         ({"optimizer__freeze": "vision/.*"}, "matches no parameter"),
         ({"model__source": "/no/such/model"}, "/no/such/model does not exist; a model is"),
