@@ -62,7 +62,7 @@ def test_the_file_system_s_own_errors(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("number", "words"),
     [
-        (errno.EACCES, "no permission for /a/b"), (errno.EROFS, "a read-only file system holds /a/b"),
+        (errno.EACCES, "no permission for /a/b"), (errno.EROFS, "the file system is read-only writing /a/b"),
         (errno.ESTALE, "the network file system lost /a/b"), (errno.EIO, "failed at /a/b"), (errno.EMFILE, "ulimit -n"),
         (errno.ENOMEM, "no memory left"), (errno.EADDRINUSE, "port of --coordinator"),
         (errno.ENOSPC, "the disk is full"),
