@@ -27,7 +27,7 @@ from jvr1.train.state import check_last_steps
 from jvr1.train.values import fingerprint, not_finite
 from jvr1.train.workdir import Begun, find_run, open_weights
 
-CONFIG = from_hf(oracle.raw_config(num_hidden_layers=1, vision_depth=1))
+CONFIG = from_hf(oracle.raw_config(num_hidden_layers=1, vision_depth=1, vision_fullatt_block_indexes=[0]))
 
 
 @pytest.fixture(scope="module")
