@@ -11,6 +11,7 @@ from damage import HARMS, flip, harmed
 from etils import epath
 
 from jvr1.data.index import IndexEntry, load_index, save_index
+from jvr1.data.media import Probe
 from jvr1.data.pipeline import Journal
 from jvr1.errors import UserError
 from jvr1.eval.journal import Journal as Answers
@@ -18,7 +19,7 @@ from jvr1.eval.journal import claim, from_line, to_line
 from jvr1.eval.score import Question, Reply
 
 SETTINGS = {"frames": 16, "pixels": [1, 2]}
-ENTRIES = [IndexEntry(row, 240, 320, 100, 25.0, 400 + row, "video", None) for row in range(64)]
+ENTRIES = [IndexEntry(row, (Probe(240, 320, 100, 25.0),), 400 + row, "video", None) for row in range(64)]
 
 
 def test_an_index_harmed_anywhere_is_refused_by_name(tmp_path):
@@ -45,7 +46,7 @@ def test_an_index_cut_at_a_line_s_end_is_refused(tmp_path, left):
 def test_a_number_of_an_index_that_changed_is_noticed(tmp_path):
     file = tmp_path / "a.jsonl"
     save_index(file, ENTRIES, SETTINGS)
-    file.write_text(file.read_text().replace("[3, 240, 320", "[3, 240, 321"))
+    file.write_text(file.read_text().replace("[3, [[240, 320", "[3, [[240, 321"))
     with pytest.raises(UserError, match="its entries are not those that were written"):
         load_index(file, SETTINGS)
 

@@ -71,8 +71,8 @@ def test_numbers_rest_on_what_was_answered(report):
     assert report["tasks"]["route_planning"]["failed"] == 1
     assert report["temporal_reliance"]["shuffled"]["n"] == 5
     gap = vsi["variants"]["shuffled"]["gap"]["robust"]
-    # half of 10 is off by 0.5, which is not below the widest threshold
-    assert gap["value"] == pytest.approx(((1 - 0) + (0.6 - 1) + (1 - 0)) / 3, abs=1e-6)
+    # half of 10 is off by 0.5, which the widest of the ten thresholds allows, as VSI-Bench counts
+    assert gap["value"] == pytest.approx(((1 - 0.1) + (0.6 - 1) + (1 - 0)) / 3, abs=1e-6)
 
 
 def test_failures_are_listed_by_cause(report):
@@ -96,7 +96,7 @@ def test_answers_come_in_the_order_of_the_files(asked):
     ]  # fmt: skip
     assert lines[2]["number"] is None
     assert lines[2]["error"].startswith("malformed: field 'path'")
-    assert [r["accuracy"]["robust"] for r in lines[0]["replies"]] == [1.0, 0.0]
+    assert [r["accuracy"]["robust"] for r in lines[0]["replies"]] == [1.0, pytest.approx(0.1)]
     json.dumps(lines)
 
 

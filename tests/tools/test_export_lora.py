@@ -107,7 +107,8 @@ def test_merged_and_peft_give_the_logits_that_we_give(base, adapted, tmp_path, m
 def test_the_peft_folder_names_every_adapted_module_and_no_other(base, adapted, tmp_path, monkeypatch, capsys):
     folder, lora = adapted
     line = exported(adapted, tmp_path / "peft", "--peft", monkeypatch=monkeypatch, capsys=capsys)
-    assert {p.name for p in (tmp_path / "peft").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    written = {p.name for p in (tmp_path / "peft").iterdir()}
+    assert written == {"adapter_config.json", "adapter_model.safetensors", "checksums.json"}
     config = peft.PeftConfig.from_pretrained(tmp_path / "peft")
     assert (config.r, config.lora_alpha, config.lora_dropout, config.bias) == (lora.rank, lora.alpha, 0.0, "none")
     written = tensors(tmp_path / "peft")
