@@ -32,7 +32,10 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-FIRST = ("test_resume", "test_runs", "test_evaluate", "test_annotate", "test_queue")
+FIRST = (
+    "test_resume", "test_parity", "test_runs", "test_gradients", "test_programs", "test_ask", "test_evaluate",
+    "test_generate", "test_lora_runs", "test_bfloat16_runs", "test_queue", "test_annotate", "test_microbatches",
+)  # fmt: skip
 """The longest files, begun first: two workers then end together."""
 
 

@@ -20,6 +20,7 @@ CASES = [
     for mesh in MESHES
 ]
 HERE = Path(__file__).parent
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from tools.benchmarks.phases import Cell, build, measure, open_phases, timed
 from tools.benchmarks.queue import LONGEST, MEAN, draw_lengths
 from tools.benchmarks.shapes import SHAPES, make_inputs, resized, text_tokens
 
+pytestmark = pytest.mark.slow
 BENCH = Path(__file__).parents[2] / "tools" / "bench.py"
 
 
