@@ -50,11 +50,11 @@ def main(arguments: list[str] | None = None) -> None:
         files = published(flags.parts)
         print(plan(files, root, flags.remove_zips))
         check_space(files, root, flags.remove_zips)
-        for file in files:
-            if not is_unpacked(root / file.path):
-                fetch(file, root)
-                if file.path.endswith(".zip"):
-                    unpack(root / file.path, flags.remove_zips)
+        for remote in files:
+            if not is_unpacked(root / remote.path):
+                fetch(remote, root)
+                if remote.path.endswith(".zip"):
+                    unpack(root / remote.path, flags.remove_zips)
     if not root.is_dir():
         raise UserError(f"{root} is no folder; name one with the published files, or fetch them with --download")
     for archive in sorted(root.rglob("*.zip")):

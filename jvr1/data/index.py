@@ -94,8 +94,8 @@ class _Prober:
             tokens, bucket, reason = self.measure(record, seen)
         except MediaError as error:
             tokens, bucket, reason = 0, None, str(error)
-        error = None if bucket is not None else reason or "no-bucket"
-        return IndexEntry(row, seen, tokens, bucket, error)
+        cause = None if bucket is not None else reason or "no-bucket"
+        return IndexEntry(row, seen, tokens, bucket, cause)
 
 
 def failed(row: int, error: MediaError | UserError) -> IndexEntry:

@@ -260,7 +260,7 @@ class Journal:
         rows = [row for micro in microbatches for row in micro.rows if row.record is not None]
         failures = [row for row in rows if row.error is not None]
         self.seen += len(rows)
-        self.causes.update(row.cause for row in failures)
+        self.causes.update(row.cause or "" for row in failures)
         fresh = [r for r in failures if (r.micro, r.place) not in self.failed]
         if fresh:
             self.failed |= {(r.micro, r.place): r.error or "" for r in fresh}

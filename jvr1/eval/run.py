@@ -40,7 +40,7 @@ def texts_of(tokenizer: PreTrainedTokenizerBase, sampled: Sampled) -> list[list[
     """The completions as text, without their end token."""
     kept = sampled.length - sampled.ended
     return [
-        [tokenizer.decode(ids[:n], skip_special_tokens=True) for ids, n in zip(row, lengths, strict=True)]
+        [str(tokenizer.decode(ids[:n], skip_special_tokens=True)) for ids, n in zip(row, lengths, strict=True)]
         for row, lengths in zip(sampled.ids, kept, strict=True)
     ]
 

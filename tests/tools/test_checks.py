@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 
 ROOT = Path(__file__).parents[2]
@@ -38,3 +40,28 @@ def test_the_workflow_and_the_page_call_the_script_with_options_it_has():
     assert named == {"--all", "--quick"} < options
     cached = next(step["with"]["path"] for step in steps if "actions/cache" in step.get("uses", ""))
     assert workflow["jobs"]["test"]["env"]["JVR1_TEST_CACHE"] == cached
+
+
+@pytest.mark.parametrize("module", ["jvr1.rl.snippet", "tools.snippet", "tests.rl.test_snippet"])
+def test_an_undefined_name_is_caught_in_package_tools_and_tests(module):
+    """By both checkers with their settings of pyproject.toml, in a function without types too."""
+    body = "def f(x):\n    return x + undefined_thing\n"
+    file = module.replace(".", "/") + ".py"
+    bin_ = Path(sys.executable).parent
+    lint = [bin_ / "ruff", "check", "--output-format=concise", f"--stdin-filename={file}", "-"]
+    told = subprocess.run(lint, cwd=ROOT, input=body, capture_output=True, text=True)
+    assert (told.returncode, "F821" in told.stdout) == (1, True), told
+    types = runtime_types(module)
+    assert types["check_untyped_defs"]
+    assert "name-defined" not in types["disabled"]
+
+
+def runtime_types(module: str) -> dict:
+    """What mypy makes of pyproject.toml for a module."""
+    from mypy.config_parser import parse_config_file
+    from mypy.options import Options
+
+    options = Options()
+    parse_config_file(options, lambda: None, str(ROOT / "pyproject.toml"))
+    own = options.clone_for_module(module)
+    return {"check_untyped_defs": own.check_untyped_defs, "disabled": own.disable_error_code}

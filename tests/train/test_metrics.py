@@ -92,8 +92,8 @@ def test_wandb_gets_the_same_and_the_run_goes_on(tmp_path, monkeypatch):
         id="abc123", log=lambda values, step: logged.append((step, values)), finish=lambda: None
     )
     fake = types.ModuleType("wandb")
-    fake.init = lambda **kw: started.append(kw) or run
-    fake.Image = lambda image: ("image", image.shape)
+    fake.init = lambda **kw: started.append(kw) or run  # type: ignore[attr-defined]
+    fake.Image = lambda image: ("image", image.shape)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "wandb", fake)
     for _ in range(2):
         writer = MetricsWriter(tmp_path, "video")

@@ -76,8 +76,10 @@ def groups(folder: Path) -> Iterator[Group]:
             if row["frames"] == "ordered":
                 rows[row["microbatch"], row["row"]].append(row)
         for ordered in rows.values():
-            columns = [np.array([row[key] for row in ordered], float) for key in ("accuracy", "format", "advantage")]
-            yield Group(ordered[0]["data_source"], *columns, ordered[0]["temporal_signal"])
+            accuracy, form, advantage = (
+                np.array([row[key] for row in ordered], float) for key in ("accuracy", "format", "advantage")
+            )
+            yield Group(ordered[0]["data_source"], accuracy, form, advantage, ordered[0]["temporal_signal"])
 
 
 def _steps(folder: Path) -> Iterator[tuple[int, list[dict[str, Any]]]]:
