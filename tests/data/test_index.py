@@ -222,7 +222,7 @@ def test_command_line(mixed, folder, tmp_path, capsys):
         (["none.json", "--root", "."], "none.json does not exist"),
         (["a.json", "--root", "."], "a.json holds no records"),
         (["a.json", "--root", "gs://bucket"], "name a local folder"),
-        (["a.json", "--root", ".", "--fps", "0"], "fps must be above 0"),
+        (["a.json", "--root", ".", "--fps", "0"], "fps is 0.0; it must be positive"),
     ],
 )
 def test_mistakes_end_in_one_line_and_code_2(tmp_path, arguments, words):
