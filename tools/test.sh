@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Sets up .venv, lints, checks types, runs the tests in two workers. Other arguments go to pytest.
-#   --quick        without slow tests: under three minutes once they have been run on this machine
+#   --quick        without slow tests
 #   --since REV    only tests of what changed since a revision (with or without --quick)
 #   --all          nightly tests too
 # On a bare machine: Python 3.11 or newer, pip. Fast when nothing about the dependencies changed.
