@@ -7,6 +7,7 @@ shared: the update beside one that repeats the prompt for each completion (share
 queue: a batch kept full beside fixed batches (queue.py). data: decoding, preparing, padding (data.py).
 video: reading frames beside decord (video.py; needs the test dependencies).
 frames: samples with and without decoded frames kept on disk (frames.py; needs the ffmpeg command).
+answers: scores of numbers beside math-verify's (answers.py; needs the tests and math-verify).
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ from jvr1.errors import UserError, run_main
 
 PHASES = ("vision", "prefill", "decode", "score", "update", "step")
 SHAPED = ("growth", "against", "shared", "queue")
-UNSHAPED = ("data", "frames", "video")
+UNSHAPED = ("answers", "data", "frames", "video")
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("part", choices=(*PHASES, *SHAPED, *UNSHAPED), help="what is measured")
-    parser.add_argument("--shape", help="sizes of the model and its input, for all parts but data, frames and video")
+    parser.add_argument("--shape", help="sizes of the model and its input, for the parts that compute")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
     flags = parser.parse_args(arguments)
     if flags.json and not flags.json.resolve().parent.is_dir():

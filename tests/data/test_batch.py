@@ -209,7 +209,7 @@ def test_stacked_rows_are_the_rows():
 
 
 def _row(leaf, b):
-    return leaf._replace(**{f: x[b] for f, x in leaf._asdict().items()}) if isinstance(leaf, tuple) else leaf[b]  # type: ignore[attr-defined]
+    return leaf._replace(**{f: x[b] for f, x in leaf._asdict().items()}) if hasattr(leaf, "_asdict") else leaf[b]
 
 
 # --- the shuffled twin

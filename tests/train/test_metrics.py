@@ -6,6 +6,7 @@ import io
 import json
 import sys
 import types
+from typing import Any
 from unittest.mock import Mock
 
 import jax
@@ -91,9 +92,9 @@ def test_wandb_gets_the_same_and_the_run_goes_on(tmp_path, monkeypatch):
     run = types.SimpleNamespace(
         id="abc123", log=lambda values, step: logged.append((step, values)), finish=lambda: None
     )
-    fake = types.ModuleType("wandb")
-    fake.init = lambda **kw: started.append(kw) or run  # type: ignore[attr-defined]
-    fake.Image = lambda image: ("image", image.shape)  # type: ignore[attr-defined]
+    fake: Any = types.ModuleType("wandb")
+    fake.init = lambda **kw: started.append(kw) or run
+    fake.Image = lambda image: ("image", image.shape)
     monkeypatch.setitem(sys.modules, "wandb", fake)
     for _ in range(2):
         writer = MetricsWriter(tmp_path, "video")

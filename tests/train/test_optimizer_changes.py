@@ -34,9 +34,11 @@ def state_of(config: OptimizerConfig, seed: int = 0):
 
 def shapes_of(config: OptimizerConfig):
     mesh = make_mesh({"data": 1}, jax.devices()[:1])
-    placed = lambda tree: jax.tree.map(  # noqa: E731
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, param_shardings(tree, mesh)
-    )
+
+    def placed(tree):
+        shardings = param_shardings(tree, mesh)
+        return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
+
     tx, trainable, _ = state_of(config)
     return placed(make_params()), beside_params(abstract_state(tx, placed(trainable), mesh))
 

@@ -56,7 +56,7 @@ def run() -> dict[str, Any]:
         with Sandbox(MediaReader(encoder.media), 600.0) as helper:
             report = {
                 "clip": f"16 of {SECONDS * RATE} frames of 1920x1080 H.264, {_megabytes(root):.0f} MB",
-                "versions": ", ".join(f"{name} {version(name)}" for name in ("av", "decord2", "pillow")),
+                "versions": ", ".join(f"{name} {version(name)}" for name in ("av", "pillow")),
                 "sample": samples,
                 "formats": _formats(replace(encoder, read=helper), kept, records[0]),
                 "step": {"simulated_seconds": STEP_SECONDS, "rows": STEP_ROWS, "workers": WORKERS, "waits": waiting},
