@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import gc
 import json
 import os
 import queue
@@ -169,6 +170,7 @@ def finish_deletions() -> None:
     Nothing leaks without it: what the thread has not come to when Python ends is unlinked by multiprocessing's resource
     tracker, which then warns of leaked shared memory.
     """
+    gc.collect()  # a generator that was left half way holds its rows in a cycle
     thread = getattr(SharedMemoryArray, "_del_thread_pool", None)
     if thread is not None:
         thread.apply(int)  # it has one thread: what was asked before is done

@@ -22,3 +22,16 @@ def test_rows_that_were_let_go_are_unlinked_when_waited_for():
     assert all(file.exists() for file in files)
     finish_deletions()
     assert not any(file.exists() for file in files)
+
+
+def test_rows_in_a_cycle_are_let_go_first():
+    SharedMemoryArray.enable_async_del(1)
+    row = SharedMemoryArray((4,), np.int32)
+    file = Path("/dev/shm", row.metadata.name)
+    row.unlink_on_del()
+    cycle = [row]
+    cycle.append(cycle)
+    del row, cycle
+    assert file.exists()
+    finish_deletions()
+    assert not file.exists()
