@@ -78,6 +78,8 @@ def parse(parser: Parser, argv: Sequence[str]) -> argparse.Namespace:
     """The options, and `peers` made of them. Raises UserError."""
     args = parser.parse_args(argv)
     args.peers = Peers(args.coordinator, args.processes, args.process)
+    own = ("peers", "process", "coordinator", "workers", "frame_cache")
+    args.told = {f"--{name.replace('_', '-')}": value for name, value in vars(args).items() if name not in own}
     return args
 
 
@@ -209,7 +211,7 @@ def answer_files(config: ConfigDict, asking: Asking, mesh: Mesh, out: epath.Path
     told = describe(config, asking, suites, weights, fitted)
     claim(out, told, write=jax.process_index() == 0)
 
-    def index(file, records, measure, fingerprint):
+    def index(file: Any, records: Any, measure: Any, fingerprint: Mapping[str, Any]) -> Any:
         return index_of(file, records, config, encoder, measure, fingerprint, out, "measured")
 
     plan = make_plan(suites, encoder, index, fitted=fitted)

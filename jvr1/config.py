@@ -119,6 +119,12 @@ class Command(NamedTuple):
     peers: Peers
     profile: range
 
+    @property
+    def told(self) -> dict[str, Any]:
+        """What all processes of a run must have alike: the command line but for folders of this machine."""
+        flat = _flat(json.loads(self.config.to_json()))
+        return {name: value for name, value in flat.items() if name not in OF_MACHINE} | {"--workdir": self.workdir}
+
 
 def parse(argv: Sequence[str]) -> Command:
     """Reads a training command line.
@@ -203,6 +209,8 @@ def from_json(text: str, name: str) -> ConfigDict:
     return config
 
 
+OF_MACHINE = ("data.root", "data.media_cache", "data.frame_cache", "data.workers")
+"""Settings that the processes of a run may have otherwise: folders and processes of one machine."""
 FREE = (
     "mesh.", "train.", "model.remat", "model.attention", "model.logit_chunk", "model.reference", "data.root",
     "data.valid", "data.index", "data.media_cache", "data.frame_cache", "data.workers", "data.timeout",

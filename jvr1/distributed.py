@@ -5,15 +5,19 @@ Every process calls the functions here at the same points; with one process they
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
 from absl import flags
+from jax._src.distributed import global_state  # the run's store of keys; jax.distributed does not show it
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
@@ -21,6 +25,12 @@ from jvr1.errors import UserError
 
 HEARTBEAT_SECONDS = 60
 """How long a process may be silent before the others end. A lost connection is noticed at once."""
+AGREE_SECONDS = 60
+"""How long a process that has joined may take to say what it was started with."""
+LEAVE_SECONDS = 30
+"""How long process 0 stays for the others to leave first: whoever is connected to it when it ends aborts."""
+SHOWN = 4
+"""Differences between processes that are named."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +41,7 @@ class Peers:
     processes: int | None = None
     process: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         given = [x is not None for x in (self.coordinator, self.processes, self.process)]
         if any(given) and not all(given):
             raise UserError("--coordinator HOST:PORT, --processes N and --process I go together")
@@ -77,6 +87,95 @@ def connect(peers: Peers) -> None:
             raise UserError(f"the processes of this run cannot be found: {error}") from None
     except RuntimeError as error:
         raise UserError(f"process {peers.process} cannot join {peers.coordinator}: {_one_line(error)}") from None
+
+
+def processes() -> int:
+    """Of this run; known without touching a device, which waits for the others."""
+    return global_state.num_processes or 1
+
+
+def number() -> int:
+    """Of this process, from 0; as `processes`."""
+    return global_state.process_id or 0
+
+
+def _store() -> Any:
+    """Of keys and values, which process 0 keeps for all."""
+    return global_state.client
+
+
+def agree(topic: str, told: Mapping[str, Any]) -> None:
+    """Compares what the processes of a run were started with (name -> JSON value) before they do anything together.
+
+    Raises UserError on all of them when one differs from process 0. topic: each is agreed upon once.
+    """
+    if processes() == 1:
+        return
+    store, key = _store(), f"jvr1/told/{topic}"
+    own = json.dumps(dict(told) | {"--processes": processes()}, default=str)
+    store.key_value_set(f"{key}/{number()}", own)
+    first = json.loads(store.blocking_key_value_get(f"{key}/0", AGREE_SECONDS * 1000))
+    for other in range(1, max(first["--processes"], number() + 1)):
+        # a process of a smaller run is not waited for: what this one was told is known
+        said = own if other == number() else store.blocking_key_value_get(f"{key}/{other}", AGREE_SECONDS * 1000)
+        if differences := different(first, json.loads(said)):
+            raise UserError(
+                f"process {other} was started otherwise than process 0: {'; '.join(differences)}. "
+                "All processes need the same command, code and files"
+            )
+
+
+def different(first: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """'name: value of first -> value of other', the first few; what is nowhere is None."""
+    names = sorted(n for n in first.keys() | other.keys() if first.get(n) != other.get(n))
+    shown = [f"{name}: {first.get(name)} -> {other.get(name)}" for name in names[:SHOWN]]
+    return shown + ([f"and {len(names) - SHOWN} more"] if len(names) > SHOWN else [])
+
+
+# --- ends
+
+
+def tell_end(code: int, why: str) -> None:
+    """Tells the others that this process ends by a fault; the first one's word stands."""
+    if processes() > 1:
+        # somebody may have been faster, or process 0 be gone: they learn of it otherwise
+        with contextlib.suppress(Exception):
+            _store().key_value_set("jvr1/end", json.dumps([number(), code, why]))
+
+
+def told_end() -> tuple[int, int, str] | None:
+    """Process, code and reason of another's end, if one told."""
+    try:
+        process, code, why = json.loads(_store().key_value_try_get("jvr1/end"))
+    except Exception:  # nobody did, or process 0 is gone
+        return None
+    return None if process == number() else (process, code, why)
+
+
+def watch_ends(leave: Callable[[int, int, str], None], every: float = 0.5, grace: float = 2.0) -> None:
+    """leave(process, code, why), in a thread, when another has told of its end and this one is still here `grace`
+    seconds later: it may wait in a collective that nothing interrupts."""
+
+    def watch() -> None:
+        while (told := told_end()) is None:
+            time.sleep(every)
+        time.sleep(grace)
+        leave(*told)
+
+    if processes() > 1:
+        threading.Thread(target=watch, daemon=True).start()
+
+
+def leave_in_order(limit: float = LEAVE_SECONDS) -> None:
+    """Process 0 returns when the others have called this too, or after `limit` seconds."""
+    if processes() == 1:
+        return
+    store, until = _store(), time.monotonic() + limit
+    with contextlib.suppress(Exception):  # one that is gone never calls
+        store.key_value_set(f"jvr1/left/{number()}", "")
+        for other in range(1, processes() if number() == 0 else 1):
+            left = max(until - time.monotonic(), 0.001)
+            store.blocking_key_value_get(f"jvr1/left/{other}", int(left * 1000) or 1)
 
 
 def gather(value: Any) -> list[Any]:

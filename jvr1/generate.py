@@ -45,7 +45,7 @@ class Sampling:
     top_k: int = 0
     pad_id: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.max_tokens < 1:
             raise UserError(f"max_tokens is {self.max_tokens}; at least one token must be sampled")
         if not self.temperature >= 0:

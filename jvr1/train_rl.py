@@ -10,11 +10,13 @@ docs/deviations.md; the two that matter most: the temporal term stands outside t
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 import jax
 import numpy as np
 
 from jvr1 import config as settings
+from jvr1.data.batch import Microbatch
 from jvr1.eval.run import Sampled, texts_of
 from jvr1.sharding import put_batch, take_local
 from jvr1.train.decode import make_judge, shared_scores
@@ -76,14 +78,14 @@ def main(command: settings.Command) -> int:
     gradients = make_policy_gradients(run.graphdef, algorithm, run.shardings, **scoring)
 
     # --- sample: the prompts of a bucket take turns, whatever microbatch they are of
-    def sample(step: int, weights: dict, microbatches) -> list[Sampled]:
+    def sample(step: int, weights: dict, microbatches: Sequence[Microbatch]) -> list[Sampled]:
         key = jax.random.fold_in(run.key, step)
         turns = {"slots": config.rl.slots, "lanes": config.rl.lanes, "prepare": config.batch.per_step > 1}
         tasks = [training_task(micro, group, shuffled) for micro in microbatches]
         return run.decoder.answers(weights, tasks, key, **turns, **config.sampling)
 
     # --- one microbatch: score, compare within groups
-    def judged_rollout(micro, host: Sampled) -> Rollout:
+    def judged_rollout(micro: Microbatch, host: Sampled) -> Rollout:
         rows = rows_of(micro, group, shuffled)
         with loop.phase("reward"):
             texts = texts_of(run.tokenizer, host)
@@ -103,7 +105,7 @@ def main(command: settings.Command) -> int:
         loop.add({"flops": (flops, 1.0)})
         return rollout
 
-    def train_step(step: int, microbatches) -> None:
+    def train_step(step: int, microbatches: Sequence[Microbatch]) -> None:
         with loop.phase("generate"):
             weights = run.decoder.weights(combine(loop.state.params, run.frozen))
             completions = sample(step, weights, microbatches)

@@ -8,8 +8,10 @@ only (`sft.loss_on_prompt` turns its way on: prompt and visual placeholders too)
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 from jvr1 import config as settings
+from jvr1.data.batch import Microbatch
 from jvr1.sharding import put_batch
 from jvr1.train.flops import sft_flops
 from jvr1.train.guard import run_distributed
@@ -33,7 +35,7 @@ def main(command: settings.Command) -> int:
     count = make_answer_count(on_prompt=on_prompt)
     gradients = make_answer_gradients(run.graphdef, run.shardings, chunk=config.model.logit_chunk, on_prompt=on_prompt)
 
-    def train_step(step: int, microbatches) -> None:
+    def train_step(step: int, microbatches: Sequence[Microbatch]) -> None:
         with loop.phase("update"):
             put = [put_batch(micro.arrays, run.mesh) for micro in microbatches]
             counts = [count(arrays) for arrays in put]

@@ -257,7 +257,7 @@ def shuffled_order(n: int, order: np.random.Generator) -> Int32[np.ndarray, " n"
 def stack(examples: Sequence[Arrays]) -> Arrays:
     """B examples of one bucket with a leading axis."""
 
-    def join(*leaves):
+    def join(*leaves: Any) -> np.ndarray | None:
         return None if leaves[0] is None else np.stack([np.asarray(x) for x in leaves])
 
     first = examples[0]

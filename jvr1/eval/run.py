@@ -112,7 +112,7 @@ class Asking:
     temperature: float = 0.0
     top_p: float = 1.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         unknown = [v for v in self.variants if v not in ORDERS]
         if unknown:
             raise UserError(f"there is no variant {unknown[0]!r}; use {', '.join(ORDERS)}")

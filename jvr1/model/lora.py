@@ -52,7 +52,7 @@ class LoRAConfig:
     patterns: tuple[str, ...] = LANGUAGE
     dtype: str = "float32"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.rank < 1:
             raise UserError(f"lora.rank is {self.rank}; an adapter's rank must be at least 1")
         if not (self.alpha > 0 and math.isfinite(self.alpha)):

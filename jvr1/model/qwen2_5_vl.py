@@ -147,7 +147,7 @@ class Qwen25VL(nnx.Module):
         merged = self.visual(visual)
         return self._place(merged.reshape(merged.shape[0], -1, merged.shape[-1]), prompt.ids, prompt.visual_index)
 
-    def _place(self, merged, ids, visual_index):
+    def _place(self, merged: Array, ids: Array, visual_index: Array) -> Array:
         gathered = jnp.take_along_axis(merged, jnp.maximum(visual_index, 0)[:, :, None], axis=1)
         return jnp.where(visual_index[:, :, None] >= 0, gathered, self.text.embed(ids))
 
@@ -172,14 +172,14 @@ def repeat(x: Array, times: int) -> Array:
     return jnp.broadcast_to(x[:, None], (x.shape[0], times, *x.shape[1:])).reshape(-1, *x.shape[1:])
 
 
-def abstract(config: ModelConfig, *, lora: LoRAConfig | None = None, **kw) -> tuple[nnx.GraphDef, dict]:
+def abstract(config: ModelConfig, *, lora: LoRAConfig | None = None, **kw: Any) -> tuple[nnx.GraphDef, dict]:
     """The model's graph and its parameters as shapes: nothing is allocated. lora: with these adapters."""
     graphdef, params = nnx.split(nnx.eval_shape(lambda: Qwen25VL(config, rngs=nnx.Rngs(0), **kw)))
     shapes = nnx.to_pure_dict(params)
     return (graphdef, shapes) if lora is None else adapters.with_adapters(graphdef, shapes, lora)
 
 
-def init(config: ModelConfig, seed: int, *, lora: LoRAConfig | None = None, **kw) -> tuple[nnx.GraphDef, dict]:
+def init(config: ModelConfig, seed: int, *, lora: LoRAConfig | None = None, **kw: Any) -> tuple[nnx.GraphDef, dict]:
     """The model's graph and random parameters (normal, std `config.initializer_range`). lora: with these adapters."""
     graphdef, state = nnx.split(Qwen25VL(config, rngs=nnx.Rngs(seed), **kw))
     params = nnx.to_pure_dict(state)

@@ -105,7 +105,7 @@ class TextDecoder(nnx.Module):
         Padding may stand on either side; hidden states at padding are finite and mean nothing.
         """
 
-        def body(layer: TextLayer, x: Array, _: None):
+        def body(layer: TextLayer, x: Array, _: None) -> tuple[Array, Any]:
             own = layer.qkv(x, angles)
             mixed = attend_prompt(own, mask, self.attention)
             return layer.finish(x, mixed), (own.k.transpose(0, 2, 3, 1), own.v.swapaxes(1, 2)) if keep else None
@@ -133,7 +133,7 @@ class TextDecoder(nnx.Module):
 
         joined = join(angles, y_angles)
 
-        def body(layer: TextLayer, z: Array, _: None):
+        def body(layer: TextLayer, z: Array, _: None) -> tuple[Array, None]:
             mixed = attend_group(layer.qkv(z, joined), mask, rows, length, self.attention)
             return layer.finish(z, mixed), None
 
@@ -160,7 +160,7 @@ class TextDecoder(nnx.Module):
         age = (index - jnp.arange(read)) % size
         own_mask = age[None, None] < length[:, :, None]
 
-        def body(layer: TextLayer, carry: tuple[Array, KV], item: tuple[KV, Array]):
+        def body(layer: TextLayer, carry: tuple[Array, KV], item: tuple[KV, Array]) -> tuple[tuple[Array, KV], None]:
             y, cache = carry
             prefix, number = item
             q, k, v = layer.qkv(y, angles)

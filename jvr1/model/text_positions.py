@@ -4,20 +4,21 @@ Goes with every exported folder. jvr1 itself does not use it: it needs torch.
 """
 
 from itertools import groupby, repeat
+from typing import Any
 
 import torch
 
 
-def as_trained(model):
+def as_trained(model: Any) -> Any:
     """Text after a video goes on above all its positions, as it did in transformers up to 5.2 and does in vLLM
     and SGLang; from 5.3 on it goes on as if the video were one frame. Changes the model given, and returns it."""
     vision = model.config.vision_config
     merge, rate = vision.spatial_merge_size, vision.tokens_per_second
 
     def get_rope_index(
-        input_ids, mm_token_type_ids, image_grid_thw=None, video_grid_thw=None, second_per_grid_ts=None,
-        attention_mask=None, **_,
-    ):  # fmt: skip
+        input_ids: Any, mm_token_type_ids: Any, image_grid_thw: Any = None, video_grid_thw: Any = None,
+        second_per_grid_ts: Any = None, attention_mask: Any = None, **_: Any,
+    ) -> tuple[Any, Any]:  # fmt: skip
         positions, deltas = torch.zeros(3, *input_ids.shape, dtype=torch.long), []
         grids = {1: iter(() if image_grid_thw is None else image_grid_thw.tolist())}
         grids[2] = iter(() if video_grid_thw is None else video_grid_thw.tolist())

@@ -46,7 +46,7 @@ class VisionBlock(nnx.Module):
         self.proj = Linear((config.heads, head), (size,), bias=True, **kw)
         self.mlp = GatedMLP(size, config.intermediate, bias=True, **kw)
 
-    def __call__(self, x, angles, real, full):
+    def __call__(self, x: Array, angles: Array, real: Array, full: Array) -> Array:
         """x [B,F,W,L,D]; real [B,F,W,L]; `full` (traced bool) widens attention from a window to its step.
 
         Both are left to XLA: full attention over a step of 512 slots is 1.34 GFLOP beside the 20.2 of the block's
@@ -57,7 +57,7 @@ class VisionBlock(nnx.Module):
         q, k, v = qkv[..., 0, :, :], qkv[..., 1, :, :], qkv[..., 2, :, :]
         q, k = rotate(q, angles), rotate(k, angles)
 
-        def within(shape: tuple[int, int]):
+        def within(shape: tuple[int, int]) -> Array:
             q_, k_, v_ = (y.reshape(*shape, *y.shape[-2:]) for y in (q, k, v))
             return attend(q_, k_, v_, real.reshape(shape)).reshape(q.shape)
 

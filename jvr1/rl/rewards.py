@@ -11,7 +11,7 @@ import functools
 import math
 import re
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jiwer
 import numpy as np
@@ -231,7 +231,7 @@ def _word_error_rate(gold: list[str], answer: list[str]) -> float:
 class _UnicodeTokenizer:
     """rouge-score's default tokenizer for words of any script; English words are stemmed alike."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         from nltk.stem.porter import PorterStemmer
 
         self._stem = PorterStemmer().stem
@@ -241,7 +241,7 @@ class _UnicodeTokenizer:
 
 
 @functools.cache
-def _rouge(unicode_words: bool):
+def _rouge(unicode_words: bool) -> Any:
     """A scorer; imported when first needed, for rouge-score brings nltk and takes a second."""
     from rouge_score.rouge_scorer import RougeScorer
 

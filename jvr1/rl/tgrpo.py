@@ -68,7 +68,7 @@ class TGRPOConfig:
     aggregation: str = "sequence"
     max_length: int = 768
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise UserError(f"rl.{name} is {getattr(self, name)!r}; use one of {', '.join(choices)}")

@@ -83,7 +83,7 @@ class Decoder:
                 self.programs, weights, same, key, sampling, rows, at_a_time(rows, lanes), slots, prepare=prepare
             )
 
-    def answers(self, weights: dict, tasks: Sequence[Task], key: jax.Array, **how) -> list[Sampled]:
+    def answers(self, weights: dict, tasks: Sequence[Task], key: jax.Array, **how: Any) -> list[Sampled]:
         """What `queue` gives, as one array a task: those of one bucket are one queue, wherever they stand."""
         order = list(dict.fromkeys(task.micro.bucket for task in tasks))
         which = {id(task): number for number, task in enumerate(tasks)}

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import faulthandler
+import hashlib
 import os
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import NoReturn, Protocol, TypeVar
+from pathlib import Path
+from typing import Any, NoReturn, Protocol, TypeVar
 
-import jax
-
-from jvr1.distributed import Peers, connect
+from jvr1.distributed import (
+    LEAVE_SECONDS,
+    Peers,
+    agree,
+    connect,
+    leave_in_order,
+    number,
+    processes,
+    tell_end,
+    told_end,
+    watch_ends,
+)
 from jvr1.errors import SAFE, UserError, chain, run_main, storage_fault
 from jvr1.train.checkpoint import SaveError
 from jvr1.train.holder import release_all
@@ -23,6 +34,9 @@ RESTART = 75
 """Exit code (EX_TEMPFAIL of sysexits.h): start the command again, on all hosts. launch/retry.sh does."""
 STOPPED = "JVR1_EXIT_ON_PREEMPTION"
 """Environment variable with the exit code of a run that was told to stop and saved; 0 without it."""
+
+LOST_SECONDS = 3
+"""How long process 0 stays for the others where one is gone."""
 
 _LOST = ("gloo", "heartbeat", "connection closed by peer", "connection reset by peer", "coordination service",
          "unavailable:", "deadline_exceeded", "socket closed", "nccl")  # fmt: skip
@@ -34,6 +48,10 @@ class Command(Protocol):
     @property
     def peers(self) -> Peers: ...
 
+    @property
+    def told(self) -> Mapping[str, Any]:
+        """What must be the same in all processes: names and JSON values."""
+
 
 C = TypeVar("C", bound=Command)
 
@@ -41,13 +59,15 @@ C = TypeVar("C", bound=Command)
 def run_distributed(main: Callable[[C], int], parse: Callable[[], C]) -> None:
     """Reads the command line, joins the processes, runs a `main` and exits, also where another process fails.
 
-    Codes: 0 done, 2 a mistake or out of memory, RESTART a lost peer or a step over its limit. Several processes end at
-    once, without waiting for each other: one of them may be gone.
+    Codes: 0 done, 2 a mistake or out of memory, RESTART a lost peer or a step over its limit. A process that ends by a
+    fault tells the others, which end with the same code (RESTART after a crash) within seconds, wherever they are.
     """
 
     def guarded() -> int:
         command = parse()
         connect(command.peers)
+        watch_ends(_follow)
+        agree("start", {**command.told, "code of jvr1": version()})
         try:
             with explaining():
                 return main(command)
@@ -58,17 +78,38 @@ def run_distributed(main: Callable[[C], int], parse: Callable[[], C]) -> None:
         run_main(guarded)
     except SystemExit as end:
         unsaved = any(isinstance(error, SaveError) for error in chain(end))
-        if end.code and (jax.process_count() > 1 or unsaved):  # orbax waits minutes for what will not be written
+        if end.code and (processes() > 1 or unsaved):  # orbax waits minutes for what will not be written
+            if end.__context__ is not None:  # a fault, not a run that was told to stop
+                tell_end(int(end.code), str(end.__context__))
             leave(int(end.code))
         raise
     except LostPeerError as error:
+        if (told := told_end()) is not None:
+            _follow(*told)
         print(f"error: {error}", file=sys.stderr)
-        leave(RESTART)
-    except Exception:
-        if jax.process_count() == 1:
+        tell_end(RESTART, str(error))
+        leave(RESTART, LOST_SECONDS)
+    except Exception as error:
+        if processes() == 1:
             raise
         traceback.print_exc()
+        tell_end(RESTART, f"{type(error).__name__}: {_first_line(str(error))}")
         leave(1)
+
+
+def _follow(process: int, code: int, why: str) -> NoReturn:
+    """Ends as another process did."""
+    print(f"error: process {number()} of {processes()} ends: process {process} did ({why})", file=sys.stderr)
+    leave(code)
+
+
+def version() -> str:
+    """Of the code: a hash of the package's files."""
+    package = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for file in sorted(package.rglob("*.py")):
+        digest.update(f"{file.relative_to(package)}".encode() + file.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 @contextmanager
@@ -90,9 +131,9 @@ def explain(error: BaseException) -> Exception | None:
     """What a user can do about an error of the runtime; None: nothing is known of it."""
     texts = [str(e) for e in chain(error)]
     lost = next((t for t in texts if any(word in t.lower() for word in _LOST)), None)
-    if lost is not None and jax.process_count() > 1:
+    if lost is not None and processes() > 1:
         return LostPeerError(
-            f"process {jax.process_index()} of {jax.process_count()} lost a peer ({_first_line(lost)}); see its log. "
+            f"process {number()} of {processes()} lost a peer ({_first_line(lost)}); see its log. "
             "What was saved is whole: start all processes again, as launch/retry.sh does"
         )
     if isinstance(error, UserError):
@@ -113,13 +154,15 @@ def _first_line(text: str) -> str:
     return next((line for line in text.strip().splitlines() if line), "")[:300]
 
 
-def leave(code: int) -> NoReturn:
-    """Exits without what Python does at exit: JAX would wait there for peers that may be gone."""
+def leave(code: int, limit: float = LEAVE_SECONDS) -> NoReturn:
+    """Exits without what Python does at exit: JAX would wait there for peers that may be gone. Process 0 stays until
+    the others have left, `limit` seconds at most."""
     releasing = threading.Thread(target=release_all, daemon=True)
     releasing.start()
     releasing.join(5)  # a file system that hangs does not keep the process
     sys.stdout.flush()
     sys.stderr.flush()
+    leave_in_order(limit)
     os._exit(code)
 
 
@@ -162,8 +205,9 @@ class Watchdog:
             if silent > self.limit:
                 faulthandler.dump_traceback(all_threads=True)
                 print(
-                    f"error: process {jax.process_index()}: {self._doing} has taken {silent:.0f} s, over "
+                    f"error: process {number()}: {self._doing} has taken {silent:.0f} s, over "
                     f"train.step_limit={self.limit:g}; the stacks are above. What was saved is whole: start again",
                     file=sys.stderr,
                 )
-                leave(RESTART)
+                tell_end(RESTART, f"{self._doing} took over train.step_limit={self.limit:g} s")
+                leave(RESTART, LOST_SECONDS)

@@ -47,7 +47,7 @@ class OptimizerConfig:
     moment_dtype: str = "float32"
     max_bad_steps: int = 5
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise UserError(f"optimizer.{name} is {getattr(self, name)!r}; use one of {', '.join(choices)}")
@@ -144,17 +144,17 @@ def _select(tree: Params, paths: set[str], prefix: str) -> Params:
 
 
 def _scale_by_rate(schedule: Callable[[ArrayLike], Array]) -> optax.GradientTransformationExtraArgs:
-    def update(updates, state, params=None, *, step, **_):
+    def update(updates: Any, state: Any, params: Any = None, *, step: ArrayLike, **_: Any) -> tuple[Any, Any]:
         return jax.tree.map(lambda u: -schedule(step) * u, updates), state
 
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
 
 def _in_float32(tx: optax.GradientTransformationExtraArgs) -> optax.GradientTransformationExtraArgs:
-    def widen(tree):
+    def widen(tree: Any) -> Any:
         return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
 
-    def update(updates, state, params=None, **extra):
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         return tx.update(widen(updates), state, widen(params), **extra)
 
     return optax.GradientTransformationExtraArgs(lambda params: tx.init(widen(params)), update)

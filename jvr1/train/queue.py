@@ -23,6 +23,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Array
 
 from jvr1.distributed import Share, share_of
 from jvr1.eval.run import Done, Sampled, Task
@@ -31,6 +32,12 @@ from jvr1.model.layers import BATCH
 from jvr1.model.qwen2_5_vl import merge
 from jvr1.model.text import KV
 from jvr1.sharding import batch_sharding, put_batch, replicated, take_local
+
+Rows = tuple[int, ...]
+"""Completions of each of a prompt's streams."""
+
+Inputs = tuple[Any, Any, Any]
+"""Arrays, pairs and `most` of this process's rows, on the host or as shapes."""
 
 MAX_ROWS = 4096
 """Completions a prompt may have: rows are numbered alike in all buckets, so that no two of a step share a key."""
@@ -74,44 +81,56 @@ def make_programs(graphdef: nnx.GraphDef, mesh: Mesh, generation: Mesh, kv_heads
     layout = Slots(held, lanes, kv, everywhere)
 
     @partial(jit, out_shardings=layout)
-    def begin_slots(weights, bits, inputs, *, rows, lanes, sampling):
+    def begin_slots(
+        weights: dict, bits: Array, inputs: Inputs, *, rows: Rows, lanes: Rows, sampling: Sampling
+    ) -> Slots:
         return begin(merge(graphdef, weights), _asked(inputs, rows, sampling), _key(bits), rows, lanes, sampling)
 
     @partial(jit, donate_argnums=(2, 3), out_shardings=(held, lanes))
-    def refill_slots(weights, bits, held, state, inputs, into, *, rows, lanes, sampling):
+    def refill_slots(
+        weights: dict, bits: Array, held: Held, state: Lanes, inputs: Inputs, into: Array, *, rows: Rows, lanes: Rows,
+        sampling: Sampling,
+    ) -> tuple[Held, Lanes]:  # fmt: skip
         asked = _asked(inputs, rows, sampling)
         fresh = enter(merge(graphdef, weights), asked, _key(bits), rows, lanes, sampling)
         return place(held, state, *fresh, into)
 
     @partial(jit, donate_argnums=(3, 4, 5), out_shardings=(lanes, kv, everywhere, everywhere))
-    def advance_slots(weights, bits, held, state, cache, steps, enough, more, *, rows, lanes, sampling):
+    def advance_slots(
+        weights: dict, bits: Array, held: Held, state: Lanes, cache: KV, steps: Array, enough: Array, more: Array, *,
+        rows: Rows, lanes: Rows, sampling: Sampling,
+    ) -> tuple[Lanes, KV, Array, Array]:  # fmt: skip
         slots, model = Slots(held, state, cache, steps), merge(graphdef, weights)
         slots = advance(model, slots, _key(bits), rows, lanes, sampling, enough, more)
         return *slots[1:], slots.lanes.idle
 
     collect = jax.jit(lambda x: (x.ids, x.length, x.ended, x.logprobs), out_shardings=batch_sharding(mesh))
 
-    def results(slots) -> Sampled:
+    def results(slots: Slots) -> Sampled:
         return Sampled(*(take_local(x).copy() for x in collect(slots.lanes)))
 
-    def put(inputs):
+    def put(inputs: Any) -> Any:
         return jax.device_put(put_batch(inputs, mesh), batch)
 
-    def run_begin(weights, bits, inputs, **how) -> Slots:
+    def run_begin(weights: dict, bits: np.ndarray, inputs: Inputs, **how: Any) -> Slots:
         with jax.set_mesh(generation):
             return begin_slots(weights, bits, put(inputs), **how)
 
-    def run_refill(weights, bits, slots, inputs, into, **how) -> Slots:
+    def run_refill(
+        weights: dict, bits: np.ndarray, slots: Slots, inputs: Inputs, into: np.ndarray, **how: Any
+    ) -> Slots:
         with jax.set_mesh(generation):
             held, state = refill_slots(weights, bits, *slots[:2], put(inputs), into, **how)
         return slots._replace(held=held, lanes=state)
 
-    def run_advance(weights, bits, slots, enough, more, **how) -> tuple[Slots, jax.Array]:
+    def run_advance(
+        weights: dict, bits: np.ndarray, slots: Slots, enough: int, more: int, **how: Any
+    ) -> tuple[Slots, Array]:
         with jax.set_mesh(generation):
             *moved, idle = advance_slots(weights, bits, *slots, np.int32(enough), np.int32(more), **how)
         return Slots(slots.held, *moved), idle
 
-    def lower(weights, bits, inputs, **how) -> tuple[jax.stages.Lowered, ...]:
+    def lower(weights: Any, bits: Any, inputs: Inputs, **how: Any) -> tuple[jax.stages.Lowered, ...]:
         with jax.set_mesh(generation):
             first = begin_slots.lower(weights, bits, inputs, **how)
             slots = jax.tree.map(

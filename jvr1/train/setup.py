@@ -33,7 +33,7 @@ from jvr1.data.records import Record, load_records
 from jvr1.data.sandbox import Sandbox
 from jvr1.data.schedule import Pool, Schedule, Sequential
 from jvr1.data.store import RecordStore
-from jvr1.distributed import Share, share_of
+from jvr1.distributed import Share, agree, processes, share_of
 from jvr1.errors import UserError
 from jvr1.model.config import ModelConfig, to_hf
 from jvr1.model.hf import CONFIG
@@ -102,6 +102,8 @@ def _open_held(config: ConfigDict, folder: epath.Path, *, targets: bool) -> Run:
     stage = "sft" if targets else "rl"
     begun = find_run(folder)
     changed = check_unchanged(config, folder, begun, stage)
+    if processes() > 1:
+        agree("files", files_of(config))
     check_schedule(config, 1 if targets else config.rl.updates)
     use_compilation_cache()
     mesh = make_mesh(settings.mesh_shape(config))
@@ -155,6 +157,16 @@ def _open_held(config: ConfigDict, folder: epath.Path, *, targets: bool) -> Run:
         questions=questions,
         changed=changed,
     )
+
+
+def files_of(config: ConfigDict) -> dict[str, str | None]:
+    """What the processes of a run must find alike, each in its own place: name -> hash of the content, None where there
+    is none. Of a model what describes it; its weights are read in parts by all."""
+    root, source = epath.Path(config.data.root), epath.Path(config.model.source)
+    validated = (config.data.valid,) if config.train.validate_every else ()
+    found = {name: root / name for name in (*config.data.train, *validated)}
+    found |= {f"model.source/{name}": source / name for name in (CONFIG, "model.safetensors.index.json")}
+    return {name: file_stamp(str(p))["sha256"][:12] if p.exists() else None for name, p in found.items()}
 
 
 def use_compilation_cache() -> None:

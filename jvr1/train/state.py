@@ -49,7 +49,7 @@ def abstract_state(tx: optax.GradientTransformation, params: Params, mesh: Mesh 
     `params` are arrays or ShapeDtypeStructs with a `.sharding`. To restore into, and for `out_shardings`.
     """
 
-    def place(x, sharding):
+    def place(x: Any, sharding: jax.sharding.Sharding) -> Any:
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
     state = jax.eval_shape(lambda p: init_state(tx, p), params)

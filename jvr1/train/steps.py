@@ -31,7 +31,7 @@ def make_advantages(algorithm: tgrpo.TGRPOConfig, mesh: Mesh) -> Callable[..., A
     rows = batch_sharding(mesh)
 
     @partial(jax.jit, out_shardings=(rows, rows, None, None))
-    def advantages(scores: tgrpo.Rollout, length: Array, ids: Array):
+    def advantages(scores: tgrpo.Rollout, length: Array, ids: Array) -> tuple[Any, Array, Array, dict]:
         result = tgrpo.advantages(scores, algorithm)
         written = jnp.arange(ids.shape[-1])[None, None] < length[..., None]
         mask = tgrpo.loss_mask(written, result.weight)
@@ -77,8 +77,11 @@ def make_policy_gradients(
     rows = batch_sharding(jax.tree.leaves(shardings)[0].mesh)
 
     @partial(jax.jit, donate_argnums=2, out_shardings=(shardings, None, None, None, rows))
-    def gradients(trainable, frozen, total, arrays, ids, anchor, sampled, old, first, advantage, mask, denominator):
-        def loss(trainable: dict):
+    def gradients(
+        trainable: dict, frozen: dict, total: dict, arrays: Arrays, ids: Array, anchor: Array | None, sampled: Array,
+        old: Array, first: Array, advantage: Array, mask: Array, denominator: Array,
+    ) -> tuple[dict, Array, dict, Array, Array]:  # fmt: skip
+        def loss(trainable: dict) -> tuple[Array, tuple[dict, Array, Array]]:
             params = combine(trainable, frozen)
             scores = completion_scores(graphdef, params, arrays, ids, temperature=temperature, chunk=chunk)
             before = jnp.where(first, jax.lax.stop_gradient(scores.logprobs), old)
@@ -100,7 +103,7 @@ def make_answer_gradients(graphdef: nnx.GraphDef, shardings: Any, *, chunk: int,
     """gradients(trainable, frozen, total, arrays, denominator) -> total with this microbatch's gradient added, loss,
     statistics as sums. on_prompt: the prompt is learned too. `total`, laid out as `shardings` say, is donated."""
 
-    def losses(params: dict, arrays: Arrays, denominator: Array):
+    def losses(params: dict, arrays: Arrays, denominator: Array) -> tuple[Array, dict]:
         model = merge(graphdef, params)
         ids = arrays.target[:, None]
         prompt, own = model.prompt_and_completions(arrays.prompt, arrays.visual, ids)
@@ -119,8 +122,10 @@ def make_answer_gradients(graphdef: nnx.GraphDef, shardings: Any, *, chunk: int,
         }
 
     @partial(jax.jit, donate_argnums=2, out_shardings=(shardings, None, None))
-    def gradients(trainable, frozen, total, arrays, denominator):
-        def loss(trainable: dict):
+    def gradients(
+        trainable: dict, frozen: dict, total: dict, arrays: Arrays, denominator: Array
+    ) -> tuple[dict, Array, dict]:
+        def loss(trainable: dict) -> tuple[Array, dict]:
             return losses(combine(trainable, frozen), arrays, denominator)
 
         (value, statistics), grads = jax.value_and_grad(loss, has_aux=True)(trainable)
@@ -133,7 +138,7 @@ def make_answer_count(*, on_prompt: bool) -> Callable[..., Any]:
     """count(arrays) -> this microbatch's part of the step's denominator, and the answer tokens in it."""
 
     @jax.jit
-    def count(arrays: Arrays):
+    def count(arrays: Arrays) -> tuple[Array, Array]:
         tokens = jnp.sum(answer_mask(arrays)).astype(jnp.float32)
         return tokens + (jnp.sum(prompt_mask(arrays)).astype(jnp.float32) if on_prompt else 0.0), tokens
 

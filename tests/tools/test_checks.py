@@ -42,26 +42,27 @@ def test_the_workflow_and_the_page_call_the_script_with_options_it_has():
     assert workflow["jobs"]["test"]["env"]["JVR1_TEST_CACHE"] == cached
 
 
-@pytest.mark.parametrize("module", ["jvr1.rl.snippet", "tools.snippet", "tests.rl.test_snippet"])
-def test_an_undefined_name_is_caught_in_package_tools_and_tests(module):
-    """By both checkers with their settings of pyproject.toml, in a function without types too."""
+FILES = ["jvr1/rl/snippet.py", "tools/snippet.py", "tests/rl/test_snippet.py"]
+BIN = Path(sys.executable).parent
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_the_linter_catches_an_undefined_name(file):
     body = "def f(x):\n    return x + undefined_thing\n"
-    file = module.replace(".", "/") + ".py"
-    bin_ = Path(sys.executable).parent
-    lint = [bin_ / "ruff", "check", "--output-format=concise", f"--stdin-filename={file}", "-"]
+    lint = [BIN / "ruff", "check", "--output-format=concise", f"--stdin-filename={file}", "-"]
     told = subprocess.run(lint, cwd=ROOT, input=body, capture_output=True, text=True)
     assert (told.returncode, "F821" in told.stdout) == (1, True), told
-    types = runtime_types(module)
-    assert types["check_untyped_defs"]
-    assert "name-defined" not in types["disabled"]
 
 
-def runtime_types(module: str) -> dict:
-    """What mypy makes of pyproject.toml for a module."""
-    from mypy.config_parser import parse_config_file
-    from mypy.options import Options
-
-    options = Options()
-    parse_config_file(options, lambda: None, str(ROOT / "pyproject.toml"))
-    own = options.clone_for_module(module)
-    return {"check_untyped_defs": own.check_untyped_defs, "disabled": own.disable_error_code}
+@pytest.mark.slow
+def test_the_type_checker_catches_it_too_and_what_has_no_types(tmp_path):
+    """In package, tools and tests, with the settings of pyproject.toml."""
+    for file in FILES:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text("def f(x):\n    return x + undefined_thing\n")
+    check = [BIN / "mypy", f"--config-file={ROOT / 'pyproject.toml'}", "--cache-dir=cache", *FILES]
+    told = subprocess.run(check, cwd=tmp_path, capture_output=True, text=True)
+    assert told.returncode == 1, told
+    caught = set(re.findall(r"^(\S+?):\d+: error: .*\[([a-z-]+)\]$", told.stdout, re.M))
+    untyped = {(file, "no-untyped-def") for file in FILES if not file.startswith("tests")}
+    assert caught == {(file, "name-defined") for file in FILES} | untyped

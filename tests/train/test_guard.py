@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 
-import jax
 import pytest
 from runs import REPOSITORY
 
@@ -59,12 +58,13 @@ def failing(error: str, processes: int = 1) -> str:
     """A main that raises."""
     return (
         "import jax, sys\n"
-        f"jax.process_count = lambda: {processes}\n"
         "from types import SimpleNamespace\n"
         "from jvr1.distributed import Peers\n"
         "from jvr1.train.guard import run_distributed\n"
         f"def main(command): {error}\n"
-        "run_distributed(main, lambda: SimpleNamespace(peers=Peers()))\n"
+        "from jvr1.train import guard\n"
+        f"guard.processes = lambda: {processes}\n"
+        "run_distributed(main, lambda: SimpleNamespace(peers=Peers(), told={}))\n"
     )
 
 
@@ -91,7 +91,7 @@ def test_exit_codes(error, processes, code, said):
 def test_what_is_not_known_is_not_explained(monkeypatch):
     closed = RuntimeError("Connection closed by peer")
     assert guard.explain(closed) is None  # one process has no peers
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(guard, "processes", lambda: 2)
     assert isinstance(guard.explain(closed), guard.LostPeerError)
     wrapped = UserError("step 4 could not be saved")
     wrapped.__cause__ = closed

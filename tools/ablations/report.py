@@ -223,7 +223,7 @@ def draw_reliance(results: Mapping[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def _panels(shortcuts: Sequence[str]):
+def _panels(shortcuts: Sequence[str]) -> tuple[Any, Any]:
     import matplotlib
 
     matplotlib.use("Agg")

@@ -66,7 +66,7 @@ def open_ours(folder: str, shape: Shape) -> dict[str, Callable[[], Any]]:
     def score() -> list:
         return np.asarray(phases["score"].run(None)).tolist()
 
-    def update():
+    def update() -> None:
         score()
         jax.block_until_ready(phases["update"].run(None))
 
@@ -99,7 +99,7 @@ def open_usual(folder: str, shape: Shape) -> dict[str, Callable[[], Any]]:
     advantage = torch.tensor(advantages[0])[:, None]
     positions = torch_positions(given, group, length)
 
-    def logprobs(model) -> Any:
+    def logprobs(model: Any) -> Any:
         ids = torch.cat([prompt.expand(group, -1), completions], dim=1)
         logits = model(input_ids=ids, position_ids=positions, use_cache=False, **repeated(visual, group)).logits
         rows = [  # row by row, as TRL does: all at once would double the logits
@@ -108,7 +108,7 @@ def open_usual(folder: str, shape: Shape) -> dict[str, Callable[[], Any]]:
         ]
         return torch.stack(rows)
 
-    def generate():
+    def generate() -> None:
         policy.eval()
         for count in (group, shape.shuffled):  # ordered, then shuffled frames: which they are costs nothing
             with torch.no_grad():
@@ -118,7 +118,7 @@ def open_usual(folder: str, shape: Shape) -> dict[str, Callable[[], Any]]:
                 )  # fmt: skip
             assert out.shape == (count, prompt.shape[1] + length)
 
-    def update():
+    def update() -> None:
         policy.train()
         with torch.no_grad():
             anchor = logprobs(reference)

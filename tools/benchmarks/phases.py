@@ -91,7 +91,7 @@ def open_phases(graphdef: nnx.GraphDef, params: dict, shape: Shape) -> dict[str,
     def weights() -> dict:
         return decoder.weights(combine(state.params, frozen))
 
-    def generate(_=None):
+    def generate(_: Any = None) -> None:
         (sampled,) = decoder.answers(weights(), [task], key, temperature=1.0)
         assert (sampled.length == bucket.completion).all()
 
@@ -99,16 +99,16 @@ def open_phases(graphdef: nnx.GraphDef, params: dict, shape: Shape) -> dict[str,
         laid_out = weights()
         return laid_out, jax.block_until_ready(decoder.programs.begin(laid_out, bits, (given, pairs, None), **how))
 
-    def decode(ready: tuple[dict, Slots]):
+    def decode(ready: tuple[dict, Slots]) -> Any:
         slots, _ = decoder.programs.advance(ready[0], bits, ready[1], shape.prompts, FOREVER, **how)
         return slots.lanes
 
-    def score(_=None):
+    def score(_: Any = None) -> jax.Array:
         nonlocal anchor
         anchor = scores(reference, arrays, ids)
         return anchor
 
-    def step_update(_=None):
+    def step_update(_: Any = None) -> Any:
         nonlocal state
         total, *_ = gradients(
             state.params, frozen, zeros_like(state.params), arrays, ids, anchor, anchor, anchor, np.bool_(True),
@@ -117,7 +117,7 @@ def open_phases(graphdef: nnx.GraphDef, params: dict, shape: Shape) -> dict[str,
         state, _ = update(state, total, np.bool_(True))
         return state
 
-    def step(_=None):
+    def step(_: Any = None) -> Any:
         generate()
         score()
         return step_update()

@@ -18,6 +18,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from jvr1.data.batch import Arrays
 from jvr1.model.qwen2_5_vl import Prompt, Qwen25VL, init, merge
 from jvr1.model.vision import Visual
 from jvr1.rl import tgrpo
@@ -55,8 +56,10 @@ def make_naive_gradients(graphdef: nnx.GraphDef, algorithm: tgrpo.TGRPOConfig) -
     """gradients(params, arrays, ids, advantage, mask, denominator) -> loss and its gradient."""
 
     @jax.jit
-    def gradients(params, arrays, ids, advantage, mask, denominator):
-        def loss(params):
+    def gradients(
+        params: dict, arrays: Arrays, ids: jax.Array, advantage: jax.Array, mask: jax.Array, denominator: jax.Array
+    ) -> tuple[jax.Array, dict]:
+        def loss(params: dict) -> jax.Array:
             logprobs = naive_logprobs(merge(graphdef, params), arrays.prompt, arrays.visual, ids)
             return tgrpo.policy_loss(logprobs, None, None, advantage, mask, denominator, algorithm)[0]
 
@@ -82,7 +85,7 @@ def run(shape: str, rounds: int = 3) -> dict[str, Any]:
     naive_gradients = make_naive_gradients(graphdef, algorithm)
     unknown = jnp.zeros(mask.shape, jnp.float32)
 
-    def shared():
+    def shared() -> tuple[Any, Any]:
         total = zeros_like(params)
         out = shared_gradients(
             params, {}, total, arrays, ids, None, unknown, unknown, np.bool_(True), advantage, mask, denominator
