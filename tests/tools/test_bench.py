@@ -12,6 +12,7 @@ import pytest
 
 from jvr1.train.flops import step_flops
 from tools.benchmarks import against
+from tools.benchmarks.data import CONFIGS
 from tools.benchmarks.phases import Cell, build, measure, open_phases, timed
 from tools.benchmarks.queue import LONGEST, MEAN, draw_lengths
 from tools.benchmarks.shapes import SHAPES, make_inputs, resized, text_tokens
@@ -76,6 +77,10 @@ def test_growth_is_measured_against_the_count_that_grew_more():
     assert large.grew_more(small) == 6.0 / 4.0
     assert large._replace(bytes=0.0).grew_more(small._replace(bytes=0.0)) == 6.0 / 2.0
     assert large._replace(bytes=4.0).grew_more(small) == 6.0 / 2.0
+
+
+def test_the_part_data_reads_the_repository_s_configs():
+    assert {"tiny.py", "tgrpo_7b.py"} <= {path.name for path in CONFIGS.iterdir()}
 
 
 def test_lengths_are_those_of_the_reference():

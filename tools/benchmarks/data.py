@@ -39,7 +39,7 @@ from jvr1.demo.tiny_model import corpus, raw_config, tokenizer_files, train_toke
 from jvr1.model.config import ModelConfig, from_hf, published
 from jvr1.train.flops import text_flops, vision_flops
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 SAMPLES = 20
 
 

@@ -2,11 +2,15 @@
 
 Clips as in the part data (soft blobs that pan, with grain): H.264 by x264's defaults, HEVC without B-frames, which
 decord reads rightly; 3,600 frames are 300 repeated. Times are from the closed file to the frames in RGB, not resized.
+Memory is our reader's over 2,000 loads of small clips in three containers.
 """
 
 from __future__ import annotations
 
+import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -24,6 +28,9 @@ SIZES = ((360, 640), (720, 1280))
 CODECS = {"H.264": ("libx264", {}), "HEVC": ("libx265", {"x265-params": "log-level=none:bframes=0", "preset": "fast"})}
 ASKED = ((16, 300), (64, 3600))
 TURNS = 5
+LOADS = 2000
+KEPT = (100, 500, 1000, LOADS)
+"""Loads after which memory is looked at."""
 
 
 def run() -> dict[str, Any]:
@@ -37,7 +44,31 @@ def run() -> dict[str, Any]:
                 repeat(short, long, 12)
                 for (count, total), path in zip(ASKED, (short, long), strict=True):
                     report[f"{codec} {width}x{height}, {count} of {total}"] = beside(str(path), count)
+        report["resident_mb_after_loads"] = memory(Path(folder))
     return report
+
+
+def memory(folder: Path) -> dict[str, dict[str, float]]:
+    """Container -> resident MB of a process of its own after each of `KEPT` loads, 8 of 60 frames."""
+    report = {}
+    for ending in ("mp4", "avi", "mkv"):
+        path = folder / f"small.{ending}"
+        write_clip(path, 60, 144, 176, *CODECS["H.264"])
+        told = subprocess.run(
+            [sys.executable, "-c", f"from benchmarks.video import load_many; load_many({str(path)!r})"],
+            capture_output=True, text=True, check=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        )  # fmt: skip
+        report[ending] = {number: float(mb) for number, mb in (line.split() for line in told.stdout.splitlines())}
+    return report
+
+
+def load_many(path: str) -> None:
+    """Prints 'loads MB' lines."""
+    for number in range(1, LOADS + 1):
+        assert len(ours(path, 8)) == 8
+        if number in KEPT:
+            pages = int(Path("/proc/self/statm").read_text().split()[1])
+            print(number, pages * os.sysconf("SC_PAGE_SIZE") / 2**20)
 
 
 def repeat(source: Path, target: Path, times: int) -> None:
