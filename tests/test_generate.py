@@ -286,6 +286,7 @@ def test_inactive_prompts_have_no_completions_and_cost_no_steps(sample, both):
     assert sample((3, 2), active=np.zeros(B, bool)).steps == 1
 
 
+@pytest.mark.slow
 def test_reading_the_part_of_the_ring_that_is_in_use_changes_nothing(sample, monkeypatch):
     """Four loops in place of one; some rows end in each, and all have ended before the last token."""
     long = dataclasses.replace(FREE, end_ids=(2, 5, 7), max_tokens=40)

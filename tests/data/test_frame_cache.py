@@ -93,6 +93,7 @@ def batches(data, config, tokenizer, kept, workers=0):
     return made
 
 
+@pytest.mark.slow
 def test_batches_are_equal_to_the_bit_with_and_without(data, config, tokenizer, tmp_path):
     """Made by a worker, taken by the process itself, damaged, gone."""
     plain = batches(data, config, tokenizer, None)

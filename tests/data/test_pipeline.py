@@ -92,6 +92,7 @@ def all_same(one, other):
 # --- determinism
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_change_nothing_and_a_restart_in_mid_epoch_goes_on_with_the_next_row(made, workers):
     records = records_of(broken=(3, 24))
@@ -200,6 +201,7 @@ def test_the_batch_carries_what_global_denominators_need(made):
 # --- the journal
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("fault", "cause"), [("flaky", "unreadable"), ("slow", "timeout")])
 def test_a_row_that_failed_once_fails_alike_after_a_restart(made, tmp_path, fault, cause):
     """With one process, then with two, and once more with one: though its medium can be read by now."""
@@ -277,6 +279,7 @@ def test_rows_that_fill_up_are_no_failures(made, tmp_path):
 # --- threads and processes
 
 
+@pytest.mark.slow
 def test_a_run_that_stops_early_leaves_no_worker_behind(made):
     before = set(multiprocessing.active_children())
     stream = made(workers=1).steps(0, 1000, {})

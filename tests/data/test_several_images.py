@@ -53,6 +53,7 @@ def name(size):
     return "{}x{}.png".format(*size)
 
 
+@pytest.mark.slow
 def test_every_pair_of_usual_sizes_can_be_asked(reading, folder):
     """As the training's index measures it, and as evaluation and `ask` do, whose buckets are made for the question."""
     pairs = list(itertools.combinations_with_replacement(SIZES, 2))

@@ -68,6 +68,7 @@ SAME = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*SAME, "MPEG-4 B mp4"])
 def test_a_frame_is_the_same_whatever_else_is_asked_for(tmp_path, name):
     """To the bit, alone or among others, and as decoding everything gives it."""

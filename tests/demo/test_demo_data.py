@@ -204,6 +204,7 @@ def test_contact_sheets_show_every_frame(data):
         np.testing.assert_array_equal(places, frames)
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path):
     root = Path(__file__).parents[2]
 

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from stand_ins import HOST, LAUNCH, POD, RETRY, ROOT, SLICE, SLURM, TRAIN, await_, calls, kinds, run, start
 
+pytestmark = pytest.mark.slow
+
 SHELL = sorted([*LAUNCH.glob("*.sh"), SLURM, *(ROOT / "tools").glob("*.sh")])
 
 

@@ -12,6 +12,8 @@ from oracle import Item, our_inputs, tokens
 from jvr1.model import qwen2_5_vl
 from jvr1.model.config import from_hf
 
+pytestmark = pytest.mark.slow
+
 
 def program(text_layers: int, vision_layers: int, remat: str) -> str:
     config = from_hf(oracle.raw_config(num_hidden_layers=text_layers, vision_depth=vision_layers))

@@ -390,6 +390,7 @@ def nudge(raw: dict, rng: np.random.Generator) -> None:
         return
 
 
+@pytest.mark.slow
 def test_150_damaged_folders_open_or_are_refused_in_one_line(tiny, small, tmp_path):
     """Seeded, in this process: whatever else is raised fails the test."""
     rng = np.random.default_rng(20261126)

@@ -21,6 +21,8 @@ from jvr1.model.lora import ADAPTABLE, ADAPTERS, LoRAConfig
 from jvr1.sharding import AXES, make_mesh, param_shardings, path_name, put_batch
 from jvr1.train.optimizer import combine, partition
 
+pytestmark = pytest.mark.slow
+
 CONFIG = from_hf(oracle.raw_config())
 EVERYWHERE = LoRAConfig(rank=4, alpha=6.0, patterns=(".*",))
 

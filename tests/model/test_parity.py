@@ -14,7 +14,7 @@ from jvr1.model import hf, qwen2_5_vl
 from jvr1.model.config import from_hf
 from jvr1.sharding import make_mesh, param_shardings
 
-pytestmark = pytest.mark.usefixtures("strict_dtypes")
+pytestmark = [pytest.mark.usefixtures("strict_dtypes"), pytest.mark.slow]
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}
 
 

@@ -56,6 +56,7 @@ def wrong_values(value: float) -> list[float]:
     return [-value, value + 1, 10 * value, value / 10, value * math.pi, abs(value) ** 2 + 3]
 
 
+@pytest.mark.slow
 def test_every_way_to_write_a_value():
     """Signs x forms x scripts: right against the value itself, wrong against its neighbours."""
     seen = 0

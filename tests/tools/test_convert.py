@@ -17,6 +17,8 @@ from safetensors.torch import load_file
 from jvr1.model import hf
 from jvr1.model.config import from_hf
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 CONFIG = from_hf(oracle.raw_config(num_hidden_layers=2, vision_depth=2))
 

@@ -21,6 +21,8 @@ from jvr1.sharding import make_mesh, param_shardings
 from jvr1.train.models import open_model, save_model
 from jvr1.train.optimizer import combine, partition
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}
 CASES = {
     "everywhere": LoRAConfig(4, 6.0, (".*",)),

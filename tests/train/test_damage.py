@@ -28,6 +28,8 @@ from jvr1.train.models import open_model, save_model
 from jvr1.train.restore import newest_whole, read_meta, restore
 from jvr1.train.staging import appearing
 
+pytestmark = pytest.mark.slow
+
 UNREAD = ("_CHECKPOINT_METADATA", "commit_success.txt")
 """What orbax writes when a checkpoint is whole, and no value is read from."""
 

@@ -16,6 +16,8 @@ from jvr1.sharding import make_mesh, param_shardings, path_name
 from jvr1.train.decode import make_decoder
 from jvr1.train.reference import open_reference
 
+pytestmark = pytest.mark.slow
+
 CONFIG = from_hf(raw_config(vision_depth=1, vision_fullatt_block_indexes=[0], num_hidden_layers=2))
 
 

@@ -37,6 +37,7 @@ def test_a_hang_is_ended_with_all_stacks():
     assert "train.step_limit=0.5" in last
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [0.8, 0])
 def test_who_beats_in_time_or_sets_no_limit_is_left_alone(limit):
     code = (

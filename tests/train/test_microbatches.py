@@ -26,6 +26,8 @@ from jvr1.train.steps import (
 from jvr1.train.trees import zeros_like
 from tools.benchmarks.shared import naive_logprobs
 
+pytestmark = pytest.mark.slow
+
 CONFIG = from_hf(raw_config(vision_depth=1, vision_fullatt_block_indexes=[0], num_hidden_layers=2))
 CUTS = [(8, 1), (2, 4), (1, 8)]  # rows a microbatch, microbatches
 

@@ -126,6 +126,7 @@ def test_rows_are_those_of_fixed_batches(one, fixed, slots, lanes):
     assert len(rounds) > 4 or slots > 24  # they come as they end, if others wait
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sizes", "tensor"),
     [({"data": 8}, 0), ({"fsdp": 4, "tensor": 2}, 0), ({"fsdp": 8}, 2), ({"fsdp": 4, "tensor": 2}, 1)],
