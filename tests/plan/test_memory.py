@@ -24,7 +24,7 @@ from jvr1.plan.planning import changed, counted_shapes, largest_bucket
 from jvr1.plan.programs import PHASES
 from jvr1.train.optimizer import combine
 
-pytestmark = pytest.mark.optimised
+pytestmark = [pytest.mark.optimised, pytest.mark.slow]
 ROOT = Path(__file__).parents[2]
 TGRPO = settings.from_file(str(ROOT / "configs" / "tgrpo_7b.py"))
 BUCKET = largest_bucket(settings.buckets(TGRPO))
