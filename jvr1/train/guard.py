@@ -67,7 +67,8 @@ def run_distributed(main: Callable[[C], int], parse: Callable[[], C]) -> None:
         command = parse()
         connect(command.peers)
         watch_ends(_follow)
-        agree("start", {**command.told, "code of jvr1": version()})
+        if processes() > 1:
+            agree("start", {**command.told, "code of jvr1": version()})
         try:
             with explaining():
                 return main(command)

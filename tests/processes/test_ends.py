@@ -14,13 +14,13 @@ from runs import REPOSITORY, STEPS, free_port
 from jvr1.distributed import different
 
 
-def pair(demo_environment: dict[str, str], deed: str, values=("same", "same")) -> tuple[list[int], list[str]]:
+def pair(environment: dict[str, str], deed: str, values=("same", "same")) -> tuple[list[int], list[str]]:
     """Codes and stderr of two processes."""
     where = f"localhost:{free_port()}"
     processes = [
         subprocess.Popen(
             [sys.executable, "tests/processes/pair.py", str(i), where, deed, values[i]],
-            env=demo_environment, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env=environment, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
         for i in range(2)
     ]  # fmt: skip
