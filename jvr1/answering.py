@@ -21,7 +21,7 @@ from jvr1.data.encode import Encoder
 from jvr1.data.pipeline import Pipeline, ahead
 from jvr1.data.schedule import Sequential
 from jvr1.data.store import RecordStore
-from jvr1.distributed import Peers, gather, share_of
+from jvr1.distributed import PEER_SECONDS, Peers, gather, share_of
 from jvr1.errors import UserError
 from jvr1.eval.journal import Journal, claim, from_line, to_line
 from jvr1.eval.plan import Plan, make_plan
@@ -72,13 +72,14 @@ def add_batch_options(parser: Parser) -> None:
     parser.add_argument("--coordinator", help="HOST:PORT of process 0, of several")
     parser.add_argument("--processes", type=int, help="number of processes")
     parser.add_argument("--process", type=int, help="number of this process, from 0")
+    parser.add_argument("--peer_limit", type=float, default=PEER_SECONDS, help="seconds another may be silent")
 
 
 def parse(parser: Parser, argv: Sequence[str]) -> argparse.Namespace:
     """The options, and `peers` made of them. Raises UserError."""
     args = parser.parse_args(argv)
-    args.peers = Peers(args.coordinator, args.processes, args.process)
-    own = ("peers", "process", "coordinator", "workers", "frame_cache")
+    args.peers = Peers(args.coordinator, args.processes, args.process, args.peer_limit)
+    own = ("peers", "process", "peer_limit", "coordinator", "workers", "frame_cache")
     args.told = {f"--{name.replace('_', '-')}": value for name, value in vars(args).items() if name not in own}
     return args
 

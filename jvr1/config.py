@@ -19,7 +19,7 @@ from jvr1.config_checks import check_together, check_values
 from jvr1.data.batch import Bucket, make_buckets
 from jvr1.data.media import PixelLimits, VideoSampling
 from jvr1.data.prompts import TEMPLATES, PromptStyle
-from jvr1.distributed import Peers, define_flags
+from jvr1.distributed import PEER_SECONDS, Peers, define_flags
 from jvr1.errors import UserError
 from jvr1.model.lora import LANGUAGE, LoRAConfig
 from jvr1.rl.tgrpo import TGRPOConfig
@@ -139,7 +139,12 @@ def parse(argv: Sequence[str]) -> Command:
     config = _read(values, argv)
     if config is None or not values["workdir"].value:
         raise UserError("both --config FILE and --workdir DIR are needed")
-    peers = Peers(values["coordinator"].value, values["processes"].value, values["process"].value)
+    peers = Peers(
+        values["coordinator"].value,
+        values["processes"].value,
+        values["process"].value,
+        values["peer_limit"].value or PEER_SECONDS,
+    )
     return Command(check(config), values["workdir"].value, peers, _steps(values["profile"].value))
 
 

@@ -1,16 +1,13 @@
-"""Several processes as one run: how they find each other, agree, and end.
+"""Several processes as one run: how they find each other, agree and share out rows (how they end: jvr1.ends).
 
 Every process calls the functions here at the same points; with one process they cost nothing.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import threading
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,25 +20,29 @@ from jax.sharding import Mesh
 
 from jvr1.errors import UserError
 
-HEARTBEAT_SECONDS = 60
-"""How long a process may be silent before the others end. A lost connection is noticed at once."""
+PEER_SECONDS = 100
+"""How long another process may be silent, or late at the start, unless --peer_limit says otherwise."""
+THEIRS_LATER = 60
+"""Seconds by which JAX's own bounds, at which it aborts, are wider than ours."""
 AGREE_SECONDS = 60
 """How long a process that has joined may take to say what it was started with."""
-LEAVE_SECONDS = 30
-"""How long process 0 stays for the others to leave first: whoever is connected to it when it ends aborts."""
 SHOWN = 4
 """Differences between processes that are named."""
 
 
 @dataclass(frozen=True)
 class Peers:
-    """What the command line says of the processes; all None: they are to be detected."""
+    """What the command line says of the processes; all None: they are to be detected. limit: seconds another may be
+    silent, or late at the start."""
 
     coordinator: str | None = None
     processes: int | None = None
     process: int | None = None
+    limit: float = PEER_SECONDS
 
     def __post_init__(self) -> None:
+        if not self.limit >= 1:
+            raise UserError(f"--peer_limit {self.limit:g} must be 1 second or more")
         given = [x is not None for x in (self.coordinator, self.processes, self.process)]
         if any(given) and not all(given):
             raise UserError("--coordinator HOST:PORT, --processes N and --process I go together")
@@ -58,6 +59,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, of several.", flag_values=values)
     flags.DEFINE_integer("processes", None, "Number of processes.", flag_values=values)
     flags.DEFINE_integer("process", None, "Number of this process, from 0.", flag_values=values)
+    flags.DEFINE_float("peer_limit", PEER_SECONDS, "Seconds another process may be silent.", flag_values=values)
 
 
 def connect(peers: Peers) -> None:
@@ -75,12 +77,15 @@ def connect(peers: Peers) -> None:
             return
         # two programs under way at once may meet the peers' in another order, and gloo cannot tell them apart
         jax.config.update("jax_cpu_enable_async_dispatch", False)
+    jax.config.update("jax_enable_preemption_service", False)  # it would swallow SIGTERM, which jvr1.notice reads
     try:
         jax.distributed.initialize(
             peers.coordinator,
             peers.processes,
             peers.process,
-            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            # ours ends the process before; theirs aborts it
+            heartbeat_timeout_seconds=int(peers.limit) + THEIRS_LATER,
+            initialization_timeout=int(peers.limit) + THEIRS_LATER,
         )
     except ValueError as error:
         if not (alone and "coordinator_address should be defined" in str(error)):
@@ -99,9 +104,14 @@ def number() -> int:
     return global_state.process_id or 0
 
 
-def _store() -> Any:
+def store() -> Any:
     """Of keys and values, which process 0 keeps for all."""
     return global_state.client
+
+
+def where() -> str | None:
+    """HOST:PORT of process 0."""
+    return global_state.coordinator_address
 
 
 def agree(topic: str, told: Mapping[str, Any]) -> None:
@@ -111,13 +121,13 @@ def agree(topic: str, told: Mapping[str, Any]) -> None:
     """
     if processes() == 1:
         return
-    store, key = _store(), f"jvr1/told/{topic}"
+    keys, key = store(), f"jvr1/told/{topic}"
     own = json.dumps(dict(told) | {"--processes": processes()}, default=str)
-    store.key_value_set(f"{key}/{number()}", own)
-    first = json.loads(store.blocking_key_value_get(f"{key}/0", AGREE_SECONDS * 1000))
+    keys.key_value_set(f"{key}/{number()}", own)
+    first = json.loads(keys.blocking_key_value_get(f"{key}/0", AGREE_SECONDS * 1000))
     for other in range(1, max(first["--processes"], number() + 1)):
         # a process of a smaller run is not waited for: what this one was told is known
-        said = own if other == number() else store.blocking_key_value_get(f"{key}/{other}", AGREE_SECONDS * 1000)
+        said = own if other == number() else keys.blocking_key_value_get(f"{key}/{other}", AGREE_SECONDS * 1000)
         if differences := different(first, json.loads(said)):
             raise UserError(
                 f"process {other} was started otherwise than process 0: {'; '.join(differences)}. "
@@ -130,52 +140,6 @@ def different(first: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     names = sorted(n for n in first.keys() | other.keys() if first.get(n) != other.get(n))
     shown = [f"{name}: {first.get(name)} -> {other.get(name)}" for name in names[:SHOWN]]
     return shown + ([f"and {len(names) - SHOWN} more"] if len(names) > SHOWN else [])
-
-
-# --- ends
-
-
-def tell_end(code: int, why: str) -> None:
-    """Tells the others that this process ends by a fault; the first one's word stands."""
-    if processes() > 1:
-        # somebody may have been faster, or process 0 be gone: they learn of it otherwise
-        with contextlib.suppress(Exception):
-            _store().key_value_set("jvr1/end", json.dumps([number(), code, why]))
-
-
-def told_end() -> tuple[int, int, str] | None:
-    """Process, code and reason of another's end, if one told."""
-    try:
-        process, code, why = json.loads(_store().key_value_try_get("jvr1/end"))
-    except Exception:  # nobody did, or process 0 is gone
-        return None
-    return None if process == number() else (process, code, why)
-
-
-def watch_ends(leave: Callable[[int, int, str], None], every: float = 0.5, grace: float = 2.0) -> None:
-    """leave(process, code, why), in a thread, when another has told of its end and this one is still here `grace`
-    seconds later: it may wait in a collective that nothing interrupts."""
-
-    def watch() -> None:
-        while (told := told_end()) is None:
-            time.sleep(every)
-        time.sleep(grace)
-        leave(*told)
-
-    if processes() > 1:
-        threading.Thread(target=watch, daemon=True).start()
-
-
-def leave_in_order(limit: float = LEAVE_SECONDS) -> None:
-    """Process 0 returns when the others have called this too, or after `limit` seconds."""
-    if processes() == 1:
-        return
-    store, until = _store(), time.monotonic() + limit
-    with contextlib.suppress(Exception):  # one that is gone never calls
-        store.key_value_set(f"jvr1/left/{number()}", "")
-        for other in range(1, processes() if number() == 0 else 1):
-            left = max(until - time.monotonic(), 0.001)
-            store.blocking_key_value_get(f"jvr1/left/{other}", int(left * 1000) or 1)
 
 
 def gather(value: Any) -> list[Any]:

@@ -4,7 +4,7 @@
 # Runs COMMAND. Starts it again after SECONDS (10) when it ends with 75 ("start me again") or crashes, at most N (10)
 # times in a row; a run of --progress (1800) seconds or more makes the count begin anew. 0 (done) and 2 (a mistake
 # that no restart mends) are final. SIGTERM and SIGINT are passed on, and then COMMAND is not started again.
-# Ends with COMMAND's exit code, or 1 when it gives up. On several hosts each host runs its own.
+# Ends with COMMAND's exit code, 75 when the signal killed it, or 1 when it gives up. Each host runs its own.
 set -uo pipefail
 
 fail() { echo "error: $1; see launch/retry.sh --help" >&2; exit 2; }
@@ -42,6 +42,7 @@ while :; do
   ((signals == 0)) || kill -TERM "$pid" 2>/dev/null # a signal that came just before
   until seen=$signals; wait "$pid"; code=$?; ((seen == signals)); do :; done # a signal ends wait early
   kill -KILL -- "-$pid" 2>/dev/null # what it left running
+  if ((signals && (code == 143 || code == 130))); then exit 75; fi # too early for it to end by itself
   if ((code == 0 || code == 2 || signals)); then exit "$code"; fi
   pid=
   ((SECONDS - began < progress)) || restarts=0

@@ -9,7 +9,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import orbax.checkpoint as ocp
@@ -25,16 +25,51 @@ class SaveError(UserError):
     """A checkpoint could not be written; the ones before it are whole."""
 
 
+class _Told:
+    """A future of orbax that tells of its failure before orbax waits for the other processes, which know of none."""
+
+    def __init__(self, future: Any, tell: Callable[[Exception], None]):
+        self._future, self._tell = future, tell
+
+    def result(self, timeout: float | None = None) -> Any:
+        try:
+            return self._future.result(timeout)
+        except Exception as error:
+            self._tell(error)
+            raise
+
+    def cancel(self) -> None:
+        self._future.cancel()
+
+
+def _tell_of(handler: Any, tell: Callable[[Exception], None]) -> None:
+    """What a handler begins to write tells of its failure. (orbax knows its handlers by their very class.)"""
+    begin = handler.async_save
+
+    async def telling(*args: Any, **kwargs: Any) -> Any:
+        return [_Told(future, tell) for future in await begin(*args, **kwargs) or ()]
+
+    handler.async_save = telling
+
+
 class Checkpoints:
     """WORKDIR/checkpoints/STEP with the items 'params', 'optimizer' and 'meta'. One trainer writes a workdir.
 
     Kept: the latest `keep`, and the one with the best value of `best_metric` (largest, or smallest with `best_mode`
     'min'; NaN is never best) among those saved with it. Writing goes on in the background: its failure is raised as
     SaveError by the next `save`, `wait` or `close`. What a killed run left half written is removed by the next save.
+    failed: called with it at once, in a thread of orbax; of several processes the next `wait` of all may never end.
     Errors: UserError for a setting that is not possible.
     """
 
-    def __init__(self, workdir: epath.PathLike, keep: int = 2, best_metric: str | None = None, best_mode: str = "max"):
+    def __init__(
+        self,
+        workdir: epath.PathLike,
+        keep: int = 2,
+        best_metric: str | None = None,
+        best_mode: str = "max",
+        failed: Callable[[SaveError], Any] | None = None,
+    ):
         if keep < 1:
             raise UserError(f"train.keep is {keep}; at least 1 checkpoint must be kept to resume from")
         if best_mode not in ("max", "min"):
@@ -65,6 +100,9 @@ class Checkpoints:
             "optimizer": ocp.StandardCheckpointHandler(),
             "meta": ocp.JsonCheckpointHandler(),
         }
+        if failed is not None:
+            for handler in handlers.values():
+                _tell_of(handler, lambda error: failed(self._said(error, self._saved)))
         with self._saving(None):
             self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
 
@@ -155,10 +193,13 @@ class Checkpoints:
         except UserError:
             raise
         except Exception as error:
-            what = "the folder cannot be made" if step is None else f"step {step} could not be saved"
-            whole = [s for s in self._manager.all_steps() if s != step] if step is not None else []
-            kept = f"; step {max(whole)} is whole" if whole else ""
-            raise SaveError(f"{self.directory}: {what}: {_reason(error, self.directory)}{kept}") from error
+            raise self._said(error, step) from error
+
+    def _said(self, error: Exception, step: int | None) -> SaveError:
+        what = "the folder cannot be made" if step is None else f"step {step} could not be saved"
+        whole = [s for s in self._manager.all_steps() if s != step] if step is not None else []
+        kept = f"; step {max(whole)} is whole" if whole else ""
+        return SaveError(f"{self.directory}: {what}: {_reason(error, self.directory)}{kept}")
 
 
 def _reason(error: Exception, place: epath.Path | None = None) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import hashlib
 import os
+import signal
 import sys
 import threading
 import time
@@ -12,21 +14,12 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn, Protocol, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar, runtime_checkable
 
-from jvr1.distributed import (
-    LEAVE_SECONDS,
-    Peers,
-    agree,
-    connect,
-    leave_in_order,
-    number,
-    processes,
-    tell_end,
-    told_end,
-    watch_ends,
-)
+from jvr1.distributed import Peers, agree, connect, number, processes
+from jvr1.ends import LEAVE_SECONDS, Watch, joining, leave_in_order, on_abort, tell_end, told_end
 from jvr1.errors import SAFE, UserError, chain, run_main, storage_fault
+from jvr1.notice import at_notice
 from jvr1.train.checkpoint import SaveError
 from jvr1.train.holder import release_all
 
@@ -35,13 +28,18 @@ RESTART = 75
 STOPPED = "JVR1_EXIT_ON_PREEMPTION"
 """Environment variable with the exit code of a run that was told to stop and saved; 0 without it."""
 
-LOST_SECONDS = 3
+LOST_SECONDS = 5
 """How long process 0 stays for the others where one is gone."""
+
+_AGAIN = "What was saved is whole: start all processes again, as launch/retry.sh does"
+_leaving: int | None = None
+"""The code this process is about to end with."""
 
 _LOST = ("gloo", "heartbeat", "connection closed by peer", "connection reset by peer", "coordination service",
          "unavailable:", "deadline_exceeded", "socket closed", "nccl")  # fmt: skip
 
 
+@runtime_checkable
 class Command(Protocol):
     """What a command line says, the run's processes among it."""
 
@@ -65,15 +63,13 @@ def run_distributed(main: Callable[[C], int], parse: Callable[[], C]) -> None:
 
     def guarded() -> int:
         command = parse()
-        connect(command.peers)
-        watch_ends(_follow)
-        if processes() > 1:
-            agree("start", {**command.told, "code of jvr1": version()})
-        try:
-            with explaining():
-                return main(command)
-        finally:
-            release_all()
+        with at_notice(_told_to_stop):
+            _join(command)
+            try:
+                with explaining():
+                    return main(command)
+            finally:
+                release_all()
 
     try:
         run_main(guarded)
@@ -85,8 +81,9 @@ def run_distributed(main: Callable[[C], int], parse: Callable[[], C]) -> None:
             leave(int(end.code))
         raise
     except LostPeerError as error:
-        if (told := told_end()) is not None:
-            _follow(*told)
+        with contextlib.suppress(Exception):  # process 0 may be gone
+            if (told := told_end()) is not None:
+                _follow(*told)
         print(f"error: {error}", file=sys.stderr)
         tell_end(RESTART, str(error))
         leave(RESTART, LOST_SECONDS)
@@ -98,10 +95,59 @@ def run_distributed(main: Callable[[C], int], parse: Callable[[], C]) -> None:
         leave(1)
 
 
+def _join(command: Command) -> None:
+    """Joins the other processes of a run, looks after them from now on, and compares with them what each was told."""
+
+    def lost(why: str) -> None:
+        print(f"error: process {number()} of {processes()} ends: {why}. {_AGAIN}", file=sys.stderr)
+        tell_end(RESTART, why)
+        leave(RESTART, LOST_SECONDS)
+
+    def never_came(why: str) -> None:
+        print(f"error: {why}", file=sys.stderr)
+        leave(RESTART)
+
+    on_abort(_aborted)
+    with joining(command.peers.limit, never_came):
+        connect(command.peers)
+    if processes() > 1:
+        Watch(_follow, lost, command.peers.limit).start()
+        agree("start", {**command.told, "code of jvr1": version()})
+
+
+def _told_to_stop() -> None:
+    """SIGTERM where nothing is to be saved: before the first step, or where each answer is journalled."""
+    code = stop_code(128 + signal.SIGTERM)
+    print("told to stop: ends here; the same command goes on from what was saved", file=sys.stderr)
+    tell_end(code, "it was told to stop")
+    leave(code)
+
+
+def _aborted() -> None:
+    """Native code aborts this process."""
+    if processes() == 1:
+        return
+    if _leaving is None:
+        print(
+            f"error: process {number()} of {processes()} is aborted, see the lines above: process 0 may be gone. "
+            f"{_AGAIN}",
+            file=sys.stderr,
+            flush=True,
+        )
+    os._exit(RESTART if _leaving is None else _leaving)
+
+
 def _follow(process: int, code: int, why: str) -> NoReturn:
     """Ends as another process did."""
     print(f"error: process {number()} of {processes()} ends: process {process} did ({why})", file=sys.stderr)
     leave(code)
+
+
+def end_with(error: UserError) -> NoReturn:
+    """Ends all processes with 2 and a mistake that this one met in any thread, where the main one would wait."""
+    print(f"error: {error}", file=sys.stderr)
+    tell_end(2, str(error))
+    leave(2)
 
 
 def version() -> str:
@@ -134,8 +180,7 @@ def explain(error: BaseException) -> Exception | None:
     lost = next((t for t in texts if any(word in t.lower() for word in _LOST)), None)
     if lost is not None and processes() > 1:
         return LostPeerError(
-            f"process {number()} of {processes()} lost a peer ({_first_line(lost)}); see its log. "
-            "What was saved is whole: start all processes again, as launch/retry.sh does"
+            f"process {number()} of {processes()} lost a peer ({_first_line(lost)}); see its log. {_AGAIN}"
         )
     if isinstance(error, UserError):
         return None  # what is wrong is said
@@ -158,6 +203,8 @@ def _first_line(text: str) -> str:
 def leave(code: int, limit: float = LEAVE_SECONDS) -> NoReturn:
     """Exits without what Python does at exit: JAX would wait there for peers that may be gone. Process 0 stays until
     the others have left, `limit` seconds at most."""
+    global _leaving
+    _leaving = code
     releasing = threading.Thread(target=release_all, daemon=True)
     releasing.start()
     releasing.join(5)  # a file system that hangs does not keep the process
@@ -167,9 +214,9 @@ def leave(code: int, limit: float = LEAVE_SECONDS) -> NoReturn:
     os._exit(code)
 
 
-def stop_code() -> int:
-    """Exit code of a run that was told to stop and saved."""
-    return int(os.environ.get(STOPPED, "0"))
+def stop_code(without: int = 0) -> int:
+    """Exit code of a run that was told to stop; `without`: where the environment names none. 0 means that it saved."""
+    return int(os.environ.get(STOPPED, without))
 
 
 class Watchdog:

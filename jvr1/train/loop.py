@@ -20,13 +20,13 @@ from tqdm import tqdm
 from jvr1 import config as settings
 from jvr1.data.batch import Microbatch
 from jvr1.data.pipeline import Journal, ahead
-from jvr1.distributed import gather
+from jvr1.distributed import gather, processes
 from jvr1.errors import UserError
 from jvr1.eval.run import as_metrics, summarise
 from jvr1.eval.score import mode_of
 from jvr1.train.checkpoint import Checkpoints
 from jvr1.train.decode import answer_all
-from jvr1.train.guard import Watchdog, stop_code
+from jvr1.train.guard import Watchdog, end_with, stop_code
 from jvr1.train.holder import lost
 from jvr1.train.metrics import MetricsWriter, PhaseClock, Profiler, Sums, Tally, device_peak_flops
 from jvr1.train.optimizer import combine, make_schedule
@@ -56,21 +56,22 @@ class Loop:
         self.run_, self.show = run, dict(show)
         self.watchdog, self.profiler = Watchdog(run.settings.train.step_limit), Profiler(run.workdir, profile)
         train = run.settings.train
-        self.checkpoints = Checkpoints(run.workdir, train.keep, train.stop_metric or None)
+        failed = end_with if processes() > 1 else None
+        self.checkpoints = Checkpoints(run.workdir, train.keep, train.stop_metric or None, failed=failed)
         shapes = abstract_state(run.tx, run.trainable, run.mesh)
         shardings = jax.tree.map(lambda x: x.sharding, shapes)
         self._apply = make_update(run.tx, shardings)
         self.state: TrainState
-        failed: Sequence[Any] = ()
+        unread: Sequence[Any] = ()
         if run.begun is None:
             # jitted: the moments are made where they lie
             make = jax.jit(lambda p: beside_params(init_state(run.tx, p)), out_shardings=beside_params(shardings))
             self.state = TrainState(params=run.trainable, **make(run.trainable))
         else:
-            failed = self._resume(run.begun.step, shapes)
+            unread = self._resume(run.begun.step, shapes)
         if not self._finished:
             keep_run(run)
-        self.journal = Journal(run.workdir, jax.process_index(), run.settings.data.max_failed, known=failed)
+        self.journal = Journal(run.workdir, jax.process_index(), run.settings.data.max_failed, known=unread)
         # events count steps from 1: those after the checkpoint are written again; without one, all
         first = self.step + 1 if self.step else 0
         self.writer = MetricsWriter(run.workdir, train.wandb or None, first_step=first)

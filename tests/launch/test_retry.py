@@ -59,12 +59,12 @@ echo started >>{tmp_path}/runs; while :; do sleep 0.02; done"""
     assert (tmp_path / "got").read_text() == f"{name}\n"
 
 
-def test_a_command_that_does_not_expect_the_signal_dies_of_it():
+def test_a_command_that_does_not_expect_the_signal_dies_of_it_and_is_to_be_started_again():
     retry = start(RETRY, "--wait", 0, "--", "bash", "-c", "echo up >&2; exec sleep 60")
     assert retry.stderr.readline() == "up\n"
     retry.terminate()
     retry.communicate(timeout=30)
-    assert retry.returncode == 128 + signal.SIGTERM
+    assert retry.returncode == 75
 
 
 def test_told_to_stop_between_two_runs(tmp_path):

@@ -3,76 +3,41 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from processes.ends import ROWS, play
 from runs import REPOSITORY, STEPS, free_port
 
 from jvr1.distributed import different
 
 
-def pair(environment: dict[str, str], deed: str, values=("same", "same")) -> tuple[list[int], list[str]]:
-    """Codes and stderr of two processes."""
-    where = f"localhost:{free_port()}"
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "tests/processes/pair.py", str(i), where, deed, values[i]],
-            env=environment, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for i in range(2)
-    ]  # fmt: skip
-    said = [process.communicate(timeout=120)[1] for process in processes]
-    return [process.returncode for process in processes], said
-
-
-@pytest.fixture
-def environment():
-    return os.environ | {"PYTHONPATH": str(REPOSITORY)}
+@pytest.fixture(scope="module")
+def played():
+    """All rows: most of their time is waiting, so some are played at once."""
+    with ThreadPoolExecutor(3) as pool:
+        seen = pool.map(lambda row: play(row, f"localhost:{free_port()}"), ROWS)
+        return {row.deed: one for row, one in zip(ROWS, seen, strict=True)}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("deed", "values", "codes", "lines"),
-    [
-        ("done", ("same", "same"), [0, 0], ["", ""]),
-        ("differs", ("0", "1"), [2, 2], ["process 1 was started otherwise than process 0: seed: 0 -> 1. All"] * 2),
-        ("count", ("2", "3"), [2, 2], ["process 1 was started otherwise than process 0: --processes: 2 -> 3"] * 2),
-        (
-            "mistake",
-            ("same", "same"),
-            [2, 2],
-            [
-                "process 0 of 2 ends: process 1 did (checkpoint 8 could not be written: No space left on device)",
-                "checkpoint 8 could not be written: No space left on device",
-            ],
-        ),
-        (
-            "mistake of the first",
-            ("same", "same"),
-            [2, 2],
-            ["no space", "process 1 of 2 ends: process 0 did (no space)"],
-        ),
-        (
-            "crash",
-            ("same", "same"),
-            [75, 1],
-            ["process 0 of 2 ends: process 1 did (ValueError: a fault of the code)", "ValueError: a fault of the code"],
-        ),
-        ("told to stop", ("same", "same"), [75, 75], ["", ""]),
-        ("killed", ("same", "same"), [75, -9], ["process 0 of 2 lost a peer", ""]),
-    ],
-    ids=lambda x: x if isinstance(x, str) else "",
-)
-def test_all_end_with_the_documented_code_and_the_cause(environment, deed, values, codes, lines):
-    got, said = pair(environment, deed, values)
-    assert got == codes, said
-    for line, text in zip(lines, said, strict=True):
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.deed)
+def test_all_end_with_the_documented_code_and_the_cause(row, played):
+    seen = played[row.deed]
+    assert seen.codes == row.codes, seen.said
+    for line, text in zip(row.said, seen.said, strict=True):
         assert line in text
-        assert bool(line) == ("error" in text.lower()), text
-        assert "Traceback" not in text or deed == "crash"
+        assert ("Traceback" in text) == line.startswith("ValueError"), text
+
+
+def test_the_documented_table_has_each_row_as_it_is_tried():
+    page = (REPOSITORY / "docs" / "launch.md").read_text()
+    for row in ROWS:
+        names = ["stays" if code is None else str(code if code >= 0 else 128 - code) for code in row.codes]
+        assert f"| {row.what} | {names[0]} | {names[1]} |" in page
 
 
 def other_rows(demo, folder: Path) -> Path:
@@ -106,6 +71,43 @@ def test_a_training_begun_otherwise_on_one_process_does_not_begin(demo, tmp_path
     )
     assert data[0][0].startswith("error: process 1 was started otherwise than process 0: sft.json: ")
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def two(demo, stage: str, workdir: Path, limits=(None, None), **changes):
+    """Two processes of a run, with limits (KB) on the files they can write."""
+    where = ["--processes=2", f"--coordinator=localhost:{free_port()}"]
+    arguments = [*demo.arguments(stage, workdir, **changes), *where]
+    return [demo.start([f"-mjvr1.train_{stage}"], [*arguments, f"--process={i}"], limits[i]) for i in range(2)]
+
+
+@pytest.mark.parametrize("full", [0, 1])
+def test_a_disk_that_is_full_for_one_process_ends_both_at_once_with_its_name(demo, tmp_path, full):
+    limits = tuple(200 if i == full else None for i in range(2))
+    processes = two(demo, "sft", tmp_path / "run", limits, train__steps=9, train__save_every=1, batch__micro=4)
+    ends = [process.communicate(timeout=200) for process in processes]
+    assert [process.returncode for process in processes] == [2, 2], ends
+    said = f"{tmp_path / 'run' / 'checkpoints'}: step 1 could not be saved: File too large"
+    assert f"error: {said}\n" in ends[full][1]
+    assert f"error: process {1 - full} of 2 ends: process {full} did ({said})\n" in ends[1 - full][1]
+    assert all("Traceback" not in err for _, err in ends)
+
+
+def test_a_notice_before_the_first_step_is_left_by_with_the_code_to_start_again(demo, tmp_path, monkeypatch):
+    monkeypatch.setenv("JVR1_EXIT_ON_PREEMPTION", "75")
+    alone = demo.main("sft", tmp_path / "alone")
+    while not (tmp_path / "alone" / "holder.json").exists():
+        time.sleep(0.02)
+    processes = [alone, *two(demo, "sft", tmp_path / "run", batch__micro=4, data__index=tmp_path / "index")]
+    alone.send_signal(signal.SIGTERM)
+    line = processes[1].stdout.readline()
+    while "records," not in line:  # indexed: the others wait for process 0 no more
+        assert line
+        line = processes[1].stdout.readline()
+    processes[2].send_signal(signal.SIGTERM)
+    ends = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [75, 75, 75], ends
+    assert "told to stop: ends here" in ends[0][1]
+    assert not list(tmp_path.rglob("holder.json"))
 
 
 def test_the_first_differences_are_named():
