@@ -103,7 +103,7 @@ def annotated(question: Question, mode: str, threshold: float, most: int) -> lis
     right: dict[str, float] = {}
     for reply in question.replies:
         chain = chain_of(reply.completion)
-        accuracy = score(reply.completion, record.solution, record.problem_type, mode).accuracy
+        accuracy = score(reply.completion, record.solution, record.problem_type, mode, record.options).accuracy
         if chain is not None and accuracy > threshold:
             right[chain] = max(accuracy, right.get(chain, 0.0))
     best = sorted(right, key=lambda chain: -right[chain])[:most]

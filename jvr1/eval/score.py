@@ -50,9 +50,9 @@ class Question:
         return self.error.partition(":")[0] if self.error else None
 
 
-def accuracies(completion: str, gold: str, problem_type: str) -> dict[str, float]:
+def accuracies(completion: str, gold: str, problem_type: str, options: Sequence[str] = ()) -> dict[str, float]:
     """Accuracy in [0,1] by mode. Regression is mean relative accuracy in both, as VSI-Bench has it."""
-    found = {mode: score(completion, gold, problem_type, mode).accuracy for mode in MODES}
+    found = {mode: score(completion, gold, problem_type, mode, options).accuracy for mode in MODES}
     if problem_type == "regression":
         found["robust"] = robust_mra(completion, gold)
     return found
@@ -63,10 +63,13 @@ def mode_of(reward_mode: str) -> str:
     return "robust" if reward_mode == "robust" else "eval-reference"
 
 
-def reply(variant: str, sample: int, completion: str, length: int, ended: bool, gold: str, problem_type: str) -> Reply:
+def reply(
+    variant: str, sample: int, completion: str, length: int, ended: bool, gold: str, problem_type: str,
+    options: Sequence[str] = (),
+) -> Reply:  # fmt: skip
     """A completion, scored."""
-    robust = score(completion, gold, problem_type, "robust")
-    found = accuracies(completion, gold, problem_type)
+    robust = score(completion, gold, problem_type, "robust", options)
+    found = accuracies(completion, gold, problem_type, options)
     return Reply(variant, sample, completion, robust.answer, robust.format, length, ended, found)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import string
 import unicodedata
+from collections.abc import Sequence
 
 from jvr1.rl.quantities import unwrapped
 from jvr1.rl.units import UNSPACED
@@ -40,6 +42,11 @@ def tidy(text: str) -> str:
     text = unicodedata.normalize("NFKC", "".join(out)).translate(_SAME)
     text = unwrapped(re.sub(r"\\[dtc]?frac\{([^{}]*)\}\{([^{}]*)\}", r" \1/\2", text))
     return " ".join(text.replace("\\%", "%").split())
+
+
+def plain(text: str) -> str:
+    """A text to compare as such: neither case nor outer marks count."""
+    return tidy(text).casefold().strip(" .!?,;:*_`'\"")
 
 
 _SAME = str.maketrans(
@@ -123,6 +130,48 @@ def _lines(text: str) -> str:
     text = unicodedata.normalize("NFKC", text.translate(_BRACKETS)).translate(_SAME)
     text = re.sub(r"[*_`$]+", "", text).replace("{", "(").replace("}", ")")
     return "\n".join(" ".join(line.split()) for line in text.strip().splitlines() if line.strip())
+
+
+# --- options by their texts -------------------------------------------------------------------------------------------
+
+_OWN_LABEL = re.compile(r"\s*\(?([A-Z])(?:[).:]|(?=\n))\s*(?=\S)")
+# how TempCompass names captions: "Caption A: ..", "Option 2: .."
+_CAPTION = re.compile(r"((?:caption|description|option|sentence) (?:[a-z]|\d)): (\S.*)", re.I | re.S)
+_YES_OR_NO = re.compile(r"(yes|no)(?=$|[.,;:!\n]|\s+(?:it|he|she|they|the|there|this|that)\b)", re.I)
+
+
+def chosen_options(answer: str, options: Sequence[str]) -> frozenset[str]:
+    """The letters of the options an answer names, as `option_letters`, and by their texts: an option as it stands, its
+    text alone, a caption's name or sentence, a leading yes or no where these are the options.
+
+    A text that two options have names both. Without options: `option_letters`.
+    """
+    named = option_letters(answer)
+    texts = _option_texts(options)
+    if (own := _OWN_LABEL.match(answer)) and plain(answer[own.end() :]) == plain(texts.get(own[1], "")) != "":
+        return frozenset(own[1])
+    if len(named) == 1 and named <= texts.keys():
+        return named
+    names = {letter: names_of(text) for letter, text in texts.items()}
+    said = plain(answer)
+    if set(names.values()) == {frozenset({"yes"}), frozenset({"no"})} and (word := _YES_OR_NO.match(answer.strip())):
+        said = word[1].casefold()
+    return (said and frozenset(letter for letter, own in names.items() if said in own)) or named
+
+
+def names_of(text: str) -> frozenset[str]:
+    """What an option may be called but by its letter, in the form of `plain`."""
+    caption = _CAPTION.fullmatch(text.strip())
+    return frozenset(plain(name) for name in (text, *(caption.groups() if caption else ())))
+
+
+def _option_texts(options: Sequence[str]) -> dict[str, str]:
+    """Texts by letter: the options' own letters where these are A, B, C, ..., else those of their places."""
+    labels = [_OWN_LABEL.match(option) for option in options]
+    letters = string.ascii_uppercase[: len(options)]
+    if all(label and label[1] == letter for label, letter in zip(labels, letters, strict=False)):
+        options = [option[label.end() :] for option, label in zip(options, labels, strict=True) if label]
+    return dict(zip(letters, options, strict=False))
 
 
 # --- words ------------------------------------------------------------------------------------------------------------
