@@ -136,33 +136,45 @@ def _lines(text: str) -> str:
 
 _OWN_LABEL = re.compile(r"\s*\(?([A-Z])(?:[).:]|(?=\n))\s*(?=\S)")
 # how TempCompass names captions: "Caption A: ..", "Option 2: .."
-_CAPTION = re.compile(r"((?:caption|description|option|sentence) (?:[a-z]|\d)): (\S.*)", re.I | re.S)
+_CAPTION = re.compile(r"((?:caption|description|option|sentence) (?:[a-z]|(\d))): (\S.*)", re.I | re.S)
 _YES_OR_NO = re.compile(r"(yes|no)(?=$|[.,;:!\n]|\s+(?:it|he|she|they|the|there|this|that)\b)", re.I)
 
 
 def chosen_options(answer: str, options: Sequence[str]) -> frozenset[str]:
     """The letters of the options an answer names, as `option_letters`, and by their texts: an option as it stands, its
-    text alone, a caption's name or sentence, a leading yes or no where these are the options.
+    text alone or after 'the answer is', a caption's name or sentence, a leading yes or no where these are the options.
 
     A text that two options have names both. Without options: `option_letters`.
     """
-    named = option_letters(answer)
-    texts = _option_texts(options)
-    if (own := _OWN_LABEL.match(answer)) and plain(answer[own.end() :]) == plain(texts.get(own[1], "")) != "":
-        return frozenset(own[1])
+    named, texts = option_letters(answer), _option_texts(options)
+    sayings = (answer, _after_statement(answer)) if texts else ()
+    for said in sayings:
+        own = _OWN_LABEL.match(said)
+        if own and plain(said[own.end() :]) == plain(texts.get(own[1], "")) != "":
+            return frozenset(own[1])
     if len(named) == 1 and named <= texts.keys():
         return named
     names = {letter: names_of(text) for letter, text in texts.items()}
-    said = plain(answer)
-    if set(names.values()) == {frozenset({"yes"}), frozenset({"no"})} and (word := _YES_OR_NO.match(answer.strip())):
-        said = word[1].casefold()
-    return (said and frozenset(letter for letter, own in names.items() if said in own)) or named
+    yes_or_no = set(names.values()) == {frozenset({"yes"}), frozenset({"no"})}
+    for said in sayings:
+        word = _YES_OR_NO.match(said.strip()) if yes_or_no else None
+        called = plain(word[1] if word else said)
+        if called and (found := frozenset(letter for letter, own in names.items() if called in own)):
+            return found
+    return named
+
+
+def _after_statement(text: str) -> str:
+    """What is said last to be the answer; '' where nothing is."""
+    text = _lines(text)
+    *_, stated = [_OPENING.match(text), *_STATED.finditer(text)]
+    return text[stated.end() :] if stated else ""
 
 
 def names_of(text: str) -> frozenset[str]:
     """What an option may be called but by its letter, in the form of `plain`."""
     caption = _CAPTION.fullmatch(text.strip())
-    return frozenset(plain(name) for name in (text, *(caption.groups() if caption else ())))
+    return frozenset(plain(name) for name in (text, *(caption.groups("") if caption else ()))) - {""}
 
 
 def _option_texts(options: Sequence[str]) -> dict[str, str]:

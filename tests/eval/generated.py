@@ -10,12 +10,14 @@ LETTERS = "ABCDEFGHIJ"
 
 
 class Answered(NamedTuple):
-    """dress: what kind of wording the answer has. gold: a letter of `options`, else, without options, a text."""
+    """dress: what kind of wording the answer has. gold: a letter of `options`, else, without options, a number. named:
+    the one option that a reader takes the answer for, '' where there is none."""
 
     dress: str
     answer: str
     gold: str
     options: tuple[str, ...]
+    named: str = ""
 
 
 CHOICES: Mapping[str, Sequence[Sequence[str]]] = {
@@ -73,6 +75,8 @@ DRESSES: Mapping[str, str] = {
     "a reason after": "{x}, because a dog and a boat come first",
     "the text": "{text}",
     "the text in lower case": "{lower}",
+    "the answer is the text": "The answer is {lower}.",
+    "the answer is X, text": "The correct answer is {x}. {text}",
     "the text in a sentence": "I think that what the video shows there is {lower}",
     "another first": "Not {y}. The answer is {x}.",
     "another named": "Considering ({y}), the final answer is ({x}).",
@@ -119,6 +123,10 @@ CAPTION: Mapping[str, str] = {
     "no answer": "Both are possible",
     "nothing": "",
 }
+UNCLEAR = {
+    "the text in a sentence", "two letters", "one or the other", "all options", "no answer", "another word", "a number",
+    "nothing", "not sure", "nothing like it", "both words",
+}  # fmt: skip
 OPEN: Mapping[str, str] = {
     "the number": "{n}",
     "with zeros": "{n}00",
@@ -187,4 +195,6 @@ def _dressed(
         x=LETTERS[chosen], low=LETTERS[chosen].lower(), y=LETTERS[other], text=text, lower=text.lower(),
         upper=text.upper(), name=name, sentence=sentence, **more,
     )  # fmt: skip
-    return Answered(dress, answer, LETTERS[gold], options)
+    by_text = "the text" in dress and len(text) == 1 and text in LETTERS  # a text that reads as another's letter
+    named = text if by_text else LETTERS[chosen]
+    return Answered(dress, answer, LETTERS[gold], options, "" if dress in UNCLEAR else named)

@@ -58,7 +58,7 @@ def compared(title: str, rule: Callable[..., int | None], answered: Sequence[Any
     decided, agree = 0, dict.fromkeys(MODES, 0)
     rule_only: Counter[str] = Counter()
     robust_only: Counter[str] = Counter()
-    for dress, answer, gold, options in answered:
+    for dress, answer, gold, options, _ in answered:
         verdict = rule(answer, gold, options)
         if verdict is None:
             continue
