@@ -152,14 +152,14 @@ def chosen_options(answer: str, options: Sequence[str]) -> frozenset[str]:
         own = _OWN_LABEL.match(said)
         if own and plain(said[own.end() :]) == plain(texts.get(own[1], "")) != "":
             return frozenset(own[1])
-    if len(named) == 1 and named <= texts.keys():
-        return named
+    lone = len(named) == 1 and named <= texts.keys()
     names = {letter: names_of(text) for letter, text in texts.items()}
     yes_or_no = set(names.values()) == {frozenset({"yes"}), frozenset({"no"})}
     for said in sayings:
         word = _YES_OR_NO.match(said.strip()) if yes_or_no else None
         called = plain(word[1] if word else said)
-        if called and (found := frozenset(letter for letter, own in names.items() if called in own)):
+        found = frozenset(letter for letter, own in names.items() if called in own)
+        if found and (len(called) > 1 or not lone):  # 'E. coli' is no E, but E is no text before a letter
             return found
     return named
 
