@@ -21,8 +21,8 @@ DATA_TYPES = ("image", "video", "text")
 PROBLEM_TYPES = ("multiple choice", "numerical", "OCR", "free-form", "regression")
 TASK_FIELDS = ("original_question_type", "question_type", "sub_task", "task_type", "task")
 """Fields in which evaluation files name the kind of question; the first that is there counts."""
-ASPECT_FIELDS = ("duration", "dim", "track")
-"""Fields in which they name the group that their benchmark reports it in: Video-MME, TempCompass, VideoMMMU."""
+ASPECT_FIELDS = ("duration", "dim", "track", "aspect")
+"""Fields in which they name the group that the benchmark reports it in: Video-MME, TempCompass, VideoMMMU, any."""
 SHOWN_PROBLEMS = 5
 _CHUNK = 1 << 22
 _LONGEST_RECORD = 1 << 26
