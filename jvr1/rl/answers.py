@@ -178,12 +178,12 @@ def names_of(text: str) -> frozenset[str]:
 
 
 def _option_texts(options: Sequence[str]) -> dict[str, str]:
-    """Texts by letter: the options' own letters where these are A, B, C, ..., else those of their places."""
-    labels = [_OWN_LABEL.match(option) for option in options]
-    letters = string.ascii_uppercase[: len(options)]
-    if all(label and label[1] == letter for label, letter in zip(labels, letters, strict=False)):
-        options = [option[label.end() :] for option, label in zip(options, labels, strict=True) if label]
-    return dict(zip(letters, options, strict=False))
+    """Texts by letter: the options' own letters where these follow each other, else those of their places."""
+    labels = [label for option in options if (label := _OWN_LABEL.match(option))]
+    own = "".join(label[1] for label in labels)
+    if len(own) == len(options) > 1 and own in string.ascii_uppercase:
+        return {label[1]: label.string[label.end() :] for label in labels}
+    return dict(zip(string.ascii_uppercase, options, strict=False))
 
 
 # --- words ------------------------------------------------------------------------------------------------------------

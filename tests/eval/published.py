@@ -81,7 +81,7 @@ def tempcompass_caption(answer: str, gold: str, options: Sequence[str]) -> int |
 
 def videommmu_choice(answer: str, gold: str, options: Sequence[str]) -> int:
     """Letters with a point or colon, else in brackets, else before a blank, else, in more than five words, the texts
-    of options; of several the one that stands last."""
+    of options, taken without letters; of several the one that stands last."""
     if not answer:
         return 0
     for mark in ",.!?;:'":

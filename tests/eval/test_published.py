@@ -83,6 +83,8 @@ def test_robust_reads_the_option_a_reader_reads(source):
         ("pulling.", "B", ("A. Not sure", "B. Pulling"), 1),
         ("pulling", "B", ("Not sure", "Pulling"), 1),  # letters by place
         ("pulling", "B", ("(A) Not sure", "(B) Pulling"), 1),
+        ("pulling", "F", ("E. Not sure", "F. Pulling"), 1),
+        ("pulling", "B", ("E. Not sure", "B. Pulling"), 0),  # no letters, but names such as E. coli
         ("pulling", "B", (), 0),
         ("pulling", "B", ("A. Pulling", "B. Pulling"), 0),  # which?
         ("pulling it", "B", ("A. Not sure", "B. Pulling"), 0),
