@@ -178,11 +178,20 @@ def test_the_best_come_first_each_once_and_the_threshold_is_not_enough():
     assert annotated(Question(asked.record, "missing"), "robust", 0.0, 1) == []
 
 
+def test_options_are_known_by_their_texts():
+    asked = question(thought("a", "red"), thought("b", "blue"), problem_type="multiple choice",
+                     options=["A. red", "B. blue"], solution="A")  # fmt: skip
+    assert [row["process"] for row in annotated(asked, "robust", 0.6, 9)] == ["<think>a</think>"]
+    assert annotated(asked, "reference", 0.6, 9) == []
+
+
 def test_a_row_is_its_question_with_the_chain():
-    one = record(solution="10", task="distance")
+    one = record(solution="10", task="distance", dim="speed")
     row = json.loads(json.dumps(raw(one, "<think>a</think>")))
     assert row["solution"] == "<answer>10</answer>"
-    assert parse_record(row) == record(solution="<answer>10</answer>", process="<think>a</think>", task="distance")
+    assert parse_record(row) == record(
+        solution="<answer>10</answer>", process="<think>a</think>", task="distance", dim="speed"
+    )
     several = record(data_type="image", path=["a.png", "b.png"])
     assert parse_record(json.loads(json.dumps(raw(several, "<think>a</think>")))).path == ("a.png", "b.png")
 

@@ -8,6 +8,7 @@ queue: a batch kept full beside fixed batches (queue.py). data: decoding, prepar
 video: reading frames beside decord (video.py; needs the test dependencies).
 frames: samples with and without decoded frames kept on disk (frames.py; needs the ffmpeg command).
 answers: scores of numbers beside math-verify's (answers.py; needs the tests and math-verify).
+suites: scores of answers beside those of the benchmarks' published code (suites.py; needs the tests).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from jvr1.errors import UserError, run_main
 
 PHASES = ("vision", "prefill", "decode", "score", "update", "step")
 SHAPED = ("growth", "against", "shared", "queue")
-UNSHAPED = ("answers", "data", "frames", "video")
+UNSHAPED = ("answers", "data", "frames", "suites", "video")
 
 
 def main(arguments: list[str] | None = None) -> None:

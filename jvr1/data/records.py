@@ -21,6 +21,8 @@ DATA_TYPES = ("image", "video", "text")
 PROBLEM_TYPES = ("multiple choice", "numerical", "OCR", "free-form", "regression")
 TASK_FIELDS = ("original_question_type", "question_type", "sub_task", "task_type", "task")
 """Fields in which evaluation files name the kind of question; the first that is there counts."""
+ASPECT_FIELDS = ("duration", "dim", "track", "aspect")
+"""Fields in which they name the group that the benchmark reports it in: Video-MME, TempCompass, VideoMMMU, any."""
 SHOWN_PROBLEMS = 5
 _CHUNK = 1 << 22
 _LONGEST_RECORD = 1 << 26
@@ -30,7 +32,8 @@ _LONGEST_RECORD = 1 << 26
 class Record:
     """One question. path: of its medium, relative to the media root; a tuple of paths for several images; None for
     data_type "text" (an extension of ours). process: the chain of thought, in the cold-start file only. task: the kind
-    of question within its source, where the file says (`TASK_FIELDS`)."""
+    of question within its source, where the file says (`TASK_FIELDS`); aspect: what else its benchmark groups by
+    (`ASPECT_FIELDS`)."""
 
     problem_id: int | str
     problem: str
@@ -42,6 +45,7 @@ class Record:
     path: str | tuple[str, ...] | None
     data_source: str
     task: str = ""
+    aspect: str = ""
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -117,7 +121,8 @@ def parse_record(raw: Any) -> Record:
     problem_id = raw.get("problem_id")
     if isinstance(problem_id, bool) or not isinstance(problem_id, int | str):
         raise UserError(f"field 'problem_id' must be a number or a string, got {_kind(problem_id)}")
-    data_type = _choice(raw, "data_type", DATA_TYPES)
+    # MVBench's for videos that come as frames; its evaluation file names the video made of them
+    data_type = "video" if raw.get("data_type") == "frame" else _choice(raw, "data_type", DATA_TYPES)
     for field, value in raw.items():
         if field in _READ:
             check_whole(field, value)
@@ -131,11 +136,12 @@ def parse_record(raw: Any) -> Record:
         process=_optional_text(raw, "process"),
         path=_media_path(raw.get("path"), data_type),
         data_source=sys.intern(_optional_text(raw, "data_source") or ""),
-        task=sys.intern(_task(raw)),
+        task=sys.intern(_first_text(raw, TASK_FIELDS)),
+        aspect=sys.intern(_first_text(raw, ASPECT_FIELDS)),
     )
 
 
-_READ = {"problem_id", "problem", "options", "solution", "process", "path", "data_source", *TASK_FIELDS}
+_READ = {"problem_id", "problem", "options", "solution", "process", "path", "data_source", *TASK_FIELDS, *ASPECT_FIELDS}
 _HALF = re.compile("[\ud800-\udfff]")
 
 
@@ -220,9 +226,9 @@ def _optional_text(raw: dict[str, Any], field: str) -> str | None:
     return value or None
 
 
-def _task(raw: dict[str, Any]) -> str:
+def _first_text(raw: dict[str, Any], fields: tuple[str, ...]) -> str:
     """Only a text counts: these names mean other things in other files."""
-    return next((raw[field] for field in TASK_FIELDS if isinstance(raw.get(field), str) and raw[field]), "")
+    return next((raw[field] for field in fields if isinstance(raw.get(field), str) and raw[field]), "")
 
 
 def _kind(value: Any) -> str:

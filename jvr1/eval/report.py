@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
+from jvr1.eval.breakdown import BREAKDOWNS
 from jvr1.eval.run import Asking, Summary, summarise
 from jvr1.eval.score import MODES, Question, benchmark_summary, summary
 from jvr1.eval.suites import CITATION, Suite, task_of
@@ -47,9 +48,10 @@ def build(asked: Sequence[Asked], asking: Asking, settings: Mapping[str, Any], m
 def _benchmark(one: Asked, asking: Asking, paper: int | None) -> dict[str, Any]:
     of = one.suite.benchmark
     over_tasks = of is not None and of.mean_over_tasks
+    breakdown = None if of is None else BREAKDOWNS.get(one.suite.name)
     questions = list(one.questions.values())
     out: dict[str, Any] = {"title": one.suite.title, "file": one.suite.file}
-    out |= benchmark_summary(questions, asking.variants, asking.samples, over_tasks=over_tasks)
+    out |= benchmark_summary(questions, asking.variants, asking.samples, over_tasks=over_tasks, breakdown=breakdown)
     out["questions"] = one.suite.size
     if of is not None and paper is not None and paper in of.paper:
         rests_on = of.paper_type or "all questions"
@@ -123,6 +125,11 @@ def tables(report: Mapping[str, Any]) -> list[Table]:
     out = [_headline(benchmarks)]
     if report.get("temporal_reliance"):
         out.append(_reliance(report))
+    broken = [
+        [Cell(b["title"]), Cell(name), *_numbers(group)] for b in benchmarks.values() for name, group in _groups(b)
+    ]
+    if broken:
+        out.append(Table("As the benchmarks break it down", ("benchmark", "group", *_NUMBERS), broken))
     for name, part in (("Tasks", "tasks"), ("Problem types", "problem_types")):
         rows = [
             [Cell(b["title"]), Cell(task), *_numbers(group)]
@@ -134,6 +141,12 @@ def tables(report: Mapping[str, Any]) -> list[Table]:
     if failures:
         out.append(Table("Failures by cause", ("cause", "questions"), failures, "Left out of every number above."))
     return out
+
+
+def _groups(benchmark: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """'duration: short' and its numbers, ..."""
+    found = benchmark.get("breakdown", {"by": "", "groups": {}})
+    return [(f"{found['by']}: {name}", group) for name, group in found["groups"].items()]
 
 
 _NUMBERS = ("answered", "eval-reference", "robust", "format", "tokens", "ended")
@@ -193,11 +206,12 @@ def _paper(benchmark: Mapping[str, Any]) -> Cell:
 
 
 def _reliance(report: Mapping[str, Any]) -> Table:
-    """Ordered against every other order of the frames: all together, by benchmark, by task."""
+    """Ordered against every other order of the frames: all together, by benchmark, by task, by its own groups."""
     groups = [("all", "", report["temporal_reliance"])]
     for b in report["benchmarks"].values():
         groups.append((b["title"], "", b.get("variants", {})))
-        groups += [(b["title"], task, group.get("variants", {})) for task, group in b["tasks"].items()]
+        parts = [*b["tasks"].items(), *_groups(b)]
+        groups += [(b["title"], part, group.get("variants", {})) for part, group in parts]
     mode, variants = report["settings"]["primary_mode"], list(report["temporal_reliance"])
     rows = []
     for title, task, found in groups:

@@ -76,8 +76,8 @@ class Judge:
             if row.record is None or row.error is not None:
                 scores.append([Score(0.0, 0.0, None)] * len(completions))
                 continue
-            gold, kind = row.record.solution, row.record.problem_type
-            scores.append([score(text, gold, kind, self.mode) for text in completions])
+            gold, kind, options = row.record.solution, row.record.problem_type, row.record.options
+            scores.append([score(text, gold, kind, self.mode, options) for text in completions])
             for r, (text, one) in enumerate(zip(completions, scores[-1], strict=True)):
                 total[b, r] = one.accuracy + self.format_weight * one.format
                 if self.user is not None and r < rows[0]:
@@ -179,13 +179,16 @@ def _question(done: Done, tokenizer: PreTrainedTokenizerBase, asking: Asking) ->
     assert row.record is not None
     if row.error is not None:
         return Question(row.record, row.error, number=row.number)
-    gold, kind, samples = row.record.solution, row.record.problem_type, asking.samples
+    record, samples = row.record, asking.samples
     (texts,) = texts_of(tokenizer, Sampled(*(x[None] for x in sampled)))
     replies = [
-        reply(variants[r // samples], r % samples, text, int(sampled.length[r]), bool(sampled.ended[r]), gold, kind)
+        reply(
+            variants[r // samples], r % samples, text, int(sampled.length[r]), bool(sampled.ended[r]),
+            record.solution, record.problem_type, record.options,
+        )
         for r, text in enumerate(texts)
-    ]
-    return Question(row.record, None, tuple(replies), row.number)
+    ]  # fmt: skip
+    return Question(record, None, tuple(replies), row.number)
 
 
 IDENTITIES = 2**19

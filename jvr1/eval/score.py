@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jvr1.data.records import Record
+from jvr1.eval.breakdown import Breakdown
 from jvr1.eval.suites import task_of
 from jvr1.rl.rewards import robust_mra, score
 
@@ -50,9 +51,9 @@ class Question:
         return self.error.partition(":")[0] if self.error else None
 
 
-def accuracies(completion: str, gold: str, problem_type: str) -> dict[str, float]:
+def accuracies(completion: str, gold: str, problem_type: str, options: Sequence[str] = ()) -> dict[str, float]:
     """Accuracy in [0,1] by mode. Regression is mean relative accuracy in both, as VSI-Bench has it."""
-    found = {mode: score(completion, gold, problem_type, mode).accuracy for mode in MODES}
+    found = {mode: score(completion, gold, problem_type, mode, options).accuracy for mode in MODES}
     if problem_type == "regression":
         found["robust"] = robust_mra(completion, gold)
     return found
@@ -63,10 +64,13 @@ def mode_of(reward_mode: str) -> str:
     return "robust" if reward_mode == "robust" else "eval-reference"
 
 
-def reply(variant: str, sample: int, completion: str, length: int, ended: bool, gold: str, problem_type: str) -> Reply:
+def reply(
+    variant: str, sample: int, completion: str, length: int, ended: bool, gold: str, problem_type: str,
+    options: Sequence[str] = (),
+) -> Reply:  # fmt: skip
     """A completion, scored."""
-    robust = score(completion, gold, problem_type, "robust")
-    found = accuracies(completion, gold, problem_type)
+    robust = score(completion, gold, problem_type, "robust", options)
+    found = accuracies(completion, gold, problem_type, options)
     return Reply(variant, sample, completion, robust.answer, robust.format, length, ended, found)
 
 
@@ -184,9 +188,15 @@ def _against(answered: Sequence[Question], variant: str, samples: int) -> dict[s
 
 
 def benchmark_summary(
-    questions: Sequence[Question], variants: Sequence[str], samples: int, *, over_tasks: bool
+    questions: Sequence[Question],
+    variants: Sequence[str],
+    samples: int,
+    *,
+    over_tasks: bool,
+    breakdown: Breakdown | None = None,
 ) -> dict[str, Any]:
-    """A benchmark's numbers: all together, by task and by problem type. over_tasks: the mean over tasks as well."""
+    """A benchmark's numbers: all together, by task, by problem type and by the groups of its own `breakdown`, where a
+    record says any. over_tasks: the mean over tasks as well."""
     out = summary(questions, variants, samples)
     tasks, types = grouped(questions, lambda q: task_of(q.record)), grouped(questions, lambda q: q.record.problem_type)
     out["tasks"] = {name: summary(group, variants, samples) for name, group in tasks.items()}
@@ -200,7 +210,20 @@ def benchmark_summary(
     named = grouped([q for q in answered if q.record.task], lambda q: q.record.task)
     if over_tasks and named:
         out["mean_over_tasks"] = {mode: mean_over(_levels(named, mode)) for mode in MODES}
+    if breakdown and (parts := broken_down(questions, breakdown)):
+        groups = {name: summary(group, variants, samples) for name, group in parts.items()}
+        out["breakdown"] = {"by": breakdown.by, "groups": groups}
     return out
+
+
+NO_GROUP = "not said"
+
+
+def broken_down(questions: Sequence[Question], breakdown: Breakdown) -> dict[str, list[Question]]:
+    """By group, in the benchmark's order, then those of which nothing says it; none where nothing says any."""
+    found = grouped(questions, lambda q: breakdown.group(q.record))
+    parts = {name: found[name] for name in breakdown.groups if name in found}
+    return parts | ({NO_GROUP: found[""]} if parts and "" in found else {})
 
 
 LEVELS = ("_easy", "_medium", "_hard")

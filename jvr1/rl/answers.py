@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import string
 import unicodedata
+from collections.abc import Sequence
 
 from jvr1.rl.quantities import unwrapped
 from jvr1.rl.units import UNSPACED
@@ -40,6 +42,11 @@ def tidy(text: str) -> str:
     text = unicodedata.normalize("NFKC", "".join(out)).translate(_SAME)
     text = unwrapped(re.sub(r"\\[dtc]?frac\{([^{}]*)\}\{([^{}]*)\}", r" \1/\2", text))
     return " ".join(text.replace("\\%", "%").split())
+
+
+def plain(text: str) -> str:
+    """A text to compare as such: neither case nor outer marks count."""
+    return tidy(text).casefold().strip(" .!?,;:*_`'\"")
 
 
 _SAME = str.maketrans(
@@ -123,6 +130,60 @@ def _lines(text: str) -> str:
     text = unicodedata.normalize("NFKC", text.translate(_BRACKETS)).translate(_SAME)
     text = re.sub(r"[*_`$]+", "", text).replace("{", "(").replace("}", ")")
     return "\n".join(" ".join(line.split()) for line in text.strip().splitlines() if line.strip())
+
+
+# --- options by their texts -------------------------------------------------------------------------------------------
+
+_OWN_LABEL = re.compile(r"\s*\(?([A-Z])(?:[).:]|(?=\n))\s*(?=\S)")
+# how TempCompass names captions: "Caption A: ..", "Option 2: .."
+_CAPTION = re.compile(r"((?:caption|description|option|sentence) (?:[a-z]|(\d))): (\S.*)", re.I | re.S)
+_YES_OR_NO = re.compile(r"(yes|no)(?=$|[.,;:!\n]|\s+(?:it|he|she|they|the|there|this|that)\b)", re.I)
+
+
+def chosen_options(answer: str, options: Sequence[str]) -> frozenset[str]:
+    """The letters of the options an answer names, as `option_letters`, and by their texts: an option as it stands, its
+    text alone or after 'the answer is', a caption's name or sentence, a leading yes or no where these are the options.
+
+    A text that two options have names both. Without options: `option_letters`.
+    """
+    named, texts = option_letters(answer), _option_texts(options)
+    sayings = (answer, _after_statement(answer)) if texts else ()
+    for said in sayings:
+        own = _OWN_LABEL.match(said)
+        if own and plain(said[own.end() :]) == plain(texts.get(own[1], "")) != "":
+            return frozenset(own[1])
+    lone = len(named) == 1 and named <= texts.keys()
+    names = {letter: names_of(text) for letter, text in texts.items()}
+    yes_or_no = set(names.values()) == {frozenset({"yes"}), frozenset({"no"})}
+    for said in sayings:
+        word = _YES_OR_NO.match(said.strip()) if yes_or_no else None
+        called = plain(word[1] if word else said)
+        found = frozenset(letter for letter, own in names.items() if called in own)
+        if found and (len(called) > 1 or not lone):  # 'E. coli' is no E, but E is no text before a letter
+            return found
+    return named
+
+
+def _after_statement(text: str) -> str:
+    """What is said last to be the answer; '' where nothing is."""
+    text = _lines(text)
+    *_, stated = [_OPENING.match(text), *_STATED.finditer(text)]
+    return text[stated.end() :] if stated else ""
+
+
+def names_of(text: str) -> frozenset[str]:
+    """What an option may be called but by its letter, in the form of `plain`."""
+    caption = _CAPTION.fullmatch(text.strip())
+    return frozenset(plain(name) for name in (text, *(caption.groups("") if caption else ()))) - {""}
+
+
+def _option_texts(options: Sequence[str]) -> dict[str, str]:
+    """Texts by letter: the options' own letters where these follow each other, else those of their places."""
+    labels = [label for option in options if (label := _OWN_LABEL.match(option))]
+    own = "".join(label[1] for label in labels)
+    if len(own) == len(options) > 1 and own in string.ascii_uppercase:
+        return {label[1]: label.string[label.end() :] for label in labels}
+    return dict(zip(string.ascii_uppercase, options, strict=False))
 
 
 # --- words ------------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import Protocol, runtime_checkable
 
-from jvr1.rl.answers import final_answer, first_answer, option_letters
+from jvr1.rl.answers import chosen_options, final_answer, first_answer
 from jvr1.rl.quantities import numbers
 
 
@@ -36,7 +36,7 @@ def doubt(record: Posed) -> str | None:
     if _NO_VALUE.fullmatch(gold):
         return "is no value"
     if record.problem_type == "multiple choice" and record.options:
-        letters = option_letters(gold)
+        letters = chosen_options(gold, record.options)
         if not letters:
             return "names no option"
         lettered = [_LETTERED.match(option) for option in record.options]

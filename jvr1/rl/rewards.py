@@ -10,14 +10,14 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jiwer
 import numpy as np
 
 from jvr1.errors import UserError
-from jvr1.rl.answers import final_answer, first_answer, option_letters, tidy, transcript, words
+from jvr1.rl.answers import chosen_options, final_answer, first_answer, names_of, plain, tidy, transcript, words
 from jvr1.rl.quantities import numbers, readings
 
 MODES = ("reference", "robust", "eval-reference")
@@ -34,18 +34,19 @@ class Score(NamedTuple):
     answer: str | None
 
 
-def score(completion: str, gold: str, problem_type: str, mode: str = "robust") -> Score:
+def score(completion: str, gold: str, problem_type: str, mode: str = "robust", options: Sequence[str] = ()) -> Score:
     """Scores a completion against a record's `solution`.
 
     `gold` is as published, `<answer>A</answer>`; robust mode also takes it without tags, the reference modes then
-    find no gold answer, as theirs do. eval-reference scores the whole output where there is no answer.
+    find no gold answer, as theirs do. eval-reference scores the whole output where there is no answer. options: the
+    record's, by whose texts robust mode knows them, too.
     Nothing in a completion raises. Errors: UserError for an unknown mode, and in robust mode for an unknown problem
     type, which the reference scores 0.
     """
     form = format_reward(completion)
     if mode == "robust":
         answer = final_answer(completion)
-        return Score(_robust(answer, final_answer(gold) or gold.strip(), problem_type), form, answer or None)
+        return Score(_robust(answer, final_answer(gold) or gold.strip(), problem_type, options), form, answer or None)
     if mode not in MODES:
         raise UserError(f"reward mode {mode!r} is unknown; use one of {', '.join(MODES)}")
     answer, gold = first_answer(completion), first_answer(gold)
@@ -145,7 +146,7 @@ def _float(text: str) -> float | None:
 # --- robust -----------------------------------------------------------------------------------------------------------
 
 
-def _robust(answer: str, gold: str, problem_type: str) -> float:
+def _robust(answer: str, gold: str, problem_type: str, options: Sequence[str]) -> float:
     """As `_reference`, with the cases of docs/deviations.md mended. No answer scores 0, whatever the gold."""
     if problem_type not in PROBLEM_TYPES:
         raise UserError(f"problem type {problem_type!r} is unknown; use one of {', '.join(PROBLEM_TYPES)}")
@@ -153,8 +154,7 @@ def _robust(answer: str, gold: str, problem_type: str) -> float:
         return 0.0
     match problem_type:
         case "multiple choice":
-            letters = option_letters(gold)
-            return float(option_letters(answer) == letters if letters else _plain(answer) == _plain(gold))
+            return float(_same_choice(answer, gold, options))
         case "numerical":
             return _number_score(answer, gold, lambda a, g: float(_equal_numbers(a, g)))
         case "regression":
@@ -164,8 +164,10 @@ def _robust(answer: str, gold: str, problem_type: str) -> float:
     return _overlap(answer, gold)
 
 
-def _plain(text: str) -> str:
-    return tidy(text).casefold().strip(" .!?,;:*_`'\"")
+def _same_choice(answer: str, gold: str, options: Sequence[str]) -> bool:
+    """The same options; where the gold names none, the same text, or the name or sentence of a caption."""
+    letters = chosen_options(gold, options)
+    return chosen_options(answer, options) == letters if letters else plain(answer) in names_of(gold)
 
 
 def _number_score(answer: str, gold: str, compare: Callable[[float, float], float]) -> float:
@@ -208,7 +210,7 @@ def _transcription(answer: str, gold: str) -> float:
 
 def _overlap(answer: str, gold: str) -> float:
     """Mean ROUGE-1/2/L over words of any script; without ROUGE-2 where the gold has no pair of words."""
-    if _plain(answer) == _plain(gold):
+    if plain(answer) == plain(gold):
         return 1.0
     kinds = ("rouge1", "rouge2", "rougeL") if len(words(gold)) > 1 else ("rouge1", "rougeL")
     rouge = _rouge(unicode_words=True).score(gold, answer)

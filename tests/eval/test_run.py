@@ -214,6 +214,26 @@ def test_what_cannot_be_asked(arguments, message):
     assert message in str(error.value)
 
 
+class Texts(Tokenizer):
+    """Answers with the texts of the options."""
+
+    def decode(self, ids, skip_special_tokens):
+        return "".join(f"<think>.</think><answer>{('', 'x', 'y')[i]}</answer>" for i in ids)
+
+
+def test_options_are_known_by_their_texts_in_validation_and_training():
+    def decode(tasks):
+        for task in tasks:
+            yield [Done(task, 0, Sampled(*(x[0] for x in ANSWERS[0])))]
+
+    ((question,),) = answer_questions(MICROBATCHES[:1], decode, Texts(), VALIDATION)
+    assert [r.accuracy["robust"] for r in question.replies] == [1, 0]
+    assert [r.accuracy["eval-reference"] for r in question.replies] == [0, 0]
+    done = sampled([[1, 2], [1, 2]])
+    judged = Judge("robust")(MICROBATCHES[0], texts_of(Texts(), done), done, (1, 1))
+    np.testing.assert_array_equal(judged.rollout.accuracy, [[1], [0]])
+
+
 def test_a_judge_adds_accuracy_format_and_a_user_s_own():
     calls = []
 

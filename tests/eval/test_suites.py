@@ -54,6 +54,13 @@ def test_tasks_are_what_the_file_names(tmp_path):
     assert suite.benchmark is None
 
 
+def test_videos_that_mvbench_has_as_frames_are_videos(tmp_path):
+    write(tmp_path / "eval_mvbench.json", raw(1, data_type="frame"), raw(2, data_type="frames"))
+    (suite,) = open_suites(["mvbench"], str(tmp_path))
+    assert [r.data_type for r in suite.records.values()] == ["video"]
+    assert [f.problem_id for f in suite.faults] == [2]
+
+
 def test_faulty_records_are_listed_and_the_rest_stays(tmp_path):
     write(tmp_path / "own.json", raw(0), raw(1, problem=" "), "text", raw(3, path="/etc/passwd"), raw(4), {})
     (suite,) = open_suites(["own.json"], str(tmp_path))
