@@ -19,7 +19,7 @@ from jvr1.config_checks import check_together, check_values
 from jvr1.data.batch import Bucket, make_buckets
 from jvr1.data.media import PixelLimits, VideoSampling
 from jvr1.data.prompts import TEMPLATES, PromptStyle
-from jvr1.distributed import PEER_SECONDS, Peers, define_flags
+from jvr1.distributed import Peers, define_flags
 from jvr1.errors import UserError
 from jvr1.model.lora import LANGUAGE, LoRAConfig
 from jvr1.rl.tgrpo import TGRPOConfig
@@ -143,7 +143,7 @@ def parse(argv: Sequence[str]) -> Command:
         values["coordinator"].value,
         values["processes"].value,
         values["process"].value,
-        values["peer_limit"].value or PEER_SECONDS,
+        float(values["peer_limit"].value or 0),
     )
     return Command(check(config), values["workdir"].value, peers, _steps(values["profile"].value))
 
