@@ -12,8 +12,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 LAUNCH = ROOT / "launch"
-RETRY, POD, HOST, SLURM, SECRETS = (
-    LAUNCH / name for name in ("retry.sh", "tpu_pod.sh", "gpu_host.sh", "slurm.sbatch", "secrets.sh")
+RETRY, POD, HOST, SLURM, SECRETS, GKE = (
+    LAUNCH / name for name in ("retry.sh", "tpu_pod.sh", "gpu_host.sh", "slurm.sbatch", "secrets.sh", "gke.py")
 )
 SLICE = ("slice", "--zone", "z", "--type", "v5p-16")
 TRAIN = ["python", "-m", "jvr1.train_rl", "--config", "configs/tgrpo_7b.py", "--workdir", "gs://b/it's here"]
