@@ -106,14 +106,14 @@ def run_main(main: Callable[[], int | None]) -> None:
 
 
 _SECRET = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD)$")
-SHORTEST = 8
+_SHORTEST = 8
 """Length of values that are taken for secrets; shorter ones stand in texts by chance."""
 
 
-def hidden(text: str) -> str:
+def _hidden(text: str) -> str:
     """A text for logs: names in the place of the values of WANDB_API_KEY, HF_TOKEN and their like."""
     for name, value in os.environ.items():
-        if _SECRET.search(name) and len(value) >= SHORTEST:
+        if _SECRET.search(name) and len(value) >= _SHORTEST:
             text = text.replace(value, f"${name}")
     return text
 
@@ -124,7 +124,7 @@ def _without_secrets(main: Callable[[], int | None]) -> int | None:
         return main()
     except Exception as error:
         for one in chain(error):
-            one.args = tuple(hidden(a) if isinstance(a, str) else a for a in one.args)
+            one.args = tuple(_hidden(a) if isinstance(a, str) else a for a in one.args)
         raise
 
 

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from stand_ins import HOST, LAUNCH, POD, RETRY, ROOT, SLICE, SLURM, TRAIN, await_, calls, kinds, run, start
+from stand_ins import HOST, LAUNCH, POD, RETRY, ROOT, SECRETS, SLICE, SLURM, TRAIN, await_, calls, kinds, run, start
 
 pytestmark = pytest.mark.slow
 
@@ -29,12 +29,12 @@ def test_shellcheck():
     assert len(SHELL) >= 9
 
 
-@pytest.mark.parametrize("script", [RETRY, POD, HOST, SLURM], ids=lambda s: s.name)
+@pytest.mark.parametrize("script", [RETRY, POD, HOST, SLURM, SECRETS], ids=lambda s: s.name)
 def test_help_names_every_option(script):
     done = run("bash", script, "--help")
     options = set(re.findall(r"^ +(--[a-z-]+)\)", script.read_text(), re.M)) - {"--"}
     assert done.returncode == 0
-    assert options >= {"--dry-run"}
+    assert options & {"--dry-run", "--check"}
     assert [o for o in options if o not in done.stdout] == []
     assert done.stdout.strip().endswith(".")
 

@@ -40,7 +40,7 @@ JOBSET = {
         "replicatedJobs": [{"name": str, "replicas": int, "template": {"spec": dict}}],
     },
 }
-"""Of JobSet's schema (kubernetes-sigs/jobset, config/components/crd/bases, v0.8) what is used."""
+"""Of JobSet's schema (kubernetes-sigs/jobset, config/components/crd/bases as of 0107852) what is used."""
 JOB = {
     "parallelism": int,
     "completions": int,
