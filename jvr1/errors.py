@@ -87,7 +87,7 @@ def run_main(main: Callable[[], int | None]) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        code = main()
+        code = _without_secrets(main)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -103,6 +103,29 @@ def run_main(main: Callable[[], int | None]) -> None:
     except Exception as error:
         _end(error)
     sys.exit(code or 0)
+
+
+_SECRET = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD)$")
+_SHORTEST = 8
+"""Length of values that are taken for secrets; shorter ones stand in texts by chance."""
+
+
+def _hidden(text: str) -> str:
+    """A text for logs: names in the place of the values of WANDB_API_KEY, HF_TOKEN and their like."""
+    for name, value in os.environ.items():
+        if _SECRET.search(name) and len(value) >= _SHORTEST:
+            text = text.replace(value, f"${name}")
+    return text
+
+
+def _without_secrets(main: Callable[[], int | None]) -> int | None:
+    """main(), whose errors do not quote secrets, as libraries do of a key that is refused."""
+    try:
+        return main()
+    except Exception as error:
+        for one in chain(error):
+            one.args = tuple(_hidden(a) if isinstance(a, str) else a for a in one.args)
+        raise
 
 
 def _end(error: Exception) -> NoReturn:

@@ -51,25 +51,31 @@ where no other divides (the 3420 biases of the vision tower on 8 devices)."""
 
 
 def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh of axes data, fsdp, tensor. At most one size may be -1: whatever the devices leave.
+    """A mesh of axes data, fsdp, tensor, as `mesh_sizes` says. Raises UserError."""
+    devices = jax.devices() if devices is None else list(devices)
+    sizes = mesh_sizes(shape, len(devices))
+    # by itself JAX refuses sizes such as 8 x 2 on a slice of 4 x 4: a mesh axis may take part of one of the slice's
+    placed = create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def mesh_sizes(shape: Mapping[str, int], devices: int) -> list[int]:
+    """Of the axes data, fsdp, tensor over a number of devices. At most one size may be -1: whatever the devices leave.
 
     Raises UserError when the sizes do not multiply to the number of devices.
     """
     unknown = set(shape) - set(AXES)
     if unknown:
         raise UserError(f"mesh axis {sorted(unknown)[0]!r} is unknown; the axes are {', '.join(AXES)}")
-    devices = jax.devices() if devices is None else list(devices)
     sizes = [int(shape.get(axis, 1)) for axis in AXES]
     if sizes.count(-1) > 1 or any(s < 1 and s != -1 for s in sizes):
         raise UserError(f"{_named(shape)}: sizes must be positive, at most one of them -1")
     known = math.prod(s for s in sizes if s != -1)
-    if -1 in sizes and len(devices) % known == 0:
-        sizes[sizes.index(-1)] = len(devices) // known
-    if math.prod(sizes) != len(devices):
-        raise UserError(f"{_named(shape)}: does not fit {len(devices)} devices; the sizes must multiply to that")
-    # by itself JAX refuses sizes such as 8 x 2 on a slice of 4 x 4: a mesh axis may take part of one of the slice's
-    placed = create_device_mesh(sizes, devices, allow_split_physical_axes=True)
-    return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * 3)
+    if -1 in sizes and devices % known == 0:
+        sizes[sizes.index(-1)] = devices // known
+    if math.prod(sizes) != devices:
+        raise UserError(f"{_named(shape)}: does not fit {devices} devices; the sizes must multiply to that")
+    return sizes
 
 
 def _named(shape: Mapping[str, int]) -> str:

@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# launch/tpu_pod.sh NAME --zone ZONE --type TYPE [--version V] [--spot] [--queued] [--dry-run] -- COMMAND...
+# launch/tpu_pod.sh NAME --zone ZONE --type TYPE [--version V] [--spot] [--queued] [--secrets FILE] [--dry-run]
+#     -- COMMAND...
 #
 # Creates the TPU slice NAME (TYPE as v5p-16), or takes the one there; copies this folder's code to all its workers,
 # installs it, runs COMMAND on each under launch/retry.sh, and shows their logs until it ends. --queued waits in the
 # queue for capacity (queued resources); --spot takes capacity that can be taken away; V: the slice's system image.
+# --secrets: lines NAME=VALUE for COMMAND's environment, see launch/secrets.sh; the workers' copy is gone when it starts.
 # The run goes on when the connection breaks: the same command again shows it. A slice that was taken away is made
 # anew, so that this runs well under launch/retry.sh itself. Ends with COMMAND's exit code, or 75 when it has no slice.
 set -euo pipefail
@@ -11,16 +13,17 @@ set -euo pipefail
 fail() { echo "error: $1; see launch/tpu_pod.sh --help" >&2; exit 2; }
 value() { [[ ${2-} && $2 != -* ]] || fail "$1 needs a value"; }
 
-name='' zone='' type='' version='' spot=() queued=0 dry=0
+name='' zone='' type='' version='' secrets='' spot=() queued=0 dry=0
 while (($#)); do
   case $1 in
     --zone) value "$@"; zone=$2; shift ;;
     --type) value "$@"; type=$2; shift ;;
+    --secrets) value "$@"; secrets=$2; shift ;;
     --version) value "$@"; version=$2; shift ;;
     --spot) spot=(--spot) ;;
     --queued) queued=1 ;;
     --dry-run) dry=1 ;;
-    -h | --help) sed -n '2,8s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    -h | --help) sed -n '2,10s/^# \{0,1\}//p' "$0"; exit 0 ;;
     --) shift; break ;;
     -*) fail "unknown option $1 (the command follows --)" ;;
     *) [[ -z $name ]] || fail "unexpected argument $1 (the command follows --)"; name=$1 ;;
@@ -35,7 +38,13 @@ case $type in # the images that Google names for JAX on each generation
   v6e-*) : "${version:=v2-alpha-tpuv6e}" ;;
   *) [[ $version ]] || fail "no image is known for $type: give --version (gcloud compute tpus versions list)" ;;
 esac
-cd "$(dirname "$0")/.."
+if [[ $secrets ]]; then
+  [[ -f $secrets ]] || fail "there is no file of secrets $secrets"
+  secrets=$(cd -- "$(dirname -- "$secrets")" >/dev/null; pwd -P)/${secrets##*/}
+fi
+cd -P "$(dirname "$0")/.."
+[[ $secrets != "$PWD"/@(jvr1|configs|tools|launch)/* ]] || fail "$secrets would be copied with the code; put it elsewhere"
+launch/secrets.sh --check ${secrets:+"$secrets"} -- "$@"
 
 exec 3>&1
 show() { # a command as it can be pasted
@@ -47,6 +56,7 @@ show() { # a command as it can be pasted
   echo >&3
 }
 run() { show "$@"; ((dry)) || "$@" 3>&-; }
+copy() { run gcloud compute tpus tpu-vm scp "$1" "$name:$2" --zone "$zone" --worker=all; }
 tpu() { run gcloud compute tpus "$1" "$2" "$name" --zone "$zone" "${@:3}"; }
 state() { # KIND FIELD STATE_IN_DRY_RUN: of the slice (tpu-vm) or of the request for it (queued-resources)
   if ((dry)); then tpu "$1" describe "--format=value($2)"; echo "$3"
@@ -78,7 +88,12 @@ fi
 # What the workers do. A run that goes on keeps its code. uv brings Python 3.11 where the system's is older.
 # shellcheck disable=SC2016
 going='kill -0 "$(cat jvr1.pid 2>/dev/null)" 2>/dev/null'
-install="if $going; then exit 0; fi
+words=(launch/retry.sh -- "$@") room='rm -f jvr1.secrets'
+if [[ $secrets ]]; then
+  words=(launch/secrets.sh --once ../jvr1.secrets -- "${words[@]}")
+  room+='; (umask 077; : >jvr1.secrets)' # its owner's alone before anything is in it
+fi
+install="$room; if $going; then exit 0; fi
 $(cat <<'WORKER'
 set -e
 mkdir -p jvr1; tar xzf jvr1.tgz -C jvr1; cd jvr1
@@ -86,15 +101,15 @@ if [ ! -x .venv/bin/python ]; then
   curl -LsSf https://astral.sh/uv/install.sh | sh
   ~/.local/bin/uv venv -q --seed --python 3.11 .venv
 fi
-PYTHON=.venv/bin/python EXTRAS=tpu,gcs; . tools/setup_env.sh
+PYTHON=.venv/bin/python EXTRAS=tpu,gcs,wandb; . tools/setup_env.sh
 WORKER
 )"
-begin="set -e; if $going; then echo 'a run goes on'; else
-set -- $(printf '%q ' "$@")
+begin="set -e; if $going; then rm -f jvr1.secrets; echo 'a run goes on'; else
+set -- $(printf '%q ' "${words[@]}")
 $(cat <<'WORKER'
 rm -f jvr1.pid jvr1.exit
 cd jvr1; . .venv/bin/activate
-(setsid nohup bash -c 'launch/retry.sh -- "$@" & echo $! >~/jvr1.pid; wait $!; echo $? >~/jvr1.exit' jvr1 "$@" \
+(setsid nohup bash -c '"$@" & echo $! >~/jvr1.pid; wait $!; echo $? >~/jvr1.exit' jvr1 "$@" \
   >~/jvr1.log 2>&1 </dev/null &)
 cd ~; fi
 until [ -s jvr1.pid ]; do sleep 0.1; done
@@ -107,8 +122,9 @@ code=jvr1.tgz
 ((dry)) || code=$(mktemp -d)/jvr1.tgz
 run tar czf "$code" --exclude=__pycache__ pyproject.toml constraints.txt README.md LICENSE NOTICE \
   jvr1 configs tools launch
-run gcloud compute tpus tpu-vm scp "$code" "$name:jvr1.tgz" --zone "$zone" --worker=all
+copy "$code" jvr1.tgz
 ((dry)) || rm -r "${code%/*}"
 run "${ssh[@]}" --command="$install"
+if [[ $secrets ]]; then copy "$secrets" jvr1.secrets; fi
 show "${ssh[@]}" --command="$begin"
 ((dry)) || exec "${ssh[@]}" --command="$begin" 3>&- # a signal must reach gcloud

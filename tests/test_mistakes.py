@@ -8,6 +8,7 @@ import inspect
 import locale
 import os
 import sys
+import traceback
 import types
 from pathlib import Path
 
@@ -144,6 +145,27 @@ def test_our_own_faults_stay_faults(error):
     with pytest.raises(type(error)) as caught:
         run_main(main)
     assert caught.value is error
+
+
+@pytest.mark.parametrize("kind", [UserError, RuntimeError, KeyError])
+def test_errors_do_not_quote_secrets(kind, monkeypatch, capsys):
+    """Nor does what they came from, which a traceback shows."""
+    key = "4f1c-4f1c"
+    for name, value in {"WANDB_API_KEY": key, "SHORT_KEY": "a key", "KEYBOARD": "is refused"}.items():
+        monkeypatch.setenv(name, value)
+
+    def main() -> int:
+        try:
+            raise ValueError(f"a key {key}")
+        except ValueError as error:
+            raise kind(f"a key {key} is refused") from error
+
+    with pytest.raises((SystemExit, kind)) as end:
+        run_main(main)
+    said = capsys.readouterr().err + "".join(traceback.format_exception(end.value))
+    assert key not in said
+    assert "ValueError: a key $WANDB_API_KEY" in said
+    assert "a key $WANDB_API_KEY is refused" in said
 
 
 def test_what_was_handled_meanwhile_is_no_reason():

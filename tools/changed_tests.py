@@ -37,9 +37,8 @@ def changed_files(revision: str) -> set[str] | None:
 
 def graph() -> dict[str, set[str]]:
     """File -> files of this repository that it imports."""
-    files = [
-        p.relative_to(ROOT) for folder in ("jvr1", "tools", "tests", "configs") for p in (ROOT / folder).rglob("*.py")
-    ]
+    folders = ("jvr1", "launch", "tools", "tests", "configs")
+    files = [p.relative_to(ROOT) for folder in folders for p in (ROOT / folder).rglob("*.py")]
     named = {name: str(path) for path in files for name in _names(path)}
     return {str(p): {named[name] for name in _imports(p) if name in named} - {str(p)} for p in files}
 

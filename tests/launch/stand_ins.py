@@ -12,7 +12,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 LAUNCH = ROOT / "launch"
-RETRY, POD, HOST, SLURM = (LAUNCH / name for name in ("retry.sh", "tpu_pod.sh", "gpu_host.sh", "slurm.sbatch"))
+RETRY, POD, HOST, SLURM, SECRETS, GKE = (
+    LAUNCH / name for name in ("retry.sh", "tpu_pod.sh", "gpu_host.sh", "slurm.sbatch", "secrets.sh", "gke.py")
+)
 SLICE = ("slice", "--zone", "z", "--type", "v5p-16")
 TRAIN = ["python", "-m", "jvr1.train_rl", "--config", "configs/tgrpo_7b.py", "--workdir", "gs://b/it's here"]
 
@@ -26,7 +28,7 @@ case $4 in
     head -1 "$file"
     [[ $(wc -l <"$file") -eq 1 ]] || sed -i 1d "$file" ;;
   create) [[ $3 != queued-resources || -e $FAKE/$3 ]] || echo ACTIVE >"$FAKE/queued-resources" ;;
-  scp) for w in 0 1; do cp "$5" "$FAKE/$w/${6#*:}"; done ;;
+  scp) for w in 0 1; do cat "$5" >"$FAKE/$w/${6#*:}"; stat -c '%a %n' "$FAKE/$w/${6#*:}" >>"$FAKE/copied"; done ;;
   ssh)
     for w in 0 1; do (cd "$FAKE/$w" && HOME=$FAKE/$w exec bash -c "${!#/--command=/}") & pids+=($!); done
     for pid in "${pids[@]}"; do wait "$pid" || code=$?; done
@@ -50,6 +52,7 @@ INSTALLER
 """
 SRUN = r"""#!/bin/bash
 echo "srun $* JAX_LOCAL_DEVICE_IDS=$JAX_LOCAL_DEVICE_IDS" >>"$FAKE/calls"
+if [[ ${SRUN_RUNS-} ]]; then while [[ $1 == --* ]]; do shift; done; exec "$@"; fi
 exit "${SRUN_EXIT:-0}"
 """
 SCONTROL = '#!/bin/bash\necho "scontrol $*" >>"$FAKE/calls"\n'

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from stand_ins import HOST, LAUNCH, POD, RETRY, ROOT, SLICE, SLURM, TRAIN, await_, calls, kinds, run, start
+from stand_ins import HOST, LAUNCH, POD, RETRY, ROOT, SECRETS, SLICE, SLURM, TRAIN, await_, calls, kinds, run, start
 
 pytestmark = pytest.mark.slow
 
@@ -26,15 +26,15 @@ def test_shellcheck():
     program = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     done = run(program, "-x", *SHELL)
     assert done.returncode == 0, done.stdout
-    assert len(SHELL) >= 8
+    assert len(SHELL) >= 9
 
 
-@pytest.mark.parametrize("script", [RETRY, POD, HOST, SLURM], ids=lambda s: s.name)
+@pytest.mark.parametrize("script", [RETRY, POD, HOST, SLURM, SECRETS], ids=lambda s: s.name)
 def test_help_names_every_option(script):
     done = run("bash", script, "--help")
     options = set(re.findall(r"^ +(--[a-z-]+)\)", script.read_text(), re.M)) - {"--"}
     assert done.returncode == 0
-    assert options >= {"--dry-run"}
+    assert options & {"--dry-run", "--check"}
     assert [o for o in options if o not in done.stdout] == []
     assert done.stdout.strip().endswith(".")
 
@@ -56,6 +56,9 @@ def test_help_names_every_option(script):
         (HOST, (), "no command"),
         (HOST, ("--gpus", "all", "--", "true"), "--gpus needs numbers"),
         (HOST, ("--fast", "--", "true"), "unknown option --fast"),
+        (HOST, ("--secrets", "--", "true"), "--secrets needs a file"),
+        (SLURM, ("--secrets", "--", "true"), "--secrets needs a file"),
+        (POD, (*SLICE, "--secrets", "/no/file", "--", "true"), "no file of secrets /no/file"),
         (SLURM, (), "no command"),
         (SLURM, ("--nodes", "2", "--", "true"), "unknown option --nodes"),
     ],
@@ -152,7 +155,7 @@ def test_pod_dry_run_prints_the_commands_of_the_real_run(options, fake):
     words = shlex.split(done.stdout)
     shown = [" ".join(words[i + 3 : i + 5]) for i, word in enumerate(words) if word == "gcloud"]
     assert ("--spot" in words) == ("--spot" in options)
-    assert shlex.split(re.search(r"^set -- (.*)$", words[-1], re.M)[1]) == TRAIN
+    assert shlex.split(re.search(r"^set -- (.*)$", words[-1], re.M)[1]) == ["launch/retry.sh", "--", *TRAIN]
     assert pod(*options).returncode == 0
     assert kinds(fake) == shown
 
@@ -170,7 +173,7 @@ def test_pod_makes_a_slice_installs_and_runs(fake):
     for worker in (fake / "0", fake / "1"):
         uv, pip = (worker / "installed").read_text().splitlines()
         assert uv == "uv venv -q --seed --python 3.11 .venv"
-        assert pip == "pip install -q -c constraints.txt -e .[tpu,gcs]"
+        assert pip == "pip install -q -c constraints.txt -e .[tpu,gcs,wandb]"
 
 
 def test_pod_takes_the_slice_that_is_there(fake):

@@ -1,73 +1,153 @@
-"""launch/gke.yaml and the commands of docs/launch.md: consistent, and made of configs and settings that exist."""
+"""The commands of docs/launch.md: consistent, and made of configs and settings that exist."""
 
 from __future__ import annotations
 
-import itertools
-import math
 import re
 import shlex
 
 import pytest
 import yaml
-from stand_ins import HOST, LAUNCH, POD, RETRY, ROOT, SLURM, calls, run
+from stand_ins import GKE, HOST, POD, RETRY, ROOT, SLURM, calls, run
 
 from jvr1 import config as settings
+from launch import gke
 
 GUIDE = (ROOT / "docs" / "launch.md").read_text()
-JOBSETS = {d["metadata"]["name"]: d for d in yaml.safe_load_all((LAUNCH / "gke.yaml").read_text())}
+BLOCKS = re.findall(r"^```\n(.*?)^```$", GUIDE, re.M | re.S)
+COMMANDS = [
+    command
+    for block in BLOCKS
+    for command in block.replace("\\\n", " ").splitlines()
+    if re.match(r"(launch/|sbatch .*launch/|python launch/)", command)
+]
+CHIPS = {"v5p-16": 8, "v6e-16": 16, "slurm.sbatch": 16, "gpu_host.sh": 8}
+JOBSET = {
+    "apiVersion": "jobset.x-k8s.io/v1alpha2",
+    "kind": "JobSet",
+    "metadata": {"name": str, "annotations?": {"alpha.jobset.sigs.k8s.io/exclusive-topology": str}},
+    "spec": {
+        "failurePolicy": {
+            "maxRestarts": int,
+            "restartStrategy": ("Recreate", "BlockingRecreate"),
+            "rules": [
+                {
+                    "name": re.compile(r"[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?"),
+                    "action": ("FailJobSet", "RestartJobSet", "RestartJobSetAndIgnoreMaxRestarts"),
+                    "onJobFailureReasons": [("BackoffLimitExceeded", "DeadlineExceeded", "PodFailurePolicy")],
+                }
+            ],
+        },
+        "replicatedJobs": [{"name": str, "replicas": int, "template": {"spec": dict}}],
+    },
+}
+"""Of JobSet's schema (kubernetes-sigs/jobset, config/components/crd/bases as of 0107852) what is used."""
+JOB = {
+    "parallelism": int,
+    "completions": int,
+    "completionMode": ("Indexed", "NonIndexed"),
+    "backoffLimit": int,
+    "podFailurePolicy": {
+        "rules": [
+            {
+                "action": ("FailIndex", "FailJob", "Ignore", "Count"),
+                "onExitCodes": {"containerName": str, "operator": ("In", "NotIn"), "values": [int]},
+            }
+        ]
+    },
+    "template": {
+        "spec": {
+            "restartPolicy": ("Always", "OnFailure", "Never"),
+            "terminationGracePeriodSeconds": int,
+            "serviceAccountName": str,
+            "nodeSelector": {re.compile(r"cloud\.google\.com/gke-[a-z-]+"): str},
+            "containers": [
+                {
+                    "name": str,
+                    "image": str,
+                    "workingDir": str,
+                    "command": [str],
+                    "envFrom": [{"secretRef": {"name": str, "optional": bool}}],
+                    "env": [{"name": str, "value": str}],
+                    "resources": {"limits": {re.compile(r"google\.com/tpu|nvidia\.com/gpu"): int}},
+                    "volumeMounts": [{"name": str, "mountPath": str}],
+                }
+            ],
+            "volumes": [{"name": str, "emptyDir": {"medium": ("", "Memory")}}],
+        }
+    },
+}
+"""Of Kubernetes' batch/v1 JobSpec."""
 
 
-@pytest.mark.parametrize("name", ["jvr1-tpu", "jvr1-gpu"])
-def test_jobset(name):
-    jobset = JOBSETS[name]
-    assert (jobset["apiVersion"], jobset["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
-    assert jobset["metadata"]["labels"]["accelerator"] == name.removeprefix("jvr1-")
+@pytest.fixture
+def printed(capsys, monkeypatch):
+    """printed(command of the page) -> the manifest."""
+    monkeypatch.chdir(ROOT)
+
+    def text(command: str) -> str:
+        words = shlex.split(command.partition(">")[0])
+        assert words[:2] == ["python", "launch/gke.py"]
+        assert gke.main(words[2:]) == 0
+        return capsys.readouterr().out
+
+    return text
+
+
+def conforms(value, schema, where="") -> None:
+    """A value has the fields of a schema and no others, of its types."""
+    if isinstance(schema, dict):
+        assert isinstance(value, dict), where
+        fields = {k.removesuffix("?") if isinstance(k, str) else k: v for k, v in schema.items()}
+        for key, field in value.items():
+            (match,) = [f for f in fields if (f.fullmatch(key) if isinstance(f, re.Pattern) else f == key)] or [None]
+            assert match is not None, f"{where}.{key}"
+            conforms(field, fields[match], f"{where}.{key}")
+        assert {k for k in schema if isinstance(k, str) and not k.endswith("?")} <= set(value), where
+    elif isinstance(schema, list):
+        assert isinstance(value, list), where
+        for each in value:
+            conforms(each, schema[0], f"{where}[]")
+    elif isinstance(schema, re.Pattern):
+        assert schema.fullmatch(value), where
+    elif isinstance(schema, type):
+        assert type(value) is schema, f"{where}: {value!r}"
+    else:
+        assert value in schema if isinstance(schema, tuple) else value == schema, f"{where}: {value!r}"
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if "gke.py" in c], ids=lambda c: c.split()[2])
+def test_jobset(command, printed):
+    jobset = yaml.safe_load(printed(command))
+    conforms(jobset, JOBSET)
     policy = jobset["spec"]["failurePolicy"]
     assert policy["restartStrategy"] == "BlockingRecreate"
     (rule,) = policy["rules"]
     assert (rule["action"], rule["onJobFailureReasons"]) == ("FailJobSet", ["PodFailurePolicy"])
     (group,) = jobset["spec"]["replicatedJobs"]
     job = group["template"]["spec"]
-    (container,) = job["template"]["spec"]["containers"]
+    conforms(job, JOB)
+    pod = job["template"]["spec"]
+    (container,) = pod["containers"]
     (failure,) = job["podFailurePolicy"]["rules"]  # a second rule of FailJob would end the JobSet as well
     assert failure["action"] == "FailJob"
     assert failure["onExitCodes"] == {"containerName": container["name"], "operator": "In", "values": [2]}
-    assert job["template"]["spec"]["restartPolicy"] == "Never"  # the failure policy needs it
+    assert pod["restartPolicy"] == "Never"  # the failure policy needs it
     assert job["backoffLimit"] == 0
-    assert job["template"]["spec"]["terminationGracePeriodSeconds"] >= 600
+    assert pod["terminationGracePeriodSeconds"] >= 600
     assert group["replicas"] == 1
     assert job["parallelism"] == job["completions"]
-    volumes = {v["name"] for v in job["template"]["spec"]["volumes"]}
-    assert {m["name"] for m in container["volumeMounts"]} == volumes
+    assert {m["name"] for m in container["volumeMounts"]} == {v["name"] for v in pod["volumes"]}
+    (chips,) = container["resources"]["limits"].values()
+    check_training(container["command"], job["completions"] * chips)
+    assert job["completions"] * chips == 16
+    assert container["command"][0] in ("launch/retry.sh", "launch/gpu_host.sh")
+    assert (ROOT / container["command"][0]).is_file()
 
 
-def job_of(name: str) -> tuple[dict, dict, list[str]]:
-    """The job's spec, its container, and the words of its command."""
-    job = JOBSETS[name]["spec"]["replicatedJobs"][0]["template"]["spec"]
-    container = job["template"]["spec"]["containers"][0]
-    command = container["command"]
-    return job, container, shlex.split(command[2]) if command[0] == "bash" else command
-
-
-def test_tpu_jobset_has_the_hosts_of_its_topology():
-    job, container, command = job_of("jvr1-tpu")
-    topology = job["template"]["spec"]["nodeSelector"]["cloud.google.com/gke-tpu-topology"]
-    chips = math.prod(int(n) for n in topology.split("x"))
-    assert job["completions"] * container["resources"]["limits"]["google.com/tpu"] == chips
-    check_training(command, chips)
-    assert command[:3] == ["launch/retry.sh", "--", "python"]
-
-
-def test_gpu_jobset_tells_its_processes_of_each_other():
-    job, container, command = job_of("jvr1-gpu")
-    nodes = job["completions"]
-    check_training(command, nodes * container["resources"]["limits"]["nvidia.com/gpu"])
-    assert command[:4] == ["exec", "launch/gpu_host.sh", "--", "python"]
-    flags = dict(itertools.pairwise(command))
-    assert flags["--processes"] == str(nodes)
-    assert flags["--process"] == "$JOB_COMPLETION_INDEX"
-    group = JOBSETS["jvr1-gpu"]["spec"]["replicatedJobs"][0]["name"]
-    assert flags["--coordinator"] == f"jvr1-gpu-{group}-0-0.jvr1-gpu:8476"  # JOBSET-GROUP-JOB-POD.SUBDOMAIN
+def test_the_manifest_that_the_page_shows_is_the_one_that_is_printed(printed):
+    (shown,) = [block for block in BLOCKS if "envFrom:" in block]
+    (command,) = [c for c in COMMANDS if "gke.py gpu" in c]
+    assert shown in printed(command)
 
 
 # --- commands of the page and the manifests
@@ -80,26 +160,21 @@ def check_training(words: list[str], chips: int) -> None:
     assert (ROOT / (words[2].replace(".", "/") + ".py")).is_file()
     flags = words[3:]
     flags = [f.replace("configs/", f"{ROOT}/configs/") for f in flags]
-    flags = [f.replace("$JOB_COMPLETION_INDEX", "1") for f in flags]
+    flags = [f.replace("$(JOB_COMPLETION_INDEX)", "1") for f in flags]
     config, workdir, *_ = settings.parse([words[2], *flags])
     assert config.batch.micro % chips == 0
     assert config.batch.micro * config.batch.per_step == 32
     assert "runs/" in workdir
 
 
-BLOCKS = re.findall(r"^```\n(.*?)^```$", GUIDE, re.M | re.S)
-COMMANDS = [c for b in BLOCKS for c in b.replace("\\\n", " ").splitlines() if "launch/" in c and c.lstrip()[0] in "ls"]
-CHIPS = {"v5p-16": 8, "v6e-16": 16, "slurm.sbatch": 16, "gpu_host.sh": 8}
-
-
 def test_the_page_shows_every_script():
     shown = " ".join(COMMANDS)
-    assert all(f"launch/{s.name}" in shown for s in (RETRY, POD, HOST, SLURM))
-    assert len(COMMANDS) == 5
+    assert all(f"launch/{s.name}" in shown for s in (RETRY, POD, HOST, SLURM, GKE))
+    assert len(COMMANDS) == 6
     assert "apply --dry-run=client" in GUIDE
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if "jvr1.train" in c], ids=lambda c: c.split()[0])
+@pytest.mark.parametrize("command", [c for c in COMMANDS if "gke.py" not in c], ids=lambda c: c.split()[0])
 def test_commands_of_the_page(command, fake):
     words = shlex.split(command, comments=True)
     (chips,) = (n for name, n in CHIPS.items() if name in command)

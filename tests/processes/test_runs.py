@@ -15,6 +15,7 @@ from runs import REPOSITORY, scalars
 STEPS = 20
 CHANGES = {"batch__micro": 8, "batch__per_step": 1, "train__steps": STEPS, "train__save_every": 4, "train__keep": 20}
 NIGHTLY = pytest.mark.nightly
+SECRETS = {"WANDB_API_KEY": "4f1c" * 10, "HF_TOKEN": "hf_Qm7vXb2", "MY_PASSWORD": "tr0ub4dor&3"}
 
 
 def losses(workdir: Path) -> np.ndarray:
@@ -53,7 +54,8 @@ def one_device(demo, tmp_path_factory):
 def preempted(demo, tmp_path_factory):
     """Two processes of four devices, of which the second was told to stop: codes, outputs, workdir."""
     workdir = tmp_path_factory.mktemp("preempted") / "run"
-    processes = start(demo, workdir, 2, 4, (2, 4, 1))
+    with_secrets = ["env", *(f"{name}={value}" for name, value in SECRETS.items())]
+    processes = start(demo, workdir, 2, 4, (2, 4, 1), before=with_secrets)
     wait_for(workdir / "checkpoints" / "4", processes)
     processes[1].send_signal(signal.SIGTERM)
     ends = [process.communicate() for process in processes]
@@ -78,6 +80,14 @@ def test_a_signal_to_one_process_makes_all_save_the_same_step(preempted):
     assert 4 <= last < STEPS
     assert f"stopped at step {last} of {STEPS}, saved" in ends[0][0]
     assert "stopped at" not in ends[1][0]  # said once
+
+
+def test_logs_and_workdir_have_no_secrets_of_the_environment(preempted):
+    _, ends, workdir = preempted
+    files = [path for path in workdir.rglob("*") if path.is_file()]
+    assert {"config.json"} < {path.name for path in files}
+    for content in [*(path.read_bytes() for path in files), *(text.encode() for end in ends for text in end)]:
+        assert [name for name, value in SECRETS.items() if value.encode() in content] == []
 
 
 @pytest.mark.parametrize(
