@@ -7,11 +7,13 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
+from forks import Fork
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from jvr1.demo.dataset import Settings, write_dataset
@@ -20,6 +22,8 @@ from jvr1.demo.tiny_model import write_tiny_model
 REPOSITORY = Path(__file__).parents[1]
 TINY = f"--config={REPOSITORY / 'configs' / 'tiny.py'}:rl"
 ALL = "--variants=ordered,shuffled,reversed,single"
+AS_A_USER = ("env",)
+"""Before a command that starts a Python of its own, as one of each main does."""
 STEPS = 50
 SETTINGS = {
     "train.steps": STEPS, "train.save_every": 7, "train.validate_every": 0, "train.pictures_every": 20,
@@ -56,14 +60,11 @@ class Demo:
         config = REPOSITORY / "configs" / f"tiny.py:{stage}"
         return [f"--config={config}", *(f"--config.{k}={v}" for k, v in settings.items()), f"--workdir={workdir}"]
 
-    def start(self, program: list[str], arguments: list[str], largest_file: int | None = None) -> subprocess.Popen:
+    def start(self, program: list[str], arguments: list[str], largest_file: int | None = None) -> Fork:
         """largest_file: KB above which the kernel refuses to write, as it does on a full disk."""
-        limit = [] if largest_file is None else ["bash", "-c", f'ulimit -f {largest_file}; exec "$@"', "bash"]
-        command = [*limit, sys.executable, *program, *arguments]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen(command, env=self.environment, cwd=REPOSITORY, **pipes)
+        return piped([*program, *arguments], self.environment, largest_file=largest_file)
 
-    def main(self, stage: str, workdir: Path, largest_file: int | None = None, **changes: object) -> subprocess.Popen:
+    def main(self, stage: str, workdir: Path, largest_file: int | None = None, **changes: object) -> Fork:
         return self.start([f"-mjvr1.train_{stage}"], self.arguments(stage, workdir, **changes), largest_file)
 
     def together(
@@ -72,21 +73,17 @@ class Demo:
         """`count` processes of one run, each with simulated devices; `before` stands in front of each command."""
         environment = self.environment | {"JAX_NUM_CPU_DEVICES": str(devices), "JVR1_EXIT_ON_PREEMPTION": "75"}
         where = f"localhost:{free_port()}"
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        command = [f"-mjvr1.train_{stage}", *self.arguments(stage, workdir, **changes)]
         return [
-            subprocess.Popen(
-                [*before, sys.executable, f"-mjvr1.train_{stage}", *self.arguments(stage, workdir, **changes),
-                 *([f"--coordinator={where}", f"--processes={count}", f"--process={i}"] if count > 1 else [])],
-                env=environment, cwd=REPOSITORY, **pipes,
-            )
-            for i in range(count)
-        ]  # fmt: skip
+            piped([*command, *(peers if count > 1 else [])], environment, before)
+            for peers in ([f"--coordinator={where}", f"--processes={count}", f"--process={i}"] for i in range(count))
+        ]
 
     def finished(self, stage: str) -> Finished:
         """A run that nothing disturbed."""
         workdir, log = self.root / "runs" / stage, self.root / f"{stage}.compiled.json"
         program = [str(REPOSITORY / "tests" / "train" / "driver.py"), str(log), stage]
-        out = self._once(f"{stage}.out", lambda: self.done(program, self.arguments(stage, workdir)))
+        out = self._once(f"{stage}.out", lambda: self.done(program, self.arguments(stage, workdir), AS_A_USER))
         return Finished(workdir, out, json.loads(log.read_text()))
 
     def exported(self) -> Path:
@@ -101,7 +98,7 @@ class Demo:
         out = self.root / "evaluated"
         asked = [f"--model={self.exported()}", "--suite=valid.json", f"--data={self.root}", f"--out={out}"]
         arguments = [*asked, TINY, ALL, "--batch=2", "--workers=0"]
-        self._once("evaluated.out", lambda: self.done(["-mjvr1.evaluate"], arguments))
+        self._once("evaluated.out", lambda: self.done(["-mjvr1.evaluate"], arguments, AS_A_USER))
         return out
 
     def _once(self, name: str, make: Callable[[], str]) -> str:
@@ -112,9 +109,9 @@ class Demo:
                 said.write_text(make())
             return said.read_text()
 
-    def done(self, program: list[str], arguments: list[str]) -> str:
+    def done(self, program: list[str], arguments: list[str], before: Sequence[str] = ()) -> str:
         """What a program that must end well wrote to stdout."""
-        process = self.start(program, arguments)
+        process = piped([*program, *arguments], self.environment, before)
         stdout, stderr = process.communicate()
         assert process.returncode == 0, stderr
         return stdout
@@ -127,6 +124,15 @@ class Finished:
     workdir: Path
     out: str
     compiled: list[tuple[int, dict[str, int]]]
+
+
+def piped(
+    command: Sequence[object], environment: Mapping[str, str], before: Sequence[str] = (), **how: Any
+) -> subprocess.Popen:
+    """A Python program, its outputs as text in pipes; with something in front of it a Python of its own."""
+    whole = [*before, sys.executable, *map(str, command)]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": REPOSITORY}
+    return (subprocess.Popen if before else Fork)(whole, env=environment, **pipes, **how)
 
 
 def free_port() -> int:

@@ -75,9 +75,11 @@ class Seen:
 
 def play(row: Row, where: str, patience: float = 60) -> Seen:
     """Runs the two of a row, process 0 at `where`; who should stay is killed after the other's end."""
+    from forks import Fork
+
     environment = os.environ | {"PYTHONPATH": str(HERE.parents[1]), "JVR1_EXIT_ON_PREEMPTION": str(RESTART)}
     started = [
-        None if row.deed in ("never comes", "notice while joining") and i == 1 else subprocess.Popen(
+        None if row.deed in ("never comes", "notice while joining") and i == 1 else Fork(
             [sys.executable, str(HERE / "pair.py"), str(i), where, row.deed, row.values[i]],
             env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
-from runs import ALL, REPOSITORY, TINY, free_port
+from runs import ALL, TINY, free_port, piped
 
 
 def test_two_processes_give_the_answers_and_the_report_of_one(demo, tmp_path):
@@ -15,13 +13,7 @@ def test_two_processes_give_the_answers_and_the_report_of_one(demo, tmp_path):
         f"--model={demo.exported()}", "--suite=valid.json", f"--data={demo.root}", f"--out={tmp_path / 'out'}", TINY,
         ALL, "--batch=2", "--workers=0", f"--coordinator={coordinator}", "--processes=2",
     ]  # fmt: skip
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-mjvr1.evaluate", *arguments, f"--process={i}"],
-            env=demo.environment, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for i in range(2)
-    ]  # fmt: skip
+    processes = [piped(["-mjvr1.evaluate", *arguments, f"--process={i}"], demo.environment) for i in range(2)]
     ends = [process.communicate() for process in processes]
     assert [process.returncode for process in processes] == [0, 0], ends
     alone = demo.evaluated()

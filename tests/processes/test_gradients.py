@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from forks import Fork
 from runs import free_port
 
 KINDS = {(1, "1x8x1"), (1, "1x1x8"), (2, "2x2x2"), (4, "1x4x2")}
@@ -38,7 +38,7 @@ def reports(request, tmp_path_factory):
         coordinator = f"localhost:{free_port()}"
         logs = [Path(f"{out}.{processes}.{i}.log") for i in range(processes)]
         started = [
-            subprocess.Popen(
+            Fork(
                 [sys.executable, HERE / "driver.py", out, coordinator, str(processes), str(i), *meshes],
                 env=environment, stderr=log.open("w"),
             )
