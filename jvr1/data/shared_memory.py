@@ -157,17 +157,15 @@ def rows_ahead(encoder: Encoder, workers: int, own: int, wanted: int) -> int:
         )
     ahead = next((n for n in range(wanted, 1, -1) if row * rows_held(workers, own, n) <= there.free // 2), 1)
     if ahead < wanted:
-        said = (
-            f"{free}: each of {workers} data workers reads {ahead} rows ahead, not {wanted}; {enough} has room for all"
-        )
-        print(said, file=sys.stderr)
+        said = f"each of {workers} data workers reads {ahead} rows ahead, not {wanted}"
+        print(f"{free}: {said}; {enough} has room for all", file=sys.stderr)
     return ahead
 
 
 def rows_held(workers: int, own: int, ahead: int) -> int:
-    """Rows in shared memory at most, with a microbatch of `own` being put together: `ahead` of each worker in its queue,
-    as many taken from there by grain's thread, and one on the way to either."""
-    return workers * 2 * (ahead + 1) + own
+    """Rows in shared memory at most: `ahead` of each worker in its queue, as many that a thread of grain has taken from
+    there, one on the way to either; a microbatch of `own` that is put together, and the last, which is let go."""
+    return workers * 2 * (ahead + 1) + 2 * own
 
 
 def room(row: Any) -> int:
