@@ -28,6 +28,9 @@ from jvr1.errors import UserError
 
 T = TypeVar("T")
 
+CLOSE_SECONDS = 5.0
+"""How long who stops reading waits for what was read ahead to be let go: workers, and rows in shared memory."""
+
 
 @runtime_checkable
 class Planner(Protocol):
@@ -177,7 +180,8 @@ def ahead(items: Generator[T, None, None], size: int) -> Generator[T, None, None
         finally:
             items.close()  # in its own thread: a generator that runs cannot be closed from another
 
-    threading.Thread(target=work, daemon=True).start()
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
     try:
         while True:
             item, error = made.get()
@@ -188,6 +192,7 @@ def ahead(items: Generator[T, None, None], size: int) -> Generator[T, None, None
             yield item
     finally:
         stop.set()
+        thread.join(CLOSE_SECONDS)
 
 
 class Journal:

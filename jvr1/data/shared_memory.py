@@ -132,7 +132,7 @@ def allocate(name: str, size: int) -> SharedMemory:
         memory.close()
         memory.unlink()
         raise UserError(
-            f"{FOLDER} took no row of {size / 2**20:.1f} MB of a data worker ({error.strerror}); "
+            f"{FOLDER} has no room for a data worker's row ({error.strerror}); "
             f"start the container with a larger --shm-size, or set data.workers=0; {SAFE}"
         ) from None
     return memory
@@ -152,7 +152,7 @@ def rows_ahead(encoder: Encoder, workers: int, own: int, wanted: int) -> int:
     if least > there.free:
         fewer = next((n for n in range(workers - 1, 0, -1) if row * rows_held(n, own, 1) <= there.free), 0)
         raise UserError(
-            f"{free}, and data.workers={workers} need {least / 2**20:.0f} MB or more; "
+            f"{free}, and data.workers={workers} needs {least / 2**20:.0f} MB or more; "
             f"start the container with {enough}, or set data.workers={fewer}"
         )
     ahead = next((n for n in range(wanted, 1, -1) if row * rows_held(workers, own, n) <= there.free // 2), 1)
