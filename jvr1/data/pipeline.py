@@ -21,7 +21,7 @@ from jvr1.data.batch import Arrays, Bucket, Microbatch, Row, empty_example, stac
 from jvr1.data.encode import Encoder
 from jvr1.data.records import Record
 from jvr1.data.schedule import Plan
-from jvr1.data.shared_memory import FOLDER, own_name, prepare_worker, remove_leftovers, rows_ahead
+from jvr1.data.shared_memory import FOLDER, own_name, prepare_worker, remove_leftovers, room, rows_ahead
 from jvr1.data.store import RecordStore
 from jvr1.distributed import ALONE, Share
 from jvr1.errors import UserError
@@ -109,7 +109,8 @@ class Pipeline:
         self.buffered = max(2, ahead * per_step * own)
         remove_leftovers()
         if workers:
-            self.buffered = rows_ahead(encoder, workers, own, max(1, self.buffered // workers))
+            row = max(room(empty_example(bucket, encoder.model)) for bucket in encoder.buckets)
+            self.buffered = rows_ahead(row, workers, own, max(1, self.buffered // workers))
 
     def microbatches(
         self, first: int, count: int, failed: dict[tuple[int, int], str]

@@ -27,8 +27,6 @@ from typing import Any
 import numpy as np
 from grain._src.python.ipc.shared_memory_array import SharedMemoryArray
 
-from jvr1.data.batch import empty_example
-from jvr1.data.encode import Encoder
 from jvr1.errors import SAFE, UserError
 from jvr1.lifeline import end_with
 
@@ -138,15 +136,14 @@ def allocate(name: str, size: int) -> SharedMemory:
     return memory
 
 
-def rows_ahead(encoder: Encoder, workers: int, own: int, wanted: int) -> int:
+def rows_ahead(row: int, workers: int, own: int, wanted: int) -> int:
     """How many rows each worker keeps ready: `wanted`, or as many as fit into half of the free shared memory (training
-    and validation are two pipelines), which is then said. own: rows of this process in a microbatch.
+    and validation are two pipelines), which is then said. row: its bytes; own: rows of this process in a microbatch.
 
     Raises UserError where not even one row ahead fits into all that is free.
     """
     if not FOLDER.is_dir() or not (there := shutil.disk_usage(FOLDER)).total:  # a tmpfs without limit shows 0
         return wanted
-    row = max(room(empty_example(bucket, encoder.model)) for bucket in encoder.buckets)
     free, least = f"{FOLDER} has {there.free / 2**20:.0f} MB free", row * rows_held(workers, own, 1)
     enough = f"--shm-size={math.ceil(2 * row * rows_held(workers, own, wanted) / 2**30)}g"
     if least > there.free:
@@ -169,10 +166,10 @@ def rows_held(workers: int, own: int, ahead: int) -> int:
 
 
 def room(row: Any) -> int:
-    """Bytes that the arrays of nested tuples take there, in whole pages; jax is not imported here."""
+    """Bytes that the arrays of nested tuples take there, in whole pages; scalars take none. Imports no jax."""
     if isinstance(row, tuple):
         return sum(map(room, row))
-    return 0 if row is None else math.ceil(np.asarray(row).nbytes / mmap.PAGESIZE) * mmap.PAGESIZE
+    return math.ceil(row.nbytes / mmap.PAGESIZE) * mmap.PAGESIZE if isinstance(row, np.ndarray) else 0
 
 
 def finish_deletions() -> None:
