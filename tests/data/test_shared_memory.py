@@ -26,6 +26,7 @@ from jvr1.data import shared_memory
 from jvr1.data.batch import empty_example
 from jvr1.data.shared_memory import allocate, finish_deletions, remove_leftovers, room, rows_ahead, rows_held
 from jvr1.errors import UserError
+from jvr1.model.config import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -34,17 +35,20 @@ class Driver:
     environment: dict[str, str]
     name: str
     ahead: int
+    row: int
 
     def files(self) -> set[Path]:
         return {file for file in SHARED.iterdir() if self.name in file.name}
 
-    def idle(self) -> set[Path]:
-        """Its files once as much is read ahead as may be."""
-        before = None
-        while (now := self.files()) != before:
-            before = now
-            time.sleep(0.5)
-        return now
+    def full(self) -> set[Path]:
+        """Its files, once as many rows as may be are read ahead: all that `rows_held` counts but two microbatches."""
+        rows = rows_held(2, 4, self.ahead) - 2 * 4
+        assert soon(lambda: self.held() == rows * self.row), (self.held(), rows, self.row)
+        return self.files()
+
+    def held(self) -> int:
+        """Bytes of its rows as the kernel counts them."""
+        return 512 * sum(file.stat().st_blocks for file in self.files() if not file.name.startswith("sem."))
 
     def another(self) -> int:
         """Good rows of the next microbatch."""
@@ -62,7 +66,7 @@ class Driver:
 
 
 @contextlib.contextmanager
-def driver(tokenizer: Path, folder: Path) -> Iterator[Driver]:
+def driver(tokenizer: Path, config: ModelConfig, folder: Path) -> Iterator[Driver]:
     here = Path(__file__).parent
     path = os.pathsep.join(str(p) for p in (here.parents[1], here.parent, here))
     environment = marked() | {"PYTHONPATH": path}
@@ -71,37 +75,35 @@ def driver(tokenizer: Path, folder: Path) -> Iterator[Driver]:
     with subprocess.Popen(command, env=environment, **pipes) as process:
         try:
             name, ahead = process.stdout.readline().split()
-            yield Driver(process, environment, name, int(ahead))
+            yield Driver(process, environment, name, int(ahead), room(empty_example(VIDEO, config)))
         finally:
             process.kill()
 
 
 @pytest.mark.slow
 def test_a_killed_run_leaves_no_processes_and_no_files(folder_of_tokenizer, config, tmp_path):
-    with driver(folder_of_tokenizer, tmp_path) as run:
-        files = run.idle()
+    with driver(folder_of_tokenizer, config, tmp_path) as run:
+        files = run.full()
         processes = running(run.environment)
         assert len(processes) == 6, processes  # the run, multiprocessing's tracker, two workers with a helper each
         semaphores = {file for file in files if file.name.startswith("sem.")}
         used = in_use(processes)
         assert used & semaphores
         assert used <= files
-        at_rest = rows_held(2, 4, run.ahead) - 2 * 4  # no microbatch is put together
-        held = sum(file.stat().st_blocks * 512 for file in files - semaphores)
-        assert held == at_rest * room(empty_example(VIDEO, config))
         run.process.kill()
         assert soon(lambda: not running(run.environment))
         assert run.files() == set()
 
 
 @pytest.mark.slow
-def test_what_a_dead_run_left_is_removed_and_nothing_of_one_that_lives(folder_of_tokenizer, tmp_path, capsys):
+def test_what_a_dead_run_left_is_removed_and_nothing_of_one_that_lives(folder_of_tokenizer, config, tmp_path, capsys):
     (tmp_path / "dead").mkdir()
     (tmp_path / "live").mkdir()
-    with driver(folder_of_tokenizer, tmp_path / "dead") as dead, driver(folder_of_tokenizer, tmp_path / "live") as live:
-        dead.idle()
+    starting = (driver(folder_of_tokenizer, config, tmp_path / name) for name in ("dead", "live"))
+    with next(starting) as dead, next(starting) as live:
+        dead.full()
         dead.kill_all_at_once()
-        left, used = dead.files(), live.idle()
+        left, used = dead.files(), live.full()
         assert len(left) > 100
         remove_leftovers()
         assert "what killed runs left" in capsys.readouterr().err
