@@ -31,7 +31,7 @@ from jvr1.errors import SAFE, UserError
 from jvr1.lifeline import end_with
 
 FOLDER = Path("/dev/shm")
-"""Where Linux shows shared memory as files. Where there is none, only `prepare_worker` and `finish_deletions` act."""
+"""Where Linux shows shared memory as files. Elsewhere nothing here does anything, but for workers."""
 _OWN = re.compile(r"(?:sem\.)?(jvr1-[0-9a-f]{16})(?:-.+)?")
 
 
