@@ -41,7 +41,9 @@ while :; do
   pid=$!
   ((signals == 0)) || kill -TERM "$pid" 2>/dev/null # a signal that came just before
   until seen=$signals; wait "$pid"; code=$?; ((seen == signals)); do :; done # a signal ends wait early
-  kill -KILL -- "-$pid" 2>/dev/null # what it left running
+  # what it left running ends by itself and takes its shared memory along; what does not, is ended
+  for ((tries = 0; tries < 50; tries++)); do kill -0 -- "-$pid" 2>/dev/null || break; sleep 0.1; done
+  kill -KILL -- "-$pid" 2>/dev/null
   if ((signals && (code == 143 || code == 130))); then exit 75; fi # too early for it to end by itself
   if ((code == 0 || code == 2 || signals)); then exit "$code"; fi
   pid=

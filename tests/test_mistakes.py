@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import importlib.util
-import inspect
 import locale
 import os
 import sys
@@ -12,13 +11,11 @@ import traceback
 import types
 from pathlib import Path
 
-import numpy as np
 import pytest
 from etils import epath
 
 import jvr1
 from jvr1 import config as settings
-from jvr1.data.pipeline import check_shared_memory
 from jvr1.errors import UserError, run_main
 from jvr1.mistakes import sentence
 
@@ -211,18 +208,3 @@ def test_a_value_that_is_none_says_what_would_be_one(argument, words):
 def test_a_config_file_that_is_none(name, words):
     with pytest.raises(UserError, match=f"config file .*{name} {words}"):
         settings.parse(["x", f"--config={REPOSITORY}/{name}", "--workdir=w"])
-
-
-def test_no_space_in_shared_memory(monkeypatch):
-    """A bucket of 1 MB rows and a little more, two workers: three rows are the least."""
-    monkeypatch.setattr(
-        "jvr1.data.pipeline.empty_example", lambda bucket, model: (np.zeros(2**20, np.uint8), None, np.zeros(bucket))
-    )
-    encoder = types.SimpleNamespace(buckets=(0, 8), model=None)
-    for free, enough in ((3 * 2**20, False), (3 * (2**20 + 64), True)):
-        monkeypatch.setattr("shutil.disk_usage", lambda _, free=free: types.SimpleNamespace(free=free))
-        if enough:
-            inspect.unwrap(check_shared_memory)(encoder, 2, "/")
-        else:
-            with pytest.raises(UserError, match=r"/ has 3 MB free, and 2 workers need 3 MB or more; .*--shm-size"):
-                inspect.unwrap(check_shared_memory)(encoder, 2, "/")

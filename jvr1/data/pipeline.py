@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import atexit
 import functools
-import gc
 import json
-import os
 import queue
-import shutil
 import threading
 from collections import Counter
 from collections.abc import Generator, Sequence
@@ -20,17 +16,20 @@ import grain
 import numpy as np
 from absl import flags
 from etils import epath
-from grain._src.python.ipc.shared_memory_array import SharedMemoryArray
 
 from jvr1.data.batch import Arrays, Bucket, Microbatch, Row, empty_example, stack
 from jvr1.data.encode import Encoder
 from jvr1.data.records import Record
 from jvr1.data.schedule import Plan
+from jvr1.data.shared_memory import FOLDER, own_name, prepare_worker, remove_leftovers, room, rows_ahead
 from jvr1.data.store import RecordStore
 from jvr1.distributed import ALONE, Share
 from jvr1.errors import UserError
 
 T = TypeVar("T")
+
+CLOSE_SECONDS = 5.0
+"""How long who stops reading waits for what was read ahead to be let go: workers, and rows in shared memory."""
 
 
 @runtime_checkable
@@ -88,7 +87,8 @@ class _Load(grain.transforms.Map):
 class Pipeline:
     """Microbatches in the order of a plan, from any microbatch on, the same rows whatever the workers and processes.
 
-    per_step: microbatches of an optimizer step; a row's `number` counts within it.
+    per_step: microbatches of an optimizer step; a row's `number` counts within it. ahead: steps whose rows are read
+    before their turn. Raises UserError where shared memory is too small for the workers.
     """
 
     def __init__(
@@ -104,7 +104,13 @@ class Pipeline:
         ahead: int = 2,
     ):
         self.planner, self.store, self.encoder, self.share = planner, store, encoder, share
-        self.seed, self.per_step, self.workers, self.ahead = seed, per_step, workers, ahead
+        self.seed, self.per_step, self.workers = seed, per_step, workers
+        own = len(share.places(planner.batch))
+        self.buffered = max(2, ahead * per_step * own)
+        remove_leftovers()
+        if workers:
+            row = max(room(empty_example(bucket, encoder.model)) for bucket in encoder.buckets)
+            self.buffered = rows_ahead(row, workers, own, max(1, self.buffered // workers))
 
     def microbatches(
         self, first: int, count: int, failed: dict[tuple[int, int], str]
@@ -114,23 +120,22 @@ class Pipeline:
         load = _Load(self.encoder, self.store, failed, self.seed, self.per_step, self.planner.batch)
         loaded = grain.MapDataset.source(rows).map(load)
         own = len(rows.places)
-        buffered = max(2, self.ahead * self.per_step * own)
         if self.workers:
             _parse_flags()
-            _finish_at_exit()
-            check_shared_memory(self.encoder, self.workers)
-            options = grain.MultiprocessingOptions(
-                num_workers=self.workers, per_worker_buffer_size=max(1, buffered // self.workers)
-            )
+            options = grain.MultiprocessingOptions(num_workers=self.workers, per_worker_buffer_size=self.buffered)
             iterator = loaded.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
-            iterator = iter(iterator.mp_prefetch(options))
+            start = functools.partial(prepare_worker, own_name() if FOLDER.is_dir() else None)
+            iterator = iter(iterator.mp_prefetch(options, start))
         else:
-            iterator = iter(loaded.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=buffered)))
+            options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=self.buffered)
+            iterator = iter(loaded.to_iter_dataset(options))
         try:
             for micro in range(first, first + count):
                 taken = [next(iterator) for _ in range(own)]
                 bucket = self.planner.micro(micro).bucket
-                yield Microbatch(bucket, stack([arrays for _, arrays in taken]), tuple(row for row, _ in taken))
+                made = Microbatch(bucket, stack([arrays for _, arrays in taken]), tuple(row for row, _ in taken))
+                del taken  # its shared memory, while the microbatch is worked on
+                yield made
         finally:
             iterator.close()
 
@@ -142,45 +147,6 @@ class Pipeline:
         with closing(self.microbatches(first * m, (last - first) * m, failed)) as stream:
             for _ in range(first, last):
                 yield [next(stream) for _ in range(m)]
-
-
-def check_shared_memory(encoder: Encoder, workers: int, folder: str = "/dev/shm") -> None:
-    """Raises UserError where not even a row of each worker and one being read fit into shared memory: writing beyond
-    its end would kill a worker without a word. A run holds about twice a step's rows there (docs/data.md)."""
-    if not os.path.isdir(folder):
-        return
-    rows = (_leaves(empty_example(bucket, encoder.model)) for bucket in encoder.buckets)
-    largest = max(sum(array.nbytes for array in row) for row in rows)
-    needed, free = (workers + 1) * largest, shutil.disk_usage(folder).free
-    if free < needed:
-        raise UserError(
-            f"{folder} has {free / 2**20:.0f} MB free, and {workers} workers need {needed / 2**20:.0f} MB or more; "
-            "start the container with --shm-size=4g, or set data.workers=0"
-        )
-
-
-@functools.cache
-def _finish_at_exit() -> None:
-    atexit.register(finish_deletions)
-
-
-def finish_deletions() -> None:
-    """Waits until grain's thread has unlinked the rows that were let go.
-
-    Nothing leaks without it: what the thread has not come to when Python ends is unlinked by multiprocessing's resource
-    tracker, which then warns of leaked shared memory.
-    """
-    gc.collect()  # a generator that was left half way holds its rows in a cycle
-    thread = getattr(SharedMemoryArray, "_del_thread_pool", None)
-    if thread is not None:
-        thread.apply(int)  # it has one thread: what was asked before is done
-
-
-def _leaves(tree: Any) -> list[np.ndarray]:
-    """The arrays of nested tuples; jax is not imported here."""
-    if isinstance(tree, tuple):
-        return [leaf for part in tree for leaf in _leaves(part)]
-    return [] if tree is None else [np.asarray(tree)]
 
 
 def _parse_flags() -> None:
@@ -215,7 +181,8 @@ def ahead(items: Generator[T, None, None], size: int) -> Generator[T, None, None
         finally:
             items.close()  # in its own thread: a generator that runs cannot be closed from another
 
-    threading.Thread(target=work, daemon=True).start()
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
     try:
         while True:
             item, error = made.get()
@@ -226,6 +193,7 @@ def ahead(items: Generator[T, None, None], size: int) -> Generator[T, None, None
             yield item
     finally:
         stop.set()
+        thread.join(CLOSE_SECONDS)
 
 
 class Journal:

@@ -19,6 +19,7 @@ from typing import Any
 
 from jvr1.data.media import MediaError
 from jvr1.errors import UserError
+from jvr1.lifeline import end_with
 
 START_TIMEOUT = 120.0
 """Seconds a helper may take to import what it needs."""
@@ -97,7 +98,7 @@ class Sandbox:
             [sys.executable, "-c", code],
             pass_fds=(theirs.fileno(),),
             env=environment,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,  # nothing is written: it closes when this process ends
             stderr=subprocess.DEVNULL,  # libav writes there about every odd file
         )
         theirs.close()
@@ -125,8 +126,10 @@ class Sandbox:
         if self._process is None:
             return None
         process, self._process = self._process, None
+        assert process.stdin is not None
         self._connection.close()
         process.kill()
+        process.stdin.close()
         try:
             return process.wait(timeout=5)
         except subprocess.TimeoutExpired:
@@ -134,7 +137,8 @@ class Sandbox:
 
 
 def serve(descriptor: int, timeout: float | int) -> None:
-    """The helper's loop: the function, then calls, until the other end is closed."""
+    """The helper's loop: the function, then calls, until the other end is closed or stdin is."""
+    end_with(sys.stdin.fileno())
     for number in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group, it is the parent's to handle
         signal.signal(number, signal.SIG_IGN)
     connection = Connection(descriptor)
@@ -149,7 +153,7 @@ def serve(descriptor: int, timeout: float | int) -> None:
             arguments = connection.recv()
         except EOFError:
             return
-        # ends this process even in native code if the parent, which should kill it first, is gone
+        # where `end_with` does nothing: ends this process in native code if the parent, which should kill it, is gone
         signal.setitimer(signal.ITIMER_REAL, 2 * timeout + 5)
         try:
             status, value = "done", function(*arguments)

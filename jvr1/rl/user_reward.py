@@ -22,6 +22,7 @@ from collections.abc import Callable
 from typing import IO
 
 from jvr1.errors import UserError
+from jvr1.lifeline import end_with
 
 _START_SECONDS = 120.0  # imports of the user's module included
 
@@ -63,6 +64,7 @@ class UserReward:
         self.last_failure = ""
         self._reported: collections.Counter[str] = collections.Counter()
         self._worker: subprocess.Popen[bytes] | None = None
+        self._lifeline = -1
         self._start()
 
     def __call__(self, completion: str, gold: str, problem_type: str) -> float:
@@ -94,6 +96,7 @@ class UserReward:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._worker.pid, signal.SIGKILL)
         self._worker.wait()
+        os.close(self._lifeline)
         for pipe in self._pipes():
             pipe.close()
         self._worker = None
@@ -119,14 +122,17 @@ class UserReward:
     def _start(self) -> None:
         # a plain interpreter: multiprocessing's spawn would import the run's main module, and jax with it
         path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+        theirs, self._lifeline = os.pipe()
         self._worker = subprocess.Popen(
-            [sys.executable, "-m", "jvr1.rl.user_reward", self.spec, str(self.timeout)],
+            [sys.executable, "-m", "jvr1.rl.user_reward", self.spec, str(self.timeout), str(theirs)],
+            pass_fds=(theirs,),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
             env=os.environ | {"PYTHONPATH": path},
             start_new_session=True,
         )
+        os.close(theirs)
         os.set_blocking(self._pipes()[0].fileno(), False)
         try:
             reply = self._exchange("", _START_SECONDS)
@@ -175,8 +181,9 @@ def _evaluate(function: Callable[..., float], row: list[str]) -> dict:
     return {"value": number}
 
 
-def _serve(spec: str, timeout: float) -> None:
+def _serve(spec: str, timeout: float, lifeline: int) -> None:
     """Answers lines until stdin ends. The function sees an empty stdin, and what it prints goes to stderr."""
+    end_with(lifeline, group=True)
     requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
@@ -193,7 +200,7 @@ def _serve(spec: str, timeout: float) -> None:
         return
     send({})
     for line in requests:
-        # should the run itself be killed, nobody else ends a function that never returns
+        # should the run be killed where `end_with` does nothing, nobody else ends a function that never returns
         signal.setitimer(signal.ITIMER_REAL, timeout + 10)
         reply = _evaluate(function, json.loads(line))
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -201,4 +208,4 @@ def _serve(spec: str, timeout: float) -> None:
 
 
 if __name__ == "__main__":
-    _serve(sys.argv[1], float(sys.argv[2]))
+    _serve(sys.argv[1], float(sys.argv[2]), int(sys.argv[3]))

@@ -1,14 +1,20 @@
 """A function in a helper process: results, time limit, crashes, leaks."""
 
 import multiprocessing
+import os
 import pickle
 import signal
+import subprocess
+import sys
 import threading
+import time
+from pathlib import Path
 
 import media_files
 import numpy as np
 import pytest
 from media_files import BROKEN, clip, write_broken, write_good
+from processes_left import marked, running, soon
 
 from jvr1.data.media import MediaError, PixelLimits, VideoSampling, load
 from jvr1.data.sandbox import Sandbox
@@ -142,6 +148,28 @@ def test_threads_share_a_helper():
         for thread in threads:
             thread.join()
     assert sorted(got) == [(n, n) for n in range(8)]
+
+
+BUSY = """
+import media_files
+from jvr1.data.sandbox import Sandbox
+
+helper = Sandbox(media_files.hang_on, 60.0)
+helper("ready")
+print("ready", flush=True)
+helper("hang")
+"""
+
+
+def test_a_helper_ends_with_its_parent_whatever_it_does():
+    path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])])
+    environment = marked() | {"PYTHONPATH": path}
+    with subprocess.Popen([sys.executable, "-c", BUSY], env=environment, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout.readline() == b"ready\n"
+        assert len(running(environment)) == 2
+        time.sleep(0.1)  # it hangs by now
+        parent.kill()
+    assert soon(lambda: not running(environment), 10)
 
 
 def test_a_time_limit_must_be_positive():

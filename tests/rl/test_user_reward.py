@@ -1,10 +1,12 @@
 """A user's reward may do anything; the run goes on, and every cause is counted."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from processes_left import marked, running, soon
 
 from jvr1.errors import UserError
 from jvr1.rl.user_reward import UserReward
@@ -71,6 +73,27 @@ def test_close_ends_the_process():
     assert worker.poll() is not None
     assert reward("again", "", "") == 1.0  # a closed one starts anew
     reward.close()
+
+
+BUSY = """
+import sys
+from jvr1.rl.user_reward import UserReward
+
+reward = UserReward("user_rewards:misbehave", timeout=600.0)
+print("ready", flush=True)
+reward(sys.argv[1], "", "")
+"""
+
+
+@pytest.mark.parametrize(("work", "processes"), [("loop in C", 2), ("wait for a process", 3)])
+def test_the_process_and_what_it_started_end_with_the_run(work, processes):
+    path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])])
+    environment = marked() | {"PYTHONPATH": path}
+    with subprocess.Popen([sys.executable, "-c", BUSY, work], env=environment, stdout=subprocess.PIPE) as run:
+        assert run.stdout.readline() == b"ready\n"
+        assert soon(lambda: len(running(environment)) == processes)
+        run.kill()
+    assert soon(lambda: not running(environment), 5)
 
 
 @pytest.mark.parametrize(

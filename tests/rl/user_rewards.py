@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import subprocess
 import sys
 import time
 
@@ -38,6 +39,8 @@ def misbehave(completion: str, gold: str, problem_type: str):
             ctypes.PyDLL(None).sleep(1000)  # keeps the interpreter's lock
         case "sleep":
             time.sleep(1000)
+        case "wait for a process":
+            subprocess.run(["sleep", "1000"])
         case "nan":
             return float("nan")
         case "text":
