@@ -74,13 +74,13 @@ class Bound:
     """
 
     def __init__(self, allowed_mb: int | None) -> None:
-        self.allowed_mb, self.start = allowed_mb, _kept("VmData")
+        self.allowed_mb, self.start = allowed_mb, kept("VmData")
 
     @contextmanager
     def held(self) -> Iterator[None]:
         """What asks for more within gets no memory. Not every library says so of what then fails: a medium found
         damaged where most of the bound was in use is called too large. Raises MediaError."""
-        now = _kept("VmData")
+        now = kept("VmData")
         if self.allowed_mb is None or self.start is None or now is None:
             yield
             return
@@ -89,12 +89,12 @@ class Bound:
         before, most = resource.getrlimit(resource.RLIMIT_DATA), self.allowed_mb * MEGABYTE
         soft = min(now, self.start + SLACK) + most
         soft = soft if before[1] == resource.RLIM_INFINITY else min(soft, before[1])
-        resident = _from_now_on()
+        resident = mark()
         resource.setrlimit(resource.RLIMIT_DATA, (soft, before[1]))
         try:
             yield
         except MediaError as error:
-            peak = _kept("VmHWM")
+            peak = kept("VmHWM")
             if error.cause == "corrupt" and resident and peak and peak - resident > 0.7 * most:
                 raise exceeded(None, self.allowed_mb) from None
             raise
@@ -105,20 +105,20 @@ class Bound:
 
     def spent(self) -> bool:
         """Whether so much was left behind that a new process is due."""
-        now = _kept("VmData")
+        now = kept("VmData")
         return None not in (self.allowed_mb, self.start, now) and now - self.start > SLACK  # type: ignore[operator]
 
 
-def _from_now_on() -> int | None:
+def mark() -> int | None:
     """Resident memory, after its highest mark has been set to it; None where that may not be."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
         return None
-    return _kept("VmRSS")
+    return kept("VmRSS")
 
 
-def _kept(name: str) -> int | None:
+def kept(name: str) -> int | None:
     """Bytes of a line of this process's status; None where the system has none."""
     try:
         found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
