@@ -194,8 +194,11 @@ class VideoFile:
         memory.check(self.path, f"{width}x{height} pixels a frame of {bits} bits", needed, self.max_decoded_mb)
 
     @contextmanager
-    def _opened(self) -> Iterator[tuple[InputContainer, VideoStream]]:
-        """The container and its video stream. As `file:` and by list: nothing else is opened on the file's word."""
+    def _opened(self, threads: int = THREADS) -> Iterator[tuple[InputContainer, VideoStream]]:
+        """The container and its video stream, its decoder of so many threads.
+
+        As `file:` and by list: nothing else is opened on the file's word.
+        """
         options = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "file", "max_pixels": str(MAX_PIXELS)}
         try:
             container = av.open(f"file:{os.path.abspath(self.path)}", options=options, metadata_errors="ignore")
@@ -214,7 +217,7 @@ class VideoFile:
             self._format = (codec.width, codec.height, _bits(codec.pix_fmt), codec.codec.canonical_name)
             self.check_memory(0)
             codec.options = {"max_pixels": str(MAX_PIXELS)}
-            codec.thread_count, codec.thread_type = THREADS, "AUTO"
+            codec.thread_count, codec.thread_type = threads, "AUTO"
             yield container, stream
 
     def _scan(self, container: InputContainer, stream: VideoStream) -> Packets:
@@ -287,10 +290,10 @@ class VideoFile:
                 raise MediaError("corrupt", f"{self.path}: a frame is damaged")
         return frames
 
-    def _sequence(self) -> Iterator[av.VideoFrame]:
+    def _sequence(self, threads: int = THREADS) -> Iterator[av.VideoFrame]:
         """All frames as they are shown, decoded from the beginning. Errors before the first entry are of a beginning
         cut off, which no player shows."""
-        with self._opened() as (container, stream):
+        with self._opened(threads) as (container, stream):
             entered = not self._packets.entry.any()
             for packet in self._demuxed(container, stream):
                 if packet.size:
@@ -299,10 +302,13 @@ class VideoFile:
             yield from self._decoded(stream, None, True)
 
     def _check_beginning(self) -> None:
-        """Decodes the first frame, and of a file to be read from its entries some more beside the packets' times."""
+        """Decodes the first frame, and of a file to be read from its entries some more beside the packets' times.
+
+        By one thread: with two a frame may come before what is wrong with it is known.
+        """
         expected = self._clock[:CHECKED]
         found: list[int | None] = []
-        for frame in self._sequence():
+        for frame in self._sequence(threads=1):
             if not found:
                 self.height, self.width = upright(frame).shape[:2]
             found.append(frame.pts)
