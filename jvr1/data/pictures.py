@@ -66,10 +66,14 @@ def refuse_animation(path: str | os.PathLike[str]) -> None:
 def _open(path: str | os.PathLike[str], max_decoded_mb: int) -> Image.Image:
     """An image file whose header has been read. Raises MediaError."""
     try:
+        length = os.stat(path).st_size
+        check(path, f"{length} bytes", length, max_decoded_mb)  # files are read whole, some byte by byte
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # we have a limit of our own
             Image.init()  # else Pillow stumbles over a format whose plugin it has not loaded
             image = Image.open(path, formats=[kind for kind in IMAGE_FORMATS if kind in Image.OPEN])
+    except MediaError:
+        raise
     except Image.DecompressionBombError as error:
         raise MediaError("too-large", f"{path}: {error}") from None
     except Image.UnidentifiedImageError:

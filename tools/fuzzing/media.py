@@ -58,7 +58,8 @@ def _shades(count: int) -> np.ndarray:
 
 def _video(path: Path, codec: str, pixels: str) -> None:
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=25)
+        quiet = {"x265-params": "log-level=none"} if codec == "libx265" else {}
+        stream = container.add_stream(codec, rate=25, options=quiet)
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, pixels
         stream.codec_context.thread_count = 1
         for number, picture in enumerate(_shades(FRAMES)):
