@@ -79,7 +79,7 @@ class _Prober:
 
     media: MediaCache
     measure: Measure
-    max_decoded_mb: int
+    max_decoded_mb: int = MAX_DECODED_MB
 
     def __call__(self, rows: list[int], records: list[Record], seen: tuple[Probe, ...] | None) -> Any:
         """Without `seen` the probes of the media that the records share; with them an entry a record."""
