@@ -17,6 +17,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 from etils import epath
+from ml_collections import ConfigDict
 
 from jvr1.answering import (
     Parser,
@@ -54,7 +55,7 @@ def main(args: argparse.Namespace) -> int:
 
     # --- the question as the model gets it
     encoder, _ = open_encoder(config)
-    bucket = bucket_of(record, encoder, config.data.timeout, fitted=fitted)
+    bucket = bucket_of(record, encoder, config, fitted=fitted)
     arrays = rows_of(record, encoder, bucket, config.batch.micro)
     if args.frames_out:
         write_frames(args.frames_out, [encoder.frames(record, path) for path in record.paths])
@@ -136,9 +137,10 @@ def labelled(options: Sequence[str]) -> tuple[str, ...]:
     return tuple(f"{letter}. {option}" for letter, option in zip(letters, options, strict=False))
 
 
-def bucket_of(record: Record, encoder: Encoder, timeout: float, *, fitted: bool) -> Bucket:
+def bucket_of(record: Record, encoder: Encoder, config: ConfigDict, *, fitted: bool) -> Bucket:
     """A shape that holds the question: one of the config's where it fits one, else made for it. Raises UserError."""
-    entry = measure_one(record, encoder.media, Measuring(encoder), timeout)
+    limits = config.data.timeout, config.data.max_decoded_mb
+    entry = measure_one(record, encoder.media, Measuring(encoder), *limits)
     if entry.bucket is None:
         raise UserError(f"the question cannot be asked: {entry.error}")
     need = need_of(record, entry, encoder)

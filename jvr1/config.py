@@ -18,6 +18,7 @@ from ml_collections import ConfigDict, config_dict, config_flags
 from jvr1.config_checks import check_together, check_values
 from jvr1.data.batch import Bucket, make_buckets
 from jvr1.data.media import PixelLimits, VideoSampling
+from jvr1.data.memory import MAX_DECODED_MB
 from jvr1.data.prompts import TEMPLATES, PromptStyle
 from jvr1.distributed import Peers, define_flags
 from jvr1.errors import UserError
@@ -83,6 +84,7 @@ def default() -> ConfigDict:
             "workers": 2,
             "index_workers": 2,
             "timeout": 60.0,
+            "max_decoded_mb": MAX_DECODED_MB,
             "max_failed": 0.05,
         }
     )
@@ -219,7 +221,7 @@ OF_MACHINE = ("data.root", "data.media_cache", "data.frame_cache", "data.workers
 FREE = (
     "mesh.", "train.", "model.remat", "model.attention", "model.logit_chunk", "model.reference", "data.root",
     "data.valid", "data.index", "data.media_cache", "data.frame_cache", "data.workers", "data.timeout",
-    "data.max_failed",
+    "data.max_decoded_mb", "data.max_failed",
 )  # fmt: skip
 """Settings (prefixes of names) that a run may be resumed with otherwise without a word."""
 TUNABLE = ("rl.", "reward.", "sampling.", "optimizer.", "sft.")

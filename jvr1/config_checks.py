@@ -44,6 +44,7 @@ _AT_LEAST = {
     "data.workers": 0,
     "data.media_cache_gb": 1,
     "data.frame_cache_gb": 1,
+    "data.max_decoded_mb": 64,
     "model.logit_chunk": 1,
     "sampling.top_k": 0,
     "data.modality.text": 0,

@@ -45,6 +45,12 @@ class MediaError(Exception):
         return ": ".join(part for part in self.args if part)
 
 
+def shown(value: object, most: int = 100) -> str:
+    """A value as an error's line names it: its repr, of a long one the beginning and the end."""
+    text = repr(value[:most] + value[-most:] if isinstance(value, str) and len(value) > 4 * most else value)
+    return text if len(text) <= most else f"{text[: most - 20]} .. {text[-16:]}"
+
+
 def storage_fault(error: BaseException, place: str | None = None) -> str | None:
     """What of storage an error, or what it came from, says: 'the disk is full writing FILE'; None: nothing.
 

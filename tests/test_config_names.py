@@ -45,6 +45,7 @@ SETTINGS: list[tuple[str, object, dict[str, object]]] = [
     *((name, "other", {}) for name in ("rl.ratio", "optimizer.schedule")),
     *((name, 0, {}) for name in ("batch.micro", "batch.per_step", "train.steps", "train.save_every", "train.keep")),
     *((name, 0, {}) for name in ("rl.updates", "rl.max_length", "data.media_cache_gb", "data.frame_cache_gb")),
+    ("data.max_decoded_mb", 0, {}),
     *((name, 0, {}) for name in ("model.logit_chunk", "data.index_workers", "optimizer.max_bad_steps")),
     *((name, -1, {}) for name in ("train.validate_every", "seed", "train.pictures_every", "mesh.decode_tensor")),
     *((name, -1, {}) for name in ("rl.shuffled", "rl.slots", "rl.lanes", "lora.rank", "data.workers")),

@@ -18,6 +18,7 @@ from etils import epath
 from jvr1.data.cache import MediaCache
 from jvr1.data.index import VisualTokens, build_index, describe, file_stamp, save_index, settings_hash, summary
 from jvr1.data.media import PixelLimits, VideoSampling
+from jvr1.data.memory import MAX_DECODED_MB
 from jvr1.data.records import load_records
 from jvr1.errors import UserError, run_main
 from jvr1.rl.golds import doubts
@@ -37,9 +38,10 @@ def main(arguments: list[str] | None = None) -> None:
     )
     media = MediaCache(flags.root, flags.cache, round(flags.cache_gb * 2**30))
     records = load_records(flags.data)
-    settings = {"records": file_stamp(flags.data), "measure": describe(measure)}
+    most = MAX_DECODED_MB if flags.max_decoded_mb is None else flags.max_decoded_mb
+    settings = {"records": file_stamp(flags.data), "measure": describe(measure), "max_decoded_mb": most}
     partial = partial_file(out, settings)
-    entries = build_index(records, media, settings, measure, flags.workers, partial, flags.timeout)
+    entries = build_index(records, media, settings, measure, flags.workers, partial, flags.timeout, most)
     save_index(out, entries, settings)
     partial.unlink(missing_ok=True)
     print(summary(entries))
@@ -60,6 +62,8 @@ def index_for(flags: argparse.Namespace) -> None:
     config.data.index = flags.out or f"{flags.root}/index"
     config.data.media_cache = flags.cache or config.data.media_cache
     config.model.source = flags.model or config.model.source
+    if flags.max_decoded_mb is not None:
+        config.data.max_decoded_mb = flags.max_decoded_mb
     model = read_config(locate(config.model.source).folder)
     encoder = make_encoder(config, model, read_tokenizer(config.model.source), targets=flags.sft)
     open_index(flags.data, config, encoder, epath.Path(config.data.index))
@@ -86,6 +90,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", help="local or gs:// (default: ROOT/index with --config, else DATA.json.index)")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="helper processes")
     parser.add_argument("--timeout", type=float, default=60.0, help="seconds a medium may take")
+    parser.add_argument("--max-decoded-mb", type=int, help="megabytes that decoding one may take")
     parser.add_argument("--cache", help="local folder for copies of remote media")
     parser.add_argument("--cache-gb", type=float, default=100.0, help="size of that folder")
     parser.add_argument("--fps", type=float, default=2.0, help="frames read a second of video")

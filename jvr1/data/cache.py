@@ -16,6 +16,7 @@ from pathlib import Path
 from etils import epath
 
 from jvr1.data.media import Media, MediaError, PixelLimits, VideoSampling, load
+from jvr1.data.memory import MAX_DECODED_MB
 from jvr1.data.records import resolve
 from jvr1.errors import UserError
 
@@ -131,7 +132,8 @@ class MediaReader:
     the way from the bucket too."""
 
     media: MediaCache
+    max_decoded_mb: int = MAX_DECODED_MB
 
     def __call__(self, path: str, data_type: str, sampling: VideoSampling, limits: PixelLimits, factor: int) -> Media:
         with self.media.local(path) as file:
-            return load(file, data_type, sampling, limits, factor)
+            return load(file, data_type, sampling, limits, factor, self.max_decoded_mb)

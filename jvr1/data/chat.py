@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from jvr1.data.processor import extra_ends
 from jvr1.data.prompts import end_ids
-from jvr1.errors import UserError
+from jvr1.errors import UserError, shown
 from jvr1.model.config import ModelConfig
 
 QUESTION = "which colour came third?"
@@ -23,8 +23,9 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, model: ModelConfig, name
     if beyond:
         number, token = beyond[0]
         raise UserError(
-            f"{name}: {len(beyond)} tokens of the tokenizer lie beyond the table of {rows} rows, the first {token!r} = "
-            f"{number}; take the model's own tokenizer files, or resize its table (resize_token_embeddings)"
+            f"{name}: {len(beyond)} tokens of the tokenizer lie beyond the table of {rows} rows, the first "
+            f"{shown(token)} = {number}; take the model's own tokenizer files, or resize its table "
+            "(resize_token_embeddings)"
         )
     if not tokenizer.chat_template:
         raise UserError(

@@ -30,22 +30,22 @@ def missing_bytes(file: BinaryIO, size: int) -> int:
 
 
 def zero_tail(file: BinaryIO, size: int) -> int:
-    """How many zero bytes the file ends in, 0 where they are few: the part of a download that never came.
+    """How many zero bytes the file ends in at least, 0 where they are few: the part of a download that never came.
 
     Of an MP4 its packets show it (`moov` may lie before or after what is missing, and padding is allowed).
     """
     file.seek(0)
     if file.read(8)[4:] in _MP4_BOXES:
         return 0
-    zeros, block = 0, 1 << 16
-    while zeros < size:
+    zeros, block, many = 0, 1 << 16, max(4096, size // 20)
+    while zeros < min(many, size):  # a file of holes may have terabytes of them
         length = min(block, size - zeros)
         file.seek(size - zeros - length)
         filled = len(file.read(length).rstrip(b"\0"))
         zeros += length - filled
         if filled:
             break
-    return zeros if zeros >= max(4096, size // 20) else 0
+    return zeros if zeros >= many else 0
 
 
 def _mp4(file: BinaryIO, size: int) -> int:

@@ -57,6 +57,7 @@ class Encoder:
             "image_limits": self.image_limits,
             "buckets": self.buckets,
             "targets": self.targets,
+            "max_decoded_mb": self.read.memory_mb,
         }
 
     def measure(self, record: Record, media: tuple[Probe, ...]) -> tuple[int, str | None, str | None]:

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from jvr1.data.cache import MediaCache
 from jvr1.data.media import MediaError, PixelLimits, Probe, VideoSampling, frame_indices, probe, target_size
+from jvr1.data.memory import MAX_DECODED_MB
 from jvr1.data.records import Record
 from jvr1.data.sandbox import Sandbox
 from jvr1.errors import UserError
@@ -78,6 +79,7 @@ class _Prober:
 
     media: MediaCache
     measure: Measure
+    max_decoded_mb: int = MAX_DECODED_MB
 
     def __call__(self, rows: list[int], records: list[Record], seen: tuple[Probe, ...] | None) -> Any:
         """Without `seen` the probes of the media that the records share; with them an entry a record."""
@@ -87,7 +89,7 @@ class _Prober:
 
     def _probe(self, path: str, data_type: str) -> Probe:
         with self.media.local(path) as file:
-            return probe(file, data_type)
+            return probe(file, data_type, self.max_decoded_mb)
 
     def _entry(self, row: int, record: Record, seen: tuple[Probe, ...]) -> IndexEntry:
         try:
@@ -134,12 +136,14 @@ def build_index(
     workers: int,
     partial: Path | None = None,
     timeout: float | int = 60.0,
+    max_decoded_mb: int = MAX_DECODED_MB,
 ) -> list[IndexEntry]:
     """Probes every medium once, in `workers` helper processes, and measures every record; entries in row order.
 
     settings: all that the result depends on. partial: a local file to which entries are appended as they come; if it
     exists and was made with the same settings the rows in it are not done again, otherwise it is begun anew.
-    timeout: seconds a medium may take. Records with the same medium are probed together.
+    timeout: seconds a medium may take. max_decoded_mb: megabytes it may take. Records with the same medium are probed
+    together.
     """
     media = MediaCache(root) if isinstance(root, str) else root
     done = _read_partial(partial, settings) if partial else {}
@@ -150,7 +154,7 @@ def build_index(
     ):
         if not done:
             journal.write(_header(settings))
-        for entries in _in_helpers(_Prober(media, measure), records, jobs, workers, timeout):
+        for entries in _in_helpers(_Prober(media, measure, max_decoded_mb), records, jobs, workers, timeout):
             for entry in entries:
                 done[entry.row] = entry
                 journal.write(_line(entry))
@@ -159,9 +163,15 @@ def build_index(
     return [done[row] for row in range(len(records))]
 
 
-def measure_one(record: Record, media: MediaCache, measure: Measure, timeout: float | int = 60.0) -> IndexEntry:
+def measure_one(
+    record: Record,
+    media: MediaCache,
+    measure: Measure,
+    timeout: float | int = 60.0,
+    max_decoded_mb: int = MAX_DECODED_MB,
+) -> IndexEntry:
     """The entry of a record by itself, its media probed in a helper process."""
-    ((entry,),) = _in_helpers(_Prober(media, measure), [record], [[0]], 1, timeout)
+    ((entry,),) = _in_helpers(_Prober(media, measure, max_decoded_mb), [record], [[0]], 1, timeout)
     return entry
 
 
@@ -185,7 +195,7 @@ def _in_helpers(
     stop = threading.Event()
 
     def work() -> None:
-        with Sandbox(prober, timeout) as helper:
+        with Sandbox(prober, timeout, prober.max_decoded_mb) as helper:
             while not stop.is_set():
                 try:
                     rows = todo.get_nowait()

@@ -17,6 +17,7 @@ from PIL import Image
 
 from jvr1.data import pictures
 from jvr1.data.container import missing_bytes, zero_tail
+from jvr1.data.memory import MAX_DECODED_MB
 from jvr1.data.vision import smart_resize
 from jvr1.errors import MediaError, UserError
 
@@ -133,34 +134,40 @@ def target_size(probe: Probe, sampling: VideoSampling, limits: PixelLimits, fact
         raise MediaError("aspect-ratio", str(error)) from None
 
 
-def probe(path: str | os.PathLike[str], data_type: str) -> Probe:
+def probe(path: str | os.PathLike[str], data_type: str, max_decoded_mb: int = MAX_DECODED_MB) -> Probe:
     """Size, frames and frame rate of an image or video. Of a video all packets are read and the first frames decoded,
     or all where packets do not tell the frames (`video.NAMED_FRAMES`); of images only a PNG, whose EXIF may follow
-    its pixels.
+    its pixels. max_decoded_mb: megabytes that decoding may take by what the header says (`data.memory`).
 
     Raises MediaError.
     """
     _check_file(path, data_type)
     if data_type == "image":
-        return Probe(*pictures.size(path), 1, 0.0)
+        return Probe(*pictures.size(path, max_decoded_mb), 1, 0.0)
     from jvr1.data.video import VideoFile  # here, so that processes that read no video need not load libav
 
-    return VideoFile(path).probe
+    return VideoFile(path, max_decoded_mb).probe
 
 
 def load(
-    path: str | os.PathLike[str], data_type: str, sampling: VideoSampling, limits: PixelLimits, factor: int
+    path: str | os.PathLike[str],
+    data_type: str,
+    sampling: VideoSampling,
+    limits: PixelLimits,
+    factor: int,
+    max_decoded_mb: int = MAX_DECODED_MB,
 ) -> Media:
-    """Reads an image or a video's sampled frames and resizes them (bicubic with antialias). Raises MediaError."""
+    """Reads an image or a video's sampled frames and resizes them (bicubic with antialias). max_decoded_mb as of
+    `probe`, the resized frames counted too. Raises MediaError."""
     _check_file(path, data_type)
     if data_type == "image":
-        picture = pictures.read(path)
+        picture = pictures.read(path, max_decoded_mb)
         seen = Probe(picture.height, picture.width, 1, 0.0)
         frame = _resize(picture, target_size(seen, sampling, limits, factor))
         return Media(frame[None], 0.0, np.zeros(1))
     from jvr1.data.video import load_video  # as in `probe`
 
-    return load_video(path, sampling, limits, factor)
+    return load_video(path, sampling, limits, factor, max_decoded_mb)
 
 
 def seconds_per_step(

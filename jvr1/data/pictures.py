@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from jvr1.data.damage import damage
+from jvr1.data.memory import MAX_DECODED_MB, check, exceeded, picture_bytes
 from jvr1.errors import MediaError
 
 MAX_FRAME_PIXELS = 100_000_000
@@ -26,32 +27,32 @@ DEPTHS = (8, 10, 12, 14, 16, 24, 32)
 BAND_PIXELS = 1 << 20
 
 
-def size(path: str | os.PathLike[str]) -> tuple[int, int]:
+def size(path: str | os.PathLike[str], max_decoded_mb: int = MAX_DECODED_MB) -> tuple[int, int]:
     """Height and width in pixels as shown. Only a PNG is decoded, whose EXIF may follow its pixels.
 
     Raises MediaError.
     """
-    with _open(path) as image:
+    with _open(path, max_decoded_mb) as image:
         width, height = image.size
         try:
             orientation = image.getexif().get(0x0112, 1)
         except Exception as error:
-            raise _failure(path, error) from None
+            raise _failure(path, error, max_decoded_mb) from None
         # Pillow turns a TIFF by itself and has its size turned from the start
         turned = orientation in (5, 6, 7, 8) and image.format != "TIFF"
     return (width, height) if turned else (height, width)
 
 
-def read(path: str | os.PathLike[str]) -> Image.Image:
+def read(path: str | os.PathLike[str], max_decoded_mb: int = MAX_DECODED_MB) -> Image.Image:
     """The first frame in RGB: upright by EXIF, transparency on white, other depths scaled to 8 bits. Takes at most
     about 8 bytes a pixel. Raises MediaError."""
-    with _open(path) as image:
+    with _open(path, max_decoded_mb) as image:
         try:
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
             return _to_rgb(image)
         except Exception as error:
-            raise _failure(path, error) from None
+            raise _failure(path, error, max_decoded_mb) from None
 
 
 def refuse_animation(path: str | os.PathLike[str]) -> None:
@@ -62,29 +63,37 @@ def refuse_animation(path: str | os.PathLike[str]) -> None:
         raise MediaError("not-a-video", f"{path} is a WebP, which is read as an image (an animation's first picture)")
 
 
-def _open(path: str | os.PathLike[str]) -> Image.Image:
+def _open(path: str | os.PathLike[str], max_decoded_mb: int) -> Image.Image:
     """An image file whose header has been read. Raises MediaError."""
     try:
+        length = os.stat(path).st_size
+        check(path, f"{length} bytes", length, max_decoded_mb)  # files are read whole, some byte by byte
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # we have a limit of our own
             Image.init()  # else Pillow stumbles over a format whose plugin it has not loaded
             image = Image.open(path, formats=[kind for kind in IMAGE_FORMATS if kind in Image.OPEN])
+    except MediaError:
+        raise
     except Image.DecompressionBombError as error:
         raise MediaError("too-large", f"{path}: {error}") from None
     except Image.UnidentifiedImageError:
         raise MediaError("not-an-image", f"{path} is in no known image format, or cut short") from None
     except Exception as error:  # plugins raise what they like on a damaged header
-        raise _failure(path, error) from None
+        raise _failure(path, error, max_decoded_mb) from None
     if image.width * image.height > MAX_FRAME_PIXELS:
         image.close()
         raise MediaError("too-large", f"{path} has {image.width}x{image.height} pixels")
+    needed = picture_bytes(image.width, image.height, len(image.getbands()), image.format)
+    check(path, f"{image.width}x{image.height} pixels", needed, max_decoded_mb)
     if image.format in CHECKED and (found := damage(Path(path).read_bytes(), image.format)):
         image.close()
         raise MediaError("truncated" if found.startswith("truncated") else "corrupt", f"{path}: {found}")
     return image
 
 
-def _failure(path: str | os.PathLike[str], error: Exception) -> MediaError:
+def _failure(path: str | os.PathLike[str], error: Exception, max_decoded_mb: int) -> MediaError:
+    if isinstance(error, MemoryError) or "out of memory" in str(error):
+        return exceeded(path, max_decoded_mb)
     cut = "truncated" in str(error).lower()
     return MediaError("truncated" if cut else "corrupt", f"{path}: {error}")
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from etils import epath
 
-from jvr1.errors import UserError
+from jvr1.errors import UserError, shown
 
 DATA_TYPES = ("image", "video", "text")
 PROBLEM_TYPES = ("multiple choice", "numerical", "OCR", "free-form", "regression")
@@ -89,7 +89,9 @@ def _told(file: str | Path, faults: list[Fault]) -> list[str]:
     """The first few, one a line, and how many more there are."""
     lines = []
     for fault in faults[:SHOWN_PROBLEMS]:
-        name = "" if fault.problem_id is None else f" (problem_id {fault.problem_id})"
+        known = str(fault.problem_id)
+        known = known if len(known) <= 100 and known.isprintable() else shown(known)
+        name = "" if fault.problem_id is None else f" (problem_id {known})"
         lines.append(f"{file}: record {fault.index}{name}: {fault.message}")
     if len(faults) > SHOWN_PROBLEMS:
         lines.append(f"{file}: {len(faults) - SHOWN_PROBLEMS} more faulty records")
@@ -163,7 +165,7 @@ def resolve(root: str | Path, path: str) -> epath.Path:
     """
     reason = _path_fault(path)
     if reason:
-        raise UserError(f"path {path!r} {reason}; paths are relative to the media root {root} and stay in it")
+        raise UserError(f"path {shown(path)} {reason}; paths are relative to the media root {root} and stay in it")
     return epath.Path(root) / posixpath.normpath(path)
 
 
@@ -192,7 +194,7 @@ def _media_path(value: Any, data_type: str) -> str | tuple[str, ...] | None:
             raise UserError(f"field 'path' must be a path relative to the media root, got {_kind(item)}")
         reason = _path_fault(item)
         if reason:
-            raise UserError(f"field 'path' {item!r} {reason}")
+            raise UserError(f"field 'path' {shown(item)} {reason}")
     return tuple(value) if several else value
 
 
@@ -207,7 +209,7 @@ def _options(value: Any) -> tuple[str, ...]:
 def _choice(raw: dict[str, Any], field: str, choices: tuple[str, ...]) -> str:
     value = raw.get(field)
     if not isinstance(value, str) or value not in choices:
-        got = repr(value) if isinstance(value, str) else _kind(value)
+        got = shown(value) if isinstance(value, str) else _kind(value)
         raise UserError(f"field {field!r} must be one of {', '.join(choices)}; got {got}")
     return sys.intern(value)
 
@@ -303,7 +305,9 @@ def _list_within(text: str) -> str | None:
 
 
 def _wrapper(file: str | Path, field: str) -> UserError:
-    return UserError(f"{file} is one object that holds its records in {field!r}; the file must be that list itself")
+    return UserError(
+        f"{file} is one object that holds its records in {shown(field)}; the file must be that list itself"
+    )
 
 
 def _array_items(stream: io.TextIOBase, file: str | Path) -> Iterator[Any]:

@@ -26,6 +26,7 @@ from av.video.stream import VideoStream
 from jaxtyping import Bool, Float64, Int64, UInt8
 from PIL import Image
 
+from jvr1.data import memory
 from jvr1.data.media import (
     Media,
     MediaError,
@@ -98,12 +99,19 @@ class Recounted(Exception):
     """A file shows other frames than its packets said; it has been looked at anew meanwhile."""
 
 
-def load_video(path: str | os.PathLike[str], sampling: VideoSampling, limits: PixelLimits, factor: int) -> Media:
+def load_video(
+    path: str | os.PathLike[str],
+    sampling: VideoSampling,
+    limits: PixelLimits,
+    factor: int,
+    max_decoded_mb: int = memory.MAX_DECODED_MB,
+) -> Media:
     """A video's sampled frames, resized. Raises MediaError."""
-    video = VideoFile(path)
+    video = VideoFile(path, max_decoded_mb)
     while True:
         indices, sample_fps = frame_indices(video.frames, video.fps, sampling)
         size = target_size(video.as_counted, sampling, limits, factor)
+        video.check_memory(len(indices) * size[0] * size[1] * 3)
         frames = np.empty((len(indices), *size, 3), np.uint8)
         try:
             for slot, pixels in enumerate(video.read(indices)):
@@ -120,8 +128,9 @@ class VideoFile:
     `counted` says whether frames is what decoding gave, or what the packets say. Raises MediaError in all methods.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = path
+    def __init__(self, path: str | os.PathLike[str], max_decoded_mb: int = memory.MAX_DECODED_MB) -> None:
+        self.path, self.max_decoded_mb = path, max_decoded_mb
+        self._format = (0, 0, 0, "")
         with self._opened() as (container, stream):
             self.fps_declared = _declared_rate(stream)
             if stream.frames > os.stat(path).st_size:
@@ -178,9 +187,18 @@ class VideoFile:
 
     # ------------------------------------------------------------------------------------------------ packets
 
+    def check_memory(self, kept: int) -> None:
+        """Raises MediaError "too-large" where decoding beside `kept` bytes of frames may take more than is allowed."""
+        width, height, bits, codec = self._format
+        needed = memory.video_bytes(width, height, bits, codec) + kept
+        memory.check(self.path, f"{width}x{height} pixels a frame of {bits} bits", needed, self.max_decoded_mb)
+
     @contextmanager
-    def _opened(self) -> Iterator[tuple[InputContainer, VideoStream]]:
-        """The container and its video stream. As `file:` and by list: nothing else is opened on the file's word."""
+    def _opened(self, threads: int = THREADS) -> Iterator[tuple[InputContainer, VideoStream]]:
+        """The container and its video stream, its decoder of so many threads.
+
+        As `file:` and by list: nothing else is opened on the file's word.
+        """
         options = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "file", "max_pixels": str(MAX_PIXELS)}
         try:
             container = av.open(f"file:{os.path.abspath(self.path)}", options=options, metadata_errors="ignore")
@@ -196,8 +214,10 @@ class VideoFile:
             if codec.width * codec.height > MAX_PIXELS or not codec.width:  # 0: libav took no size above max_pixels
                 shown = f"{codec.width}x{codec.height}" if codec.width else "no size, or too many"
                 raise MediaError("too-large", f"{self.path} has {shown} pixels a frame")
+            self._format = (codec.width, codec.height, _bits(codec.pix_fmt), codec.codec.canonical_name)
+            self.check_memory(0)
             codec.options = {"max_pixels": str(MAX_PIXELS)}
-            codec.thread_count, codec.thread_type = THREADS, "AUTO"
+            codec.thread_count, codec.thread_type = threads, "AUTO"
             yield container, stream
 
     def _scan(self, container: InputContainer, stream: VideoStream) -> Packets:
@@ -250,8 +270,8 @@ class VideoFile:
 
     def _failure(self, error: Exception, cause: str) -> MediaError:
         """libav's words without the file's name or what else may differ from time to time."""
-        if isinstance(error, MemoryError):
-            return MediaError("too-large", f"{self.path}: not enough memory for what it claims")
+        if isinstance(error, MemoryError | BlockingIOError):  # the second: no thread could be started
+            return memory.exceeded(self.path, self.max_decoded_mb)
         reason = (getattr(error, "strerror", None) or str(error)).strip().split("\n", 1)[0]
         return MediaError(cause, f"{self.path}: {reason[:200]}")
 
@@ -270,10 +290,10 @@ class VideoFile:
                 raise MediaError("corrupt", f"{self.path}: a frame is damaged")
         return frames
 
-    def _sequence(self) -> Iterator[av.VideoFrame]:
+    def _sequence(self, threads: int = THREADS) -> Iterator[av.VideoFrame]:
         """All frames as they are shown, decoded from the beginning. Errors before the first entry are of a beginning
         cut off, which no player shows."""
-        with self._opened() as (container, stream):
+        with self._opened(threads) as (container, stream):
             entered = not self._packets.entry.any()
             for packet in self._demuxed(container, stream):
                 if packet.size:
@@ -282,17 +302,20 @@ class VideoFile:
             yield from self._decoded(stream, None, True)
 
     def _check_beginning(self) -> None:
-        """Decodes the first frame, and of a file to be read from its entries some more beside the packets' times."""
+        """Decodes the first frame, and of a file to be read from its entries some more beside the packets' times.
+
+        By one thread: with two a frame may come before what is wrong with it is known.
+        """
         expected = self._clock[:CHECKED]
-        first, found = None, []
-        for frame in self._sequence():
-            first = first or frame
+        found: list[int | None] = []
+        for frame in self._sequence(threads=1):
+            if not found:
+                self.height, self.width = upright(frame).shape[:2]
             found.append(frame.pts)
             if not self._by_entry or len(found) >= len(expected):
                 break
-        if first is None:
+        if not found:
             raise MediaError("corrupt", f"{self.path}: no frame can be decoded")
-        self.height, self.width = upright(first).shape[:2]
         self._by_entry &= found == list(expected)
 
     def _count(self) -> None:
@@ -390,6 +413,14 @@ def _main_stream(container: InputContainer) -> VideoStream | None:
     streams = [stream for stream in container.streams.video if not stream.disposition & no_video]
     marked = [stream for stream in streams if stream.disposition & Disposition.default]
     return next(iter(marked + streams), None)
+
+
+def _bits(pixels: str | None) -> int:
+    """Of a pixel in memory; of one whose form is not known what the deepest takes."""
+    if pixels is None:
+        return 64
+    form = av.VideoFormat(pixels)
+    return max(form.padded_bits_per_pixel, form.bits_per_pixel)
 
 
 def _declared_rate(stream: VideoStream) -> float | None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from jvr1.errors import UserError
+from jvr1.errors import UserError, shown
 from jvr1.model.fields import Fields
 
 MODEL_TYPE = "qwen2_5_vl"
@@ -100,15 +100,15 @@ def from_hf(raw: Mapping[str, Any], name: str = "config.json") -> ModelConfig:
     kind or a shape that cannot be.
     """
     if raw.get("model_type") != MODEL_TYPE:
-        raise UserError(f"{name}: model_type is {raw.get('model_type')!r}; jvr1 reads {MODEL_TYPE!r} (Qwen2.5-VL)")
+        raise UserError(f"{name}: model_type is {shown(raw.get('model_type'))}; jvr1 reads {MODEL_TYPE!r} (Qwen2.5-VL)")
     top = Fields(raw, name)
     inner = top.part("text_config") if top.raw.get("text_config") else top
     for fields in (top, inner):
         if fields.given("quantization_config"):
             kind = fields.part("quantization_config").raw.get("quant_method", "unknown")
             raise UserError(
-                f"{name}: the weights are quantised (quantization_config: {kind}); jvr1 trains bfloat16, float16 or "
-                f"float32: name the model they were made of"
+                f"{name}: the weights are quantised (quantization_config: {str(kind)[:100]}); jvr1 trains bfloat16, "
+                f"float16 or float32: name the model they were made of"
             )
     text = _text(inner, top)
     config = ModelConfig(
@@ -156,7 +156,7 @@ def _text(fields: Fields, top: Fields) -> TextConfig:
         rope = top.part("rope_scaling")
     kind = rope.raw.get("rope_type", rope.raw.get("type", "default"))
     if kind not in ("default", "mrope"):
-        raise UserError(f"{fields.where}: rope type {kind!r} is not supported; Qwen2.5-VL uses 'mrope'")
+        raise UserError(f"{fields.where}: rope type {shown(kind)} is not supported; Qwen2.5-VL uses 'mrope'")
     if fields.given("use_sliding_window") and fields.flag("use_sliding_window", False):
         fields.refuse("use_sliding_window", "; only full attention in the decoder is supported")
     if fields.raw.get("hidden_act", "silu") != "silu":

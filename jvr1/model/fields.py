@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-from jvr1.errors import UserError
+from jvr1.errors import UserError, shown
 
 
 def parse_object(text: str | bytes, where: str) -> dict[str, Any]:
@@ -17,7 +17,7 @@ def parse_object(text: str | bytes, where: str) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) < len(pairs):
             names = [name for name, _ in pairs]
-            raise UserError(f"{where}: {next(n for n in names if names.count(n) > 1)!r} stands there twice")
+            raise UserError(f"{where}: {shown(next(n for n in names if names.count(n) > 1))} stands there twice")
         return found
 
     def constant(name: str) -> NoReturn:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from jvr1.errors import UserError
+from jvr1.errors import UserError, shown
 from jvr1.model.fields import parse_object
 from jvr1.model.folder import form_of
 
@@ -30,6 +30,8 @@ CODES = {str(dtype): code for code, dtype in DTYPES.items()}
 METADATA = "__metadata__"
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 MAX_HEADER = 100 * 2**20
+LONGEST_NAME, MOST_AXES = 256, 8
+"""Of a tensor: more than any model has, and few enough to be said in an error's line."""
 
 
 class TensorSpec(NamedTuple):
@@ -153,10 +155,12 @@ def _spec(path: epath.Path, name: str, entry: Any, start: int) -> TensorSpec:
     """One entry of a header whose tensors begin at byte `start`."""
     raw = entry if isinstance(entry, dict) else {}
     shape, offsets, code = raw.get("shape"), raw.get("data_offsets"), raw.get("dtype")
+    if len(name) > LONGEST_NAME or (isinstance(shape, list) and len(shape) > MOST_AXES):
+        raise UserError(f"{path} is not a safetensors file: no model has a tensor such as {shown(name)} of its header")
     if not (_sizes(shape) and _sizes(offsets) and len(offsets) == 2 and isinstance(code, str)):
         raise UserError(f"{path} is not a safetensors file: its header does not describe tensor {name[:80]}")
     if code not in DTYPES:
-        raise UserError(f"{path}: tensor {name} has dtype {code}; {', '.join(DTYPES)} can be read")
+        raise UserError(f"{path}: tensor {name} has dtype {code[:40]}; {', '.join(DTYPES)} can be read")
     spec = TensorSpec(path, DTYPES[code], tuple(shape), start + offsets[0])
     if offsets[1] - offsets[0] != spec.bytes:
         raise UserError(

@@ -236,11 +236,11 @@ def make_encoder(
     video_limits, image_limits = settings.pixel_limits(config)
     cache = config.data.media_cache or str(Path.home() / ".cache" / "jvr1" / "media")
     media = MediaCache(config.data.root, cache, config.data.media_cache_gb * 2**30)
-    kept = config.data.frame_cache
+    kept, most = config.data.frame_cache, config.data.max_decoded_mb
     return Encoder(
         model=model,
         tokenizer=tokenizer,
-        read=Sandbox(MediaReader(media), config.data.timeout),
+        read=Sandbox(MediaReader(media, most), config.data.timeout, most),
         media=media,
         style=settings.style(config),
         video=settings.video_sampling(config),
@@ -337,7 +337,8 @@ def index_of(
         partial = local_cache(workdir) / f"{path.name}.partial"
         partial.parent.mkdir(parents=True, exist_ok=True)
         workers = config.data.index_workers
-        entries = build_index(records, encoder.media, made_with, measure, workers, partial, config.data.timeout)
+        limits = config.data.timeout, config.data.max_decoded_mb
+        entries = build_index(records, encoder.media, made_with, measure, workers, partial, *limits)
         save_index(str(path), entries, made_with)
         partial.unlink()
         lengths = {b.name: b.prompt for b in encoder.buckets}

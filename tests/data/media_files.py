@@ -231,3 +231,24 @@ def hang_on_long_problems(record, media):
 
 def hang_on_ten_megabytes(record, media):
     return hang(None) if len(record.problem) >= 10_000_000 else measure(record, media)
+
+
+def take(megabytes):
+    """Holds so much for a moment."""
+    return int(np.ones(megabytes << 20, np.uint8)[:: 1 << 20].sum())
+
+
+def take_and_call_it_corrupt(megabytes):
+    from jvr1.errors import MediaError
+
+    held = np.ones(megabytes << 20, np.uint8)
+    raise MediaError("corrupt", "damaged" if held.any() else "")
+
+
+_KEPT = []
+
+
+def keep(megabytes):
+    """Holds so much for good; the process that does."""
+    _KEPT.append(np.ones(megabytes << 20, np.uint8))
+    return os.getpid()

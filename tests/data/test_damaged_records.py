@@ -136,3 +136,20 @@ def test_a_question_without_end_costs_only_itself(tmp_path):
     assert [entry.cause for entry in entries] == [None, "timeout", None]
     assert [[probe.height for probe in entry.media] for entry in entries] == [[56], [], [56]]
     assert "its text was not tokenised" in entries[1].error
+
+
+@pytest.mark.parametrize("field", ["data_type", "problem_type", "path", "problem_id"])
+def test_a_value_without_end_is_named_in_short(tmp_path, field):
+    file = tmp_path / "a.json"
+    value = "../" + "x" * 1_000_000
+    other = {"solution": None} if field == "problem_id" else {}
+    file.write_text(json.dumps([{**GOOD, field: value, **other}]))
+    with pytest.raises(UserError, match=r"\.\./x+ \.\. x") as raised:
+        load_records(file)
+    assert len(str(raised.value)) < 500
+
+
+def test_an_id_of_several_lines_stays_in_its_line(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps([{**GOOD, "problem_id": "a\nb\x1b[2J", "solution": None}]))
+    with pytest.raises(UserError, match=r"\(problem_id 'a\\nb\\x1b\[2J'\)"):
+        load_records(tmp_path / "a.json")

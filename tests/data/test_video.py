@@ -320,3 +320,24 @@ def test_damage_gives_the_same_outcome_each_time(tmp_path):
 
 def test_numbers_are_read_as_they_were_drawn():
     assert [number_of(picture(number)) for number in range(0, 4096, 7)] == list(range(0, 4096, 7))
+
+
+def test_what_is_wrong_with_the_first_frame_is_seen_each_time(tmp_path):
+    """With two threads of a decoder one probe in forty took it for whole."""
+    found = {}
+    for number in range(6):
+        file = clip(tmp_path / f"{number}.mkv", frames=1 + number // 3, pixels="yuv444p")
+        data = bytearray(file.read_bytes())
+        at = int(len(data) * (0.6 + 0.1 * (number % 3)))
+        data[at : at + 60] = bytes(60)
+        file.write_bytes(data)
+        found[number] = {_probed(file) for _ in range(120)}
+    assert {len(outcomes) for outcomes in found.values()} == {1}
+    assert "corrupt" in set().union(*found.values())
+
+
+def _probed(file):
+    try:
+        return probe(file, "video").frames
+    except MediaError as error:
+        return error.cause

@@ -197,6 +197,42 @@ def test_headers_that_the_library_refuses_too(copy, change, message):
     assert message in told
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda h: {"x" * 100_000: next(iter(h.values()))},
+        lambda h: next(e for e in h.values() if "shape" in e).update(shape=[1] * 100_000),
+        lambda h: next(e for e in h.values() if "shape" in e).update(dtype="x" * 100_000),
+    ],
+)
+def test_what_a_header_holds_without_end_is_named_in_short(copy, change):
+    file = sorted(copy.glob("*.safetensors"))[-1]
+    rewrite(file, change)
+    told = refusal(copy)
+    assert told.startswith(str(file))
+    assert len(told) < 600
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model_type": "x" * 100_000},
+        {"rope_scaling": {"type": "x" * 100_000}},
+        {"quantization_config": {"quant_method": "x" * 100_000}},
+        {"hidden_size": "x" * 100_000},
+    ],
+)
+def test_a_value_without_end_is_named_in_short(copy, change):
+    edit(copy / "config.json", lambda raw: raw.update(change))
+    assert len(refusal(copy)) < 600
+
+
+def test_a_name_without_end_that_stands_twice(copy):
+    name = "x" * 100_000
+    (copy / "config.json").write_text(f'{{"{name}": 1, "{name}": 2}}')
+    assert len(refusal(copy)) < 600
+
+
 def test_bytes_after_the_last_tensor(copy):
     file = sorted(copy.glob("*.safetensors"))[0]
     file.write_bytes(file.read_bytes() + b"\0" * 12)
