@@ -20,22 +20,14 @@ from typing import Any
 import jax
 from etils import epath
 
-from jvr1.answering import (
-    Parser,
-    add_batch_options,
-    add_model_options,
-    answer_files,
-    asking_of,
-    parse,
-    prepared,
-)
+from jvr1.answering import Parser, add_batch_options, add_model_options, answer_files, asking_of, parse, prepared
 from jvr1.data.records import Record
 from jvr1.errors import UserError
 from jvr1.eval.journal import ANSWERS, write_whole
 from jvr1.eval.report import Asked, answer_lines, failures
-from jvr1.eval.score import Question
+from jvr1.processes.guard import run_distributed
+from jvr1.questions.replies import Question
 from jvr1.rl.rewards import MODES, score
-from jvr1.train.guard import run_distributed
 
 SUFFIXES = (".json", ".jsonl")
 FOLDER, FAILED = ".answers", "failed.json"

@@ -21,19 +21,20 @@ from jvr1.data.encode import Encoder
 from jvr1.data.pipeline import Pipeline, ahead
 from jvr1.data.schedule import Sequential
 from jvr1.data.store import RecordStore
-from jvr1.distributed import PEER_SECONDS, Peers, gather, share_of
 from jvr1.errors import UserError
-from jvr1.eval.journal import Journal, claim, from_line, to_line
+from jvr1.eval.journal import Journal, claim
 from jvr1.eval.plan import Plan, make_plan
-from jvr1.eval.run import Asking, answer_questions
-from jvr1.eval.score import Question
 from jvr1.eval.settings import describe, reference_settings, with_changes
 from jvr1.eval.suites import open_suites
 from jvr1.model.hf import CONFIG, read_carried, read_config
+from jvr1.opening.data import check_batch, index_of, make_encoder
+from jvr1.opening.models import CHECKPOINTS, locate, make_tokenizer, open_model
+from jvr1.opening.places import check_writable, local_cache, use_compilation_cache
+from jvr1.processes.peers import PEER_SECONDS, Peers, gather, share_of
+from jvr1.questions.asking import Asking, answer_questions
+from jvr1.questions.replies import Question, from_line, to_line
+from jvr1.rollout.decoder import Decoder, make_decoder
 from jvr1.sharding import decode_mesh, make_mesh
-from jvr1.train.decode import Decoder, make_decoder
-from jvr1.train.models import CHECKPOINTS, locate, make_tokenizer, open_model
-from jvr1.train.setup import check_batch, check_writable, index_of, local_cache, make_encoder, use_compilation_cache
 
 # --- command line -----------------------------------------------------------------------------------------------------
 

@@ -19,27 +19,19 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from jvr1.answering import (
-    Parser,
-    add_model_options,
-    config_of,
-    mesh_of,
-    open_decoder,
-    open_encoder,
-    set_batch,
-)
+from jvr1.answering import Parser, add_model_options, config_of, mesh_of, open_decoder, open_encoder, set_batch
 from jvr1.data.batch import Arrays, Bucket, choose_bucket, empty_example, stack
 from jvr1.data.encode import Encoder
 from jvr1.data.index import measure_one
 from jvr1.data.media import MediaError
 from jvr1.data.records import PROBLEM_TYPES, Record, check_whole
 from jvr1.errors import UserError, run_main
-from jvr1.eval.run import Asking, identity
 from jvr1.eval.shapes import Measuring, fit_buckets, need_of
 from jvr1.eval.sheet import write_frames
-from jvr1.eval.stream import TextStream
-from jvr1.train.guard import explaining
-from jvr1.train.setup import use_compilation_cache
+from jvr1.opening.places import use_compilation_cache
+from jvr1.processes.guard import explaining
+from jvr1.questions.asking import Asking, identity
+from jvr1.rollout.stream import TextStream
 
 TYPES = {name.replace(" ", "-"): name for name in PROBLEM_TYPES}
 

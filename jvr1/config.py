@@ -20,9 +20,9 @@ from jvr1.data.batch import Bucket, make_buckets
 from jvr1.data.media import PixelLimits, VideoSampling
 from jvr1.data.memory import MAX_DECODED_MB
 from jvr1.data.prompts import TEMPLATES, PromptStyle
-from jvr1.distributed import Peers, define_flags
 from jvr1.errors import UserError
 from jvr1.model.lora import LANGUAGE, LoRAConfig
+from jvr1.processes.peers import Peers, define_flags
 from jvr1.rl.tgrpo import TGRPOConfig
 from jvr1.sharding import AXES
 from jvr1.train.optimizer import OptimizerConfig

@@ -30,6 +30,10 @@ class UserError(ValueError):
     """A mistake the user can mend. The message is one line: what is wrong, and what would be right."""
 
 
+class SaveError(UserError):
+    """A checkpoint could not be written; the ones before it are whole."""
+
+
 class MediaError(Exception):
     """A medium that cannot be used. `cause` is one of a few words to count by, the message is for people.
 

@@ -16,22 +16,14 @@ from functools import partial
 import jax
 from etils import epath
 
-from jvr1.answering import (
-    Parser,
-    add_batch_options,
-    add_model_options,
-    answer_files,
-    asking_of,
-    parse,
-    prepared,
-)
+from jvr1.answering import Parser, add_batch_options, add_model_options, answer_files, asking_of, parse, prepared
 from jvr1.eval.journal import ANSWERS, write_whole
 from jvr1.eval.page import frames_seen, html
 from jvr1.eval.report import answer_lines, as_table, build, markdown, rests_on
-from jvr1.eval.run import Summary
-from jvr1.eval.score import mode_of
 from jvr1.eval.settings import paper_frames
-from jvr1.train.guard import run_distributed
+from jvr1.processes.guard import run_distributed
+from jvr1.questions.replies import mode_of
+from jvr1.questions.summary import Summary
 
 
 def main(args: argparse.Namespace) -> int:

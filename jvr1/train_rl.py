@@ -17,11 +17,11 @@ import numpy as np
 
 from jvr1 import config as settings
 from jvr1.data.batch import Microbatch
-from jvr1.eval.run import Sampled, texts_of
+from jvr1.processes.guard import run_distributed
+from jvr1.rl.judge import make_judge, shared_scores
+from jvr1.rollout.tasks import Sampled, texts_of
 from jvr1.sharding import put_batch, take_local
-from jvr1.train.decode import make_judge, shared_scores
 from jvr1.train.flops import step_flops
-from jvr1.train.guard import run_distributed
 from jvr1.train.loop import Loop
 from jvr1.train.metrics import write_rollouts
 from jvr1.train.optimizer import combine

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 
 from jvr1 import config as settings
 from jvr1.data.batch import Microbatch
+from jvr1.processes.guard import run_distributed
 from jvr1.sharding import put_batch
 from jvr1.train.flops import sft_flops
-from jvr1.train.guard import run_distributed
 from jvr1.train.loop import Loop
 from jvr1.train.setup import open_run
 from jvr1.train.steps import make_answer_count, make_answer_gradients

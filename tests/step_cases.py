@@ -6,9 +6,9 @@ import jax
 import numpy as np
 
 from jvr1.data.batch import Arrays, Bucket, Clip, Microbatch, build_example, empty_example
-from jvr1.eval.run import Task
 from jvr1.model.config import ModelConfig
 from jvr1.rl import tgrpo
+from jvr1.rollout.tasks import Task
 
 BUCKET = Bucket("video", 2, 1, 24, 6)
 ROWS, GROUP, SHUFFLED = 8, 4, 2

@@ -15,7 +15,7 @@ from runs import TINY
 
 from jvr1.annotate import annotated, chain_of, raw
 from jvr1.data.records import load_records, parse_record
-from jvr1.eval.score import Question, reply
+from jvr1.questions.replies import Question, reply
 from jvr1.rl.rewards import score
 
 INSIDE = r"(?:(?!</?(?:think|answer)>).)*"

@@ -17,9 +17,10 @@ from jvr1.data.frame_cache import FrameCache
 from jvr1.errors import UserError
 from jvr1.model.config import published
 from jvr1.model.lora import LoRAConfig
+from jvr1.opening.data import check_batch
 from jvr1.rl.user_reward import UserReward
 from jvr1.sharding import check_mesh, decode_mesh, make_mesh
-from jvr1.train.setup import check_batch, check_schedule
+from jvr1.train.setup import check_schedule
 
 PACKAGE = Path(settings.__file__).parent
 HELD = {

@@ -13,9 +13,9 @@ from etils import epath
 
 from jvr1.errors import run_main
 from jvr1.model import hf
+from jvr1.opening.models import open_model, save_model
+from jvr1.processes.guard import explaining
 from jvr1.sharding import make_mesh
-from jvr1.train.guard import explaining
-from jvr1.train.models import open_model, save_model
 
 HOST_DEVICES = 8
 """Parts in which parameters pass through host memory."""

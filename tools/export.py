@@ -23,10 +23,10 @@ from jvr1.data.media import PixelLimits
 from jvr1.errors import UserError, run_main
 from jvr1.model import hf, peft
 from jvr1.model.lora import ADAPTERS
+from jvr1.opening.models import CHECKPOINTS, Model, locate, make_tokenizer, open_model, read_lora
+from jvr1.opening.staging import appearing
+from jvr1.processes.guard import explaining
 from jvr1.sharding import make_mesh, path_name
-from jvr1.train.guard import explaining
-from jvr1.train.models import CHECKPOINTS, Model, locate, make_tokenizer, open_model, read_lora
-from jvr1.train.staging import appearing
 
 POSITIONS = "text_positions.py"
 ADVICE = """From transformers 5.3 on text after a video has other positions than in training; answers differ. Undo it:

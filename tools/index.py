@@ -52,10 +52,10 @@ def main(arguments: list[str] | None = None) -> None:
 
 def index_for(flags: argparse.Namespace) -> None:
     """The index of a training config: its tokenizer, template, sampling, limits and buckets."""
-    from jvr1 import config as settings  # jax and transformers: slow to import, needed here only
+    from jvr1 import config as settings
     from jvr1.model.hf import read_config
-    from jvr1.train.models import locate, read_tokenizer
-    from jvr1.train.setup import make_encoder, open_index
+    from jvr1.opening.data import make_encoder, open_index
+    from jvr1.opening.models import locate, read_tokenizer
 
     config = settings.from_file(flags.config)
     config.data.root, config.data.index_workers = flags.root, flags.workers

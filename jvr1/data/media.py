@@ -144,7 +144,7 @@ def probe(path: str | os.PathLike[str], data_type: str, max_decoded_mb: int = MA
     _check_file(path, data_type)
     if data_type == "image":
         return Probe(*pictures.size(path, max_decoded_mb), 1, 0.0)
-    from jvr1.data.video import VideoFile  # here, so that processes that read no video need not load libav
+    from jvr1.data.video import VideoFile
 
     return VideoFile(path, max_decoded_mb).probe
 
@@ -165,7 +165,7 @@ def load(
         seen = Probe(picture.height, picture.width, 1, 0.0)
         frame = _resize(picture, target_size(seen, sampling, limits, factor))
         return Media(frame[None], 0.0, np.zeros(1))
-    from jvr1.data.video import load_video  # as in `probe`
+    from jvr1.data.video import load_video
 
     return load_video(path, sampling, limits, factor, max_decoded_mb)
 

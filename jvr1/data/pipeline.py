@@ -21,9 +21,9 @@ from jvr1.data.batch import Arrays, Bucket, Microbatch, Row, empty_example, stac
 from jvr1.data.encode import Encoder
 from jvr1.data.records import Record
 from jvr1.data.schedule import Plan
+from jvr1.data.share import ALONE, Share
 from jvr1.data.shared_memory import FOLDER, own_name, prepare_worker, remove_leftovers, room, rows_ahead
 from jvr1.data.store import RecordStore
-from jvr1.distributed import ALONE, Share
 from jvr1.errors import UserError
 
 T = TypeVar("T")

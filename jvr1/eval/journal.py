@@ -5,16 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from etils import epath
 
 from jvr1.data.cache import is_remote
-from jvr1.data.records import Record
-from jvr1.data.store import RecordStore
 from jvr1.errors import UserError
-from jvr1.eval.score import Question, Reply
+from jvr1.questions.replies import Question, Reply, to_line
 
 SETTINGS = "settings.json"
 ANSWERS = "answers.jsonl"
@@ -73,19 +70,6 @@ def _whole(raw: bytes) -> str | None:
     except (ValueError, TypeError, KeyError):
         return None
     return line
-
-
-def to_line(question: Question) -> str:
-    """What `from_line` reads."""
-    return json.dumps(
-        {"number": question.number, "error": question.error, "replies": [asdict(r) for r in question.replies]}
-    )
-
-
-def from_line(line: str, records: Sequence[Record] | RecordStore) -> Question:
-    raw = json.loads(line)
-    replies = tuple(Reply(**r) for r in raw["replies"])
-    return Question(records[raw["number"]], raw["error"], replies, raw["number"])
 
 
 def claim(folder: epath.Path, settings: Mapping[str, Any], *, write: bool) -> None:

@@ -14,9 +14,9 @@ from jvr1.data.index import IndexEntry, Measure
 from jvr1.data.records import Record
 from jvr1.errors import UserError
 from jvr1.eval.report import Asked
-from jvr1.eval.score import Question
 from jvr1.eval.shapes import Measuring, fit_buckets, need_of
 from jvr1.eval.suites import Suite
+from jvr1.questions.replies import Question
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,11 @@ from dataclasses import asdict
 from typing import Any, NamedTuple
 
 from jvr1.eval.breakdown import BREAKDOWNS
-from jvr1.eval.run import Asking, Summary, summarise
-from jvr1.eval.score import MODES, Question, benchmark_summary, summary
-from jvr1.eval.suites import CITATION, Suite, task_of
+from jvr1.eval.score import benchmark_summary, summary
+from jvr1.eval.suites import CITATION, Suite
+from jvr1.questions.asking import Asking
+from jvr1.questions.replies import MODES, Question, task_of
+from jvr1.questions.summary import Summary, summarise
 
 COLUMNS = ("task", "questions", "ordered", "shuffled", "format", "length", "failed")
 

@@ -4,74 +4,17 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-from jvr1.data.records import Record
 from jvr1.eval.breakdown import Breakdown
-from jvr1.eval.suites import task_of
-from jvr1.rl.rewards import robust_mra, score
+from jvr1.questions.replies import MODES, Question, Reply, grouped, task_of
 
-MODES = ("eval-reference", "robust")
 RESAMPLES = 10_000
 Z = 1.959963984540054  # of a 95% interval
-
-
-@dataclass(frozen=True)
-class Reply:
-    """One completion. answer: the text scored in robust mode; length: tokens, the end token counted; ended: whether it
-    came; accuracy: by mode."""
-
-    variant: str
-    sample: int
-    completion: str
-    answer: str | None
-    format: float
-    length: int
-    ended: bool
-    accuracy: dict[str, float]
-
-
-@dataclass(frozen=True)
-class Question:
-    """A question asked: its record and its replies, or `error`, why there are none, as `cause` or `cause: message`."""
-
-    record: Record
-    error: str | None
-    replies: tuple[Reply, ...] = ()
-    number: int = -1
-
-    @property
-    def cause(self) -> str | None:
-        """By which failures are counted."""
-        return self.error.partition(":")[0] if self.error else None
-
-
-def accuracies(completion: str, gold: str, problem_type: str, options: Sequence[str] = ()) -> dict[str, float]:
-    """Accuracy in [0,1] by mode. Regression is mean relative accuracy in both, as VSI-Bench has it."""
-    found = {mode: score(completion, gold, problem_type, mode, options).accuracy for mode in MODES}
-    if problem_type == "regression":
-        found["robust"] = robust_mra(completion, gold)
-    return found
-
-
-def mode_of(reward_mode: str) -> str:
-    """In which mode a run with `reward.mode` is validated."""
-    return "robust" if reward_mode == "robust" else "eval-reference"
-
-
-def reply(
-    variant: str, sample: int, completion: str, length: int, ended: bool, gold: str, problem_type: str,
-    options: Sequence[str] = (),
-) -> Reply:  # fmt: skip
-    """A completion, scored."""
-    robust = score(completion, gold, problem_type, "robust", options)
-    found = accuracies(completion, gold, problem_type, options)
-    return Reply(variant, sample, completion, robust.answer, robust.format, length, ended, found)
 
 
 # --- intervals --------------------------------------------------------------------------------------------------------
@@ -236,14 +179,6 @@ def _levels(named: Mapping[str, Sequence[Question]], mode: str) -> dict[str, lis
         suffix = next((level for level in LEVELS if name.endswith(level)), "")
         tasks[name.removesuffix(suffix)].append([value(q, "ordered", mode) for q in group])
     return tasks
-
-
-def grouped(questions: Sequence[Question], key: Callable[[Question], str]) -> dict[str, list[Question]]:
-    """By key, in alphabetical order."""
-    groups: dict[str, list[Question]] = defaultdict(list)
-    for question in questions:
-        groups[key(question)].append(question)
-    return {name: groups[name] for name in sorted(groups)}
 
 
 def _mean(values: Sequence[float | int]) -> float | None:

@@ -12,9 +12,9 @@ from jvr1 import __version__
 from jvr1 import config as settings
 from jvr1.data.media import VideoSampling
 from jvr1.errors import UserError
-from jvr1.eval.run import Asking
-from jvr1.eval.score import MODES, mode_of
 from jvr1.eval.suites import Suite
+from jvr1.questions.asking import Asking
+from jvr1.questions.replies import MODES, mode_of
 
 TOKEN = 28 * 28
 PIXELS, FRAMES, TOKENS = 256 * TOKEN, 64, 1024

@@ -91,8 +91,3 @@ def _published(benchmark: Benchmark, root: str) -> str:
         f"{epath.Path(root) / benchmark.file} does not exist, nor {FOLDERS[1]}/{benchmark.file} there; "
         "it comes with Video-R1's evaluation data"
     )
-
-
-def task_of(record: Record) -> str:
-    """The kind of question within its benchmark: what the file names, else its data_source, else 'all'."""
-    return record.task or record.data_source or "all"

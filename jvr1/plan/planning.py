@@ -20,12 +20,12 @@ from jvr1.data.batch import Bucket
 from jvr1.errors import UserError
 from jvr1.model import hf
 from jvr1.model.config import ModelConfig, published
+from jvr1.opening.models import locate
 from jvr1.plan import memory
 from jvr1.plan.chips import Chip
 from jvr1.plan.programs import Shapes, chip_bytes, row_counts, step_shapes
 from jvr1.sharding import AXES, valid_tensor_sizes
 from jvr1.train import flops
-from jvr1.train.models import locate
 
 SIZES = ("3b", "7b", "32b", "72b")
 TOUCHED = {"forward": 4.0, "backward": 10.0}

@@ -23,15 +23,15 @@ from ml_collections import ConfigDict
 from jvr1 import config as settings
 from jvr1.data.batch import Arrays, Bucket, empty_example
 from jvr1.errors import UserError
-from jvr1.generate import reads
 from jvr1.model import qwen2_5_vl
 from jvr1.model.attention import Backend, choose
 from jvr1.model.config import ModelConfig
 from jvr1.model.layers import BATCH
 from jvr1.model.lora import ADAPTERS, LoRAConfig, without_adapters
 from jvr1.plan.hlo import Collective, read
+from jvr1.rollout.decoder import at_a_time, make_decoder, mover
+from jvr1.rollout.generate import reads
 from jvr1.sharding import AXES, batch_sharding, check_mesh, decode_mesh, param_shardings
-from jvr1.train.decode import at_a_time, make_decoder, mover
 from jvr1.train.optimizer import make_optimizer, partition
 from jvr1.train.reference import Reference
 from jvr1.train.state import TrainState, abstract_state, make_update

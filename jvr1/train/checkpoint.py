@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import logging
 import math
 import os
 import re
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -16,13 +13,9 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from jvr1.errors import UserError, storage_fault
-from jvr1.train import checksums
-from jvr1.train.restore import folder_of, read_meta, restore
-
-
-class SaveError(UserError):
-    """A checkpoint could not be written; the ones before it are whole."""
+from jvr1.errors import SaveError, UserError, storage_fault
+from jvr1.opening import checksums
+from jvr1.opening.restore import folder_of, quieten_orbax, read_meta, restore
 
 
 class _Told:
@@ -213,21 +206,3 @@ def _reason(error: Exception, place: epath.Path | None = None) -> str:
     if found:
         return os.strerror(int(found[1]))
     return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-
-
-@functools.cache
-def quieten_orbax() -> None:
-    """Keeps orbax' tracebacks off stderr, pages of them for a full disk: the same error is raised to us.
-
-    After it tensorstore's other writes fail too, with nobody waiting, or find the event loop closed: Python would
-    report both, sometimes.
-    """
-    logging.getLogger("asyncio").addFilter(lambda record: "never retrieved" not in record.getMessage())
-    logging.getLogger("absl").addFilter(lambda record: "/orbax/" not in record.pathname)
-    report = sys.unraisablehook
-
-    def report_others(unraisable: Any) -> None:
-        if "Event loop is closed" not in str(unraisable.exc_value):
-            report(unraisable)
-
-    sys.unraisablehook = report_others

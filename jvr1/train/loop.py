@@ -20,14 +20,15 @@ from tqdm import tqdm
 from jvr1 import config as settings
 from jvr1.data.batch import Microbatch
 from jvr1.data.pipeline import Journal, ahead
-from jvr1.distributed import gather, processes
 from jvr1.errors import UserError
-from jvr1.eval.run import as_metrics, summarise
-from jvr1.eval.score import mode_of
+from jvr1.opening.holder import lost
+from jvr1.opening.values import check_finite
+from jvr1.processes.guard import Watchdog, end_with, stop_code
+from jvr1.processes.peers import gather, processes
+from jvr1.questions.replies import mode_of
+from jvr1.questions.summary import as_metrics, summarise
+from jvr1.questions.together import answer_all
 from jvr1.train.checkpoint import Checkpoints
-from jvr1.train.decode import answer_all
-from jvr1.train.guard import Watchdog, end_with, stop_code
-from jvr1.train.holder import lost
 from jvr1.train.metrics import MetricsWriter, PhaseClock, Profiler, Sums, Tally, device_peak_flops
 from jvr1.train.optimizer import combine, make_schedule
 from jvr1.train.setup import Run, keep_run
@@ -40,7 +41,6 @@ from jvr1.train.state import (
     init_state,
     make_update,
 )
-from jvr1.train.values import check_finite
 from jvr1.train.workdir import as_meta
 
 Step = Callable[[int, Sequence[Microbatch]], None]

@@ -22,8 +22,9 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.text.summary import text_pb
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-from jvr1.distributed import Share, gather
+from jvr1.data.share import Share
 from jvr1.errors import UserError
+from jvr1.processes.peers import gather
 
 
 class MetricsWriter:

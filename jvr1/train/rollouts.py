@@ -12,10 +12,12 @@ import numpy as np
 from jvr1.data.batch import Arrays, Microbatch
 from jvr1.data.vision import frames_of
 from jvr1.errors import UserError
-from jvr1.eval.run import VARIANTS, Judged, Sampled, Task
 from jvr1.model.config import ModelConfig
+from jvr1.questions.asking import VARIANTS
 from jvr1.rl import tgrpo
+from jvr1.rl.judge import Judged
 from jvr1.rl.tgrpo import Advantages
+from jvr1.rollout.tasks import Sampled, Task
 from jvr1.train.metrics import MetricsWriter, frame_strip
 
 MAX_PICTURES = 4

@@ -4,49 +4,42 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from etils import epath
 from flax import nnx
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerBase
 
 from jvr1 import config as settings
 from jvr1.data.batch import Bucket
-from jvr1.data.cache import MediaCache, MediaReader, is_remote
-from jvr1.data.chat import check_tokenizer, ends_of
+from jvr1.data.chat import ends_of
 from jvr1.data.encode import Encoder
-from jvr1.data.frame_cache import FrameCache
-from jvr1.data.index import IndexEntry, Measure, build_index, file_stamp, load_index, save_index, settings_hash, summary
+from jvr1.data.index import file_stamp
 from jvr1.data.pipeline import Pipeline
-from jvr1.data.records import Record, load_records
-from jvr1.data.sandbox import Sandbox
+from jvr1.data.records import Record
 from jvr1.data.schedule import Pool, Schedule, Sequential
+from jvr1.data.share import Share
 from jvr1.data.store import RecordStore
-from jvr1.distributed import Share, agree, processes, share_of
 from jvr1.errors import UserError
 from jvr1.model.config import ModelConfig, to_hf
 from jvr1.model.hf import CONFIG
 from jvr1.model.lora import ADAPTERS, LoRAConfig
-from jvr1.rl.golds import doubts
-from jvr1.sharding import decode_mesh, make_mesh, param_shardings
-from jvr1.train import checksums
-from jvr1.train.decode import Decoder, make_decoder
-from jvr1.train.holder import hold, release_all
-from jvr1.train.models import MODEL, make_tokenizer, write_lora
+from jvr1.opening import checksums
+from jvr1.opening.data import by_bucket, check_batch, make_encoder, open_index
+from jvr1.opening.holder import hold, release_all
+from jvr1.opening.models import MODEL, make_tokenizer, write_lora
+from jvr1.opening.places import check_writable, local_cache, use_compilation_cache
+from jvr1.opening.restore import check_fits, folder_of
+from jvr1.opening.staging import write_file
+from jvr1.processes.peers import agree, processes, share_of
+from jvr1.rollout.decoder import Decoder, make_decoder
+from jvr1.sharding import make_mesh, param_shardings
 from jvr1.train.optimizer import OptimizerConfig, make_optimizer, partition
-from jvr1.train.restore import check_fits, folder_of
-from jvr1.train.staging import write_file
 from jvr1.train.state import abstract_state, beside_params
 from jvr1.train.workdir import Begun, Origin, check_unchanged, find_run, open_weights
 
@@ -169,26 +162,6 @@ def files_of(config: ConfigDict) -> dict[str, str | None]:
     return {name: file_stamp(str(p))["sha256"][:12] if p.exists() else None for name, p in found.items()}
 
 
-def use_compilation_cache() -> None:
-    """Compiled programs are kept between runs, where JAX_COMPILATION_CACHE_DIR says or in the user's cache."""
-    if not getattr(jax.config, "jax_compilation_cache_dir", None):
-        jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "jvr1" / "xla"))
-
-
-def check_writable(workdir: epath.Path) -> None:
-    """Raises UserError when the workdir cannot be made or written to; makes nothing."""
-    if is_remote(str(workdir)):
-        return
-    folder = Path(workdir).resolve()
-    there = next(p for p in (folder, *folder.parents) if p.exists())
-    if not there.is_dir():
-        raise UserError(f"workdir {workdir} cannot be made: {there} is a file")
-    if os.statvfs(there).f_flag & os.ST_RDONLY:
-        raise UserError(f"workdir {workdir} cannot be written: the file system of {there} is read-only")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise UserError(f"workdir {workdir} cannot be written: no permission in {there}")
-
-
 def keep_run(run: Run) -> None:
     """Writes the settings into the workdir, and the model's config and tokenizer, so that it is a model by itself.
 
@@ -215,42 +188,6 @@ def check_schedule(config: ConfigDict, updates: int) -> None:
             f"optimizer.steps={there} ends the {config.optimizer.schedule} schedule before the run's {needed} updates; "
             f"set optimizer.steps to {needed} or more, or train.steps to {there // updates} or fewer"
         )
-
-
-def check_batch(config: ConfigDict, mesh: Mesh) -> None:
-    """Raises UserError when a microbatch cannot be split over the mesh, or over its devices as they generate."""
-    for name, ways in (
-        ("data x fsdp", mesh.shape["data"] * mesh.shape["fsdp"]),
-        ("devices / decode_tensor", decode_mesh(mesh, config.mesh.decode_tensor).shape["data"]),
-    ):
-        if config.batch.micro % ways:
-            raise UserError(
-                f"batch.micro={config.batch.micro} rows cannot be split {ways} ways (mesh {name}); use a multiple"
-            )
-
-
-def make_encoder(
-    config: ConfigDict, model: ModelConfig, tokenizer: PreTrainedTokenizerBase, *, targets: bool
-) -> Encoder:
-    check_tokenizer(tokenizer, model, config.model.source)
-    video_limits, image_limits = settings.pixel_limits(config)
-    cache = config.data.media_cache or str(Path.home() / ".cache" / "jvr1" / "media")
-    media = MediaCache(config.data.root, cache, config.data.media_cache_gb * 2**30)
-    kept, most = config.data.frame_cache, config.data.max_decoded_mb
-    return Encoder(
-        model=model,
-        tokenizer=tokenizer,
-        read=Sandbox(MediaReader(media, most), config.data.timeout, most),
-        media=media,
-        style=settings.style(config),
-        video=settings.video_sampling(config),
-        video_limits=video_limits,
-        image_limits=image_limits,
-        buckets=settings.buckets(config),
-        targets=targets,
-        real_seconds=config.data.real_seconds,
-        kept=FrameCache(kept, config.data.frame_cache_gb * 2**30).open() if kept else None,
-    )
 
 
 def open_training_rows(config: ConfigDict, encoder: Encoder, workdir: epath.Path, share: Share) -> tuple[Pipeline, str]:
@@ -304,73 +241,3 @@ def open_questions(
         share=share,
     )
     return pipeline, len(plan.plans)
-
-
-def open_index(
-    file: str, config: ConfigDict, encoder: Encoder, workdir: epath.Path
-) -> tuple[list[Record], list[IndexEntry]]:
-    """The records of a file (relative to data.root) and their index: made before with the same settings, or now."""
-    records = load_records(str(epath.Path(config.data.root) / file))
-    return records, index_of(file, records, config, encoder, encoder.measure, encoder.fingerprint(), workdir)
-
-
-def index_of(
-    file: str,
-    records: Sequence[Record],
-    config: ConfigDict,
-    encoder: Encoder,
-    measure: Measure,
-    fingerprint: Mapping[str, Any],
-    workdir: epath.Path,
-    kept_as: str = "kept",
-) -> list[IndexEntry]:
-    """The index of a file's records by `measure`, all that depends on being in `fingerprint`. kept_as: what its summary
-    says of those that are not dropped.
-
-    An index's name carries the hash of its settings, so one made with others is never taken.
-    """
-    file = str(epath.Path(config.data.root) / file)
-    made_with = {"records": file_stamp(file), **fingerprint}
-    folder = epath.Path(config.data.index) if config.data.index else workdir / "index"
-    path = folder / f"{epath.Path(file).stem}-{settings_hash(made_with)}.jsonl"
-    if not path.exists() and jax.process_index() == 0:
-        partial = local_cache(workdir) / f"{path.name}.partial"
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        workers = config.data.index_workers
-        limits = config.data.timeout, config.data.max_decoded_mb
-        entries = build_index(records, encoder.media, made_with, measure, workers, partial, *limits)
-        save_index(str(path), entries, made_with)
-        partial.unlink()
-        lengths = {b.name: b.prompt for b in encoder.buckets}
-        print(f"{file}: {summary(entries, lengths).told(kept_as)}")
-        if doubtful := doubts(records):
-            print(doubtful)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f"index {path}")
-    entries = load_index(str(path), made_with)
-    if [entry.row for entry in entries] != list(range(len(records))):
-        raise UserError(f"{path} is damaged: it has not one entry for each of {len(records)} records; remove it")
-    return entries
-
-
-def by_bucket(entries: list[IndexEntry], names: dict[str, Bucket]) -> dict[Bucket, np.ndarray]:
-    """Row numbers of each bucket; rows the index dropped are in none."""
-    rows: dict[Bucket, list[int]] = defaultdict(list)
-    for entry in entries:
-        if entry.bucket is not None:
-            rows[names[entry.bucket]].append(entry.row)
-    return {bucket: np.asarray(numbers, np.int64) for bucket, numbers in rows.items()}
-
-
-def local_cache(workdir: epath.Path) -> Any:
-    """A folder of this machine for files that worker processes map into memory; of a workdir in a bucket always the
-    same one, in the temporary directory."""
-    own = f"process-{jax.process_index()}"
-    if not is_remote(str(workdir)):
-        return Path(workdir) / "cache" / own
-    name = hashlib.sha256(str(workdir).encode()).hexdigest()[:16]
-    folder = Path(tempfile.gettempdir()) / f"jvr1-{os.getuid()}-{name}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.stat().st_uid != os.getuid():
-        raise UserError(f"{folder} belongs to another user; name another temporary directory in TMPDIR")
-    return folder / own

@@ -17,11 +17,10 @@ from jvr1 import config as settings
 from jvr1.errors import UserError
 from jvr1.model.hf import CONFIG
 from jvr1.model.lora import with_adapters
+from jvr1.opening import checksums
+from jvr1.opening.models import MODEL, Model, describe_model, open_base
+from jvr1.opening.restore import newest_whole, quieten_orbax, read_meta
 from jvr1.sharding import param_shardings
-from jvr1.train import checksums
-from jvr1.train.checkpoint import quieten_orbax
-from jvr1.train.models import MODEL, Model, describe_model, open_base
-from jvr1.train.restore import newest_whole, read_meta
 
 STAGES = {"sft": "jvr1.train_sft", "rl": "jvr1.train_rl"}
 

@@ -15,8 +15,8 @@ from jvr1.data.media import Probe
 from jvr1.data.pipeline import Journal
 from jvr1.errors import UserError
 from jvr1.eval.journal import Journal as Answers
-from jvr1.eval.journal import claim, from_line, to_line
-from jvr1.eval.score import Question, Reply
+from jvr1.eval.journal import claim
+from jvr1.questions.replies import Question, Reply, from_line, to_line
 
 SETTINGS = {"frames": 16, "pixels": [1, 2]}
 ENTRIES = [IndexEntry(row, (Probe(240, 320, 100, 25.0),), 400 + row, "video", None) for row in range(64)]

@@ -13,16 +13,7 @@ from hypothesis import strategies as st
 from media_files import BROKEN, GOOD, LATE, clip, pictures, pyav_frames, write_broken, write_good
 from PIL import Image, ImageOps
 
-from jvr1.data.media import (
-    MediaError,
-    PixelLimits,
-    Probe,
-    VideoSampling,
-    frame_indices,
-    load,
-    probe,
-    target_size,
-)
+from jvr1.data.media import MediaError, PixelLimits, Probe, VideoSampling, frame_indices, load, probe, target_size
 from jvr1.errors import UserError
 
 TOKEN = 28 * 28

@@ -13,8 +13,8 @@ from painted import Paint
 from jvr1.data.batch import Microbatch, Row, empty_example, stack
 from jvr1.data.pipeline import Journal, Pipeline, ahead
 from jvr1.data.schedule import Pool, Schedule, Sequential
+from jvr1.data.share import Share
 from jvr1.data.store import RecordStore
-from jvr1.distributed import Share
 
 BATCH, PER_STEP, SEED = 4, 2, 7
 

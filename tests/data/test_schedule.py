@@ -8,7 +8,7 @@ import pytest
 
 from jvr1.data.batch import Bucket
 from jvr1.data.schedule import Pool, Schedule, Sequential
-from jvr1.distributed import Share
+from jvr1.data.share import Share
 from jvr1.errors import UserError
 
 

@@ -10,16 +10,7 @@ from media_files import clip, pictures
 from PIL import Image
 
 from jvr1.data import video
-from jvr1.data.media import (
-    MediaError,
-    PixelLimits,
-    Probe,
-    VideoSampling,
-    frame_indices,
-    load,
-    probe,
-    seconds_per_step,
-)
+from jvr1.data.media import MediaError, PixelLimits, Probe, VideoSampling, frame_indices, load, probe, seconds_per_step
 from tools.benchmarks.clips import LIMITS, clips, make, number_of, picture
 
 FRAMES = 300

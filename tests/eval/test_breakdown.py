@@ -11,9 +11,9 @@ from jvr1.data.records import parse_record
 from jvr1.eval.breakdown import BREAKDOWNS, DISCIPLINES, MVBENCH_FOLDERS, MVBENCH_TASKS
 from jvr1.eval.page import html
 from jvr1.eval.report import Asked, build, markdown, tables
-from jvr1.eval.run import Asking
-from jvr1.eval.score import Question, reply
 from jvr1.eval.suites import open_suites
+from jvr1.questions.asking import Asking
+from jvr1.questions.replies import Question, reply
 
 SETTINGS = {"model": "m", "primary_mode": "robust"}
 

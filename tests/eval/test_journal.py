@@ -9,8 +9,8 @@ from etils import epath
 
 from jvr1.data.records import parse_record
 from jvr1.errors import UserError
-from jvr1.eval.journal import ANSWERS, Journal, claim, from_line, write_whole
-from jvr1.eval.score import Question, Reply
+from jvr1.eval.journal import ANSWERS, Journal, claim, write_whole
+from jvr1.questions.replies import Question, Reply, from_line
 
 RAW = {
     "problem": "?", "data_type": "video", "problem_type": "numerical", "solution": "<answer>1</answer>",

@@ -13,9 +13,9 @@ from PIL import Image
 from jvr1.data.records import Fault, parse_record
 from jvr1.eval.page import html
 from jvr1.eval.report import Asked, build
-from jvr1.eval.run import Asking
-from jvr1.eval.score import Question, reply
 from jvr1.eval.suites import Suite
+from jvr1.questions.asking import Asking
+from jvr1.questions.replies import Question, reply
 
 COUNT = 12
 

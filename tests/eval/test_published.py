@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jvr1.eval.score import accuracies
+from jvr1.questions.replies import accuracies
 from jvr1.rl.rewards import score
 from tests.eval import generated, published
 from tools.benchmarks.suites import measured, run

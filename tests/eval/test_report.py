@@ -12,9 +12,9 @@ import pytest
 from jvr1.data.records import Fault, parse_record
 from jvr1.eval.page import html
 from jvr1.eval.report import Asked, answer_lines, build, markdown, tables
-from jvr1.eval.run import Asking
-from jvr1.eval.score import Question, reply
 from jvr1.eval.suites import BENCHMARKS, CITATION, Suite
+from jvr1.questions.asking import Asking
+from jvr1.questions.replies import Question, reply
 
 ASKING = Asking(("ordered", "shuffled"))
 SETTINGS = {"model": "runs/rl <b>", "frames": 16, "primary_mode": "robust"}

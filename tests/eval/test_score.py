@@ -16,7 +16,8 @@ from scipy import stats
 
 from jvr1.data.records import parse_record
 from jvr1.eval import score
-from jvr1.eval.score import Question, Reply, accuracies, benchmark_summary, majority, reply, summary
+from jvr1.eval.score import benchmark_summary, majority, summary
+from jvr1.questions.replies import Question, Reply, accuracies, reply
 
 MC, NUM, REG, FREE, OCR = "multiple choice", "numerical", "regression", "free-form", "OCR"
 

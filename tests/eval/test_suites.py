@@ -7,7 +7,8 @@ import json
 import pytest
 
 from jvr1.errors import UserError
-from jvr1.eval.suites import BENCHMARKS, open_suites, task_of
+from jvr1.eval.suites import BENCHMARKS, open_suites
+from jvr1.questions.replies import task_of
 
 
 def raw(number: int, **changes) -> dict:

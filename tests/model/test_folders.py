@@ -32,8 +32,8 @@ from jvr1.errors import UserError
 from jvr1.model import hf
 from jvr1.model.config import from_hf
 from jvr1.model.safetensors import INDEX
+from jvr1.opening.models import make_tokenizer, open_model
 from jvr1.sharding import make_mesh
-from jvr1.train.models import make_tokenizer, open_model
 
 WEIGHTS = "model.safetensors"
 RAW = oracle.raw_config(num_hidden_layers=1, vision_depth=1, vision_fullatt_block_indexes=[0])

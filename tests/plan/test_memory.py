@@ -15,13 +15,13 @@ import pytest
 
 from jvr1 import config as settings
 from jvr1.data.batch import empty_example
-from jvr1.generate import Sampling, generate
 from jvr1.model import qwen2_5_vl
 from jvr1.model.config import published
 from jvr1.model.layers import REMAT_POLICIES
 from jvr1.plan import memory
 from jvr1.plan.planning import changed, counted_shapes, largest_bucket
 from jvr1.plan.programs import PHASES
+from jvr1.rollout.generate import Sampling, generate
 from jvr1.train.optimizer import combine
 
 pytestmark = [pytest.mark.optimised, pytest.mark.slow]

@@ -13,14 +13,7 @@ from jvr1 import config as settings
 from jvr1.errors import UserError
 from jvr1.model.config import TextConfig
 from jvr1.plan.hlo import Collective, read
-from jvr1.plan.programs import (
-    batch_shapes,
-    chip_bytes,
-    compile_phase,
-    lower_phase,
-    row_counts,
-    step_shapes,
-)
+from jvr1.plan.programs import batch_shapes, chip_bytes, compile_phase, lower_phase, row_counts, step_shapes
 from jvr1.sharding import make_mesh
 
 pytestmark = pytest.mark.optimised

@@ -13,12 +13,12 @@ import numpy as np
 from step_cases import ROWS, as_task, make_rows, make_scores
 
 from jvr1.data.batch import stack
-from jvr1.distributed import Peers, connect, gather, share_of
 from jvr1.model import qwen2_5_vl
 from jvr1.model.config import from_hf
+from jvr1.processes.peers import Peers, connect, gather, share_of
 from jvr1.rl import tgrpo
+from jvr1.rollout.decoder import make_decoder
 from jvr1.sharding import AXES, make_mesh, param_shardings, path_name, put_batch, replicated
-from jvr1.train.decode import make_decoder
 from jvr1.train.steps import make_advantages, make_policy_gradients, make_reference_scores
 from jvr1.train.trees import cast, zeros_like
 

@@ -13,9 +13,9 @@ from types import SimpleNamespace
 
 import jax
 
-from jvr1.distributed import Peers, gather
 from jvr1.errors import UserError
-from jvr1.train.guard import run_distributed
+from jvr1.processes.guard import run_distributed
+from jvr1.processes.peers import Peers, gather
 
 own, where, deed = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 value = sys.argv[4] if len(sys.argv) > 4 else "same"

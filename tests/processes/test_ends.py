@@ -12,7 +12,7 @@ import pytest
 from processes.ends import ROWS, play
 from runs import REPOSITORY, STEPS, free_port
 
-from jvr1.distributed import different
+from jvr1.processes.peers import different
 
 
 @pytest.fixture(scope="module")

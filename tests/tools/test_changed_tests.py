@@ -49,7 +49,7 @@ def test_the_imports_of_this_repository_are_found():
     graph = TOOL["graph"]()
     assert {"jvr1/model/layers.py", "jvr1/model/rope.py"} <= graph["jvr1/model/text.py"]
     assert "tests/step_cases.py" in graph["tests/train/test_microbatches.py"]
-    assert "tests/test_generate.py" in TOOL["tests_of"]({"jvr1/generate.py"}, graph)
+    assert "tests/rollout/test_generate.py" in TOOL["tests_of"]({"jvr1/rollout/generate.py"}, graph)
 
 
 def test_a_revision_that_is_none_is_one_line(capsys):

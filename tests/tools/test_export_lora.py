@@ -17,8 +17,8 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from jvr1.model import hf, qwen2_5_vl
 from jvr1.model.lora import ADAPTERS, LoRAConfig
+from jvr1.opening.models import open_model, save_model
 from jvr1.sharding import make_mesh, param_shardings
-from jvr1.train.models import open_model, save_model
 from jvr1.train.optimizer import combine, partition
 
 pytestmark = pytest.mark.slow

@@ -34,7 +34,7 @@ from jvr1.demo.tiny_model import (
 )
 from jvr1.errors import UserError
 from jvr1.model.config import VisionConfig, from_hf
-from jvr1.train.models import make_tokenizer, save_model
+from jvr1.opening.models import make_tokenizer, save_model
 
 ROOT = Path(__file__).parents[2]
 TOKEN = 28 * 28

@@ -22,11 +22,11 @@ from jvr1.errors import UserError
 from jvr1.evaluate import options
 from jvr1.model import hf
 from jvr1.model.config import from_hf
+from jvr1.opening import checksums
+from jvr1.opening.models import open_model, save_model
+from jvr1.opening.restore import newest_whole, read_meta, restore
+from jvr1.opening.staging import appearing
 from jvr1.sharding import make_mesh
-from jvr1.train import checksums
-from jvr1.train.models import open_model, save_model
-from jvr1.train.restore import newest_whole, read_meta, restore
-from jvr1.train.staging import appearing
 
 pytestmark = pytest.mark.slow
 

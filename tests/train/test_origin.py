@@ -17,14 +17,14 @@ from jvr1 import config as settings
 from jvr1.errors import UserError
 from jvr1.model import hf
 from jvr1.model.config import from_hf
+from jvr1.opening import values
+from jvr1.opening.holder import release_all
+from jvr1.opening.models import locate, save_model
+from jvr1.opening.values import fingerprint, not_finite
 from jvr1.sharding import make_mesh, param_shardings, path_name
-from jvr1.train import values
-from jvr1.train.holder import release_all
 from jvr1.train.loop import Loop
-from jvr1.train.models import locate, save_model
 from jvr1.train.setup import open_run
 from jvr1.train.state import check_last_steps
-from jvr1.train.values import fingerprint, not_finite
 from jvr1.train.workdir import Begun, find_run, open_weights
 
 CONFIG = from_hf(oracle.raw_config(num_hidden_layers=1, vision_depth=1, vision_fullatt_block_indexes=[0]))

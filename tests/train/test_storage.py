@@ -13,10 +13,10 @@ import pytest
 from etils import epath
 from train.test_checkpoint import assert_bit_equal, checkpoints, make_params, make_state, on_one
 
-from jvr1.errors import UserError, run_main, storage_fault
-from jvr1.train.checkpoint import Checkpoints, SaveError
-from jvr1.train.guard import explain
-from jvr1.train.setup import check_writable
+from jvr1.errors import SaveError, UserError, run_main, storage_fault
+from jvr1.opening.places import check_writable
+from jvr1.processes.guard import explain
+from jvr1.train.checkpoint import Checkpoints
 
 SAID = {
     errno.ENOSPC: "the disk is full",

@@ -19,13 +19,15 @@ from train.test_microbatches import CONFIG
 from jvr1 import config as settings
 from jvr1.data.batch import Bucket, Clip, Microbatch, Row, build_example, stack
 from jvr1.data.records import parse_record
-from jvr1.distributed import ALONE
-from jvr1.eval.run import Judge, Sampled
+from jvr1.data.share import ALONE
+from jvr1.opening.data import make_encoder
+from jvr1.opening.models import open_model, read_tokenizer
 from jvr1.rl import tgrpo
+from jvr1.rl.judge import Judge
+from jvr1.rollout.decoder import make_decoder
+from jvr1.rollout.tasks import Sampled
 from jvr1.sharding import make_mesh
-from jvr1.train.decode import make_decoder
-from jvr1.train.models import open_model, read_tokenizer
-from jvr1.train.setup import make_encoder, open_training_rows
+from jvr1.train.setup import open_training_rows
 from jvr1.train.steps import make_advantages
 
 GROUP, SHUFFLED = OF_STAGE["rl"]["rl.group"], OF_STAGE["rl"]["rl.shuffled"]

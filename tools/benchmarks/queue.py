@@ -18,11 +18,11 @@ import numpy as np
 
 from jvr1.data.batch import Bucket, Microbatch
 from jvr1.errors import UserError
-from jvr1.eval.run import Task
 from jvr1.model.qwen2_5_vl import init
+from jvr1.rollout.decoder import Decoder, make_decoder
+from jvr1.rollout.queue import FOREVER
+from jvr1.rollout.tasks import Task
 from jvr1.sharding import make_mesh
-from jvr1.train.decode import Decoder, make_decoder
-from jvr1.train.queue import FOREVER
 
 from .shapes import SHAPES, Shape, make_inputs
 

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from jvr1.eval.score import MODES, accuracies
+from jvr1.questions.replies import MODES, accuracies
 
 ANSWERS = 500
 COLUMNS = ("rule", "decides", *(f"`{mode}` agrees" for mode in MODES), "only the rule says right", "only `robust`")

@@ -35,7 +35,7 @@ def make(folder: Path) -> None:
     """The folder as it should be."""
     from etils import epath
 
-    from jvr1.demo.tiny_model import write_tiny_model  # jax: slow to import
+    from jvr1.demo.tiny_model import write_tiny_model
     from jvr1.model.safetensors import ShardReader, write_shard
 
     write_tiny_model(folder, 0)
@@ -261,15 +261,15 @@ class Opening:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        import jvr1.train.models  # here, for the helper's start has a longer limit than a call
+        import jvr1.opening.models  # here, for the helper's start has a longer limit than a call
 
-        self.models = jvr1.train.models
+        self.models = jvr1.opening.models
 
     def __call__(self, path: str) -> str:
         """Raises UserError, and what no command would make a sentence of."""
         from jvr1.errors import UserError, storage_fault
         from jvr1.mistakes import sentence
-        from jvr1.train.guard import explain
+        from jvr1.processes.guard import explain
 
         try:
             return self._opened(Path(self.root, path))

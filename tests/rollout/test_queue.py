@@ -16,14 +16,14 @@ from oracle import IMAGE, START, random_model, raw_config
 from step_cases import BUCKET, example
 
 from jvr1.data.batch import Bucket, Clip, Microbatch, build_example, empty_example, stack
-from jvr1.distributed import ALONE, Share
-from jvr1.eval.run import Sampled, Task
-from jvr1.generate import Sampling, generate
+from jvr1.data.share import ALONE, Share
 from jvr1.model.config import from_hf
 from jvr1.model.qwen2_5_vl import merge
+from jvr1.rollout.decoder import make_decoder
+from jvr1.rollout.generate import Sampling, generate
+from jvr1.rollout.queue import Programs, answer_queue, row_numbers
+from jvr1.rollout.tasks import Sampled, Task
 from jvr1.sharding import make_mesh, param_shardings
-from jvr1.train.decode import make_decoder
-from jvr1.train.queue import Programs, answer_queue, row_numbers
 
 CONFIG = from_hf(raw_config(vision_depth=1, vision_fullatt_block_indexes=[0], num_hidden_layers=2))
 C, MICRO = 16, 8

@@ -7,7 +7,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from jvr1.demo.tiny_model import SPECIAL, train_tokenizer
-from jvr1.eval.stream import TextStream
+from jvr1.rollout.stream import TextStream
 
 TEXT = "<think>día 7: 世界, שלום, 🎬👩‍🚀 e\u0301</think>\n<answer>½ → 5,000 °C\ufffd!</answer>"
 

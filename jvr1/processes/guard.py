@@ -16,12 +16,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, Protocol, TypeVar, runtime_checkable
 
-from jvr1.distributed import Peers, agree, connect, number, processes
-from jvr1.ends import LEAVE_SECONDS, Watch, joining, leave_in_order, on_abort, tell_end, told_end
-from jvr1.errors import SAFE, UserError, chain, run_main, storage_fault
-from jvr1.notice import at_notice
-from jvr1.train.checkpoint import SaveError
-from jvr1.train.holder import release_all
+from jvr1.errors import SAFE, SaveError, UserError, chain, run_main, storage_fault
+from jvr1.processes.ends import LEAVE_SECONDS, Watch, joining, leave_in_order, on_abort, tell_end, told_end
+from jvr1.processes.notice import at_notice
+from jvr1.processes.peers import Peers, agree, connect, number, processes
 
 RESTART = 75
 """Exit code (EX_TEMPFAIL of sysexits.h): start the command again, on all hosts. launch/retry.sh does."""
@@ -34,6 +32,8 @@ LOST_SECONDS = 5
 _AGAIN = "What was saved is whole: start all processes again, as launch/retry.sh does"
 _leaving: int | None = None
 """The code this process is about to end with."""
+
+_RELEASES: list[Callable[[], Any]] = []
 
 _LOST = ("gloo", "heartbeat", "connection closed by peer", "connection reset by peer", "coordination service",
          "unavailable:", "deadline_exceeded", "socket closed", "nccl")  # fmt: skip
@@ -69,7 +69,7 @@ def run_distributed(main: Callable[[C], int], parse: Callable[[], C]) -> None:
                 with explaining():
                     return main(command)
             finally:
-                release_all()
+                _release()
 
     try:
         run_main(guarded)
@@ -143,6 +143,17 @@ def _follow(process: int, code: int, why: str) -> NoReturn:
     leave(code)
 
 
+def at_end(release: Callable[[], Any]) -> None:
+    """Has `release` called wherever the process ends by itself, if only for some seconds."""
+    if release not in _RELEASES:
+        _RELEASES.append(release)
+
+
+def _release() -> None:
+    for release in _RELEASES:
+        release()
+
+
 def end_with(error: UserError) -> NoReturn:
     """Ends all processes with 2 and a mistake that this one met in any thread, where the main one would wait."""
     print(f"error: {error}", file=sys.stderr)
@@ -205,7 +216,7 @@ def leave(code: int, limit: float = LEAVE_SECONDS) -> NoReturn:
     the others have left, `limit` seconds at most."""
     global _leaving
     _leaving = code
-    releasing = threading.Thread(target=release_all, daemon=True)
+    releasing = threading.Thread(target=_release, daemon=True)
     releasing.start()
     releasing.join(5)  # a file system that hangs does not keep the process
     sys.stdout.flush()

@@ -2,7 +2,7 @@
 
 Serves rollout, validation, evaluation and ask. Pure: jit with the static arguments bound. `generate` answers one batch.
 Its parts keep a queue going: `begin` B prompts, `advance` until some have ended, `place` others that `enter` made into
-their slots, and so on (`jvr1.train.queue`).
+their slots, and so on (`jvr1.rollout.queue`).
 """
 
 from __future__ import annotations

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from jvr1.distributed import ALONE, Peers, Share, from_owner, gather, share_among
+from jvr1.data.share import ALONE, Share, share_among
 from jvr1.errors import UserError
+from jvr1.processes.peers import Peers, from_owner, gather
 from jvr1.sharding import decode_mesh, make_mesh
 
 

@@ -10,7 +10,7 @@ import pytest
 from runs import REPOSITORY
 
 from jvr1.errors import UserError
-from jvr1.train import guard
+from jvr1.processes import guard
 
 
 def run(code: str, **environment: str) -> subprocess.CompletedProcess:
@@ -21,7 +21,7 @@ def run(code: str, **environment: str) -> subprocess.CompletedProcess:
 def test_a_hang_is_ended_with_all_stacks():
     code = (
         "import time\n"
-        "from jvr1.train.guard import Watchdog\n"
+        "from jvr1.processes.guard import Watchdog\n"
         "def waits_for_ever():\n"
         "    time.sleep(100)\n"
         "watchdog = Watchdog(0.5)\n"
@@ -42,7 +42,7 @@ def test_a_hang_is_ended_with_all_stacks():
 def test_who_beats_in_time_or_sets_no_limit_is_left_alone(limit):
     code = (
         "import time\n"
-        "from jvr1.train.guard import Watchdog\n"
+        "from jvr1.processes.guard import Watchdog\n"
         f"watchdog = Watchdog({limit})\n"
         "with watchdog.watching():\n"
         "    for step in range(4):\n"
@@ -60,8 +60,8 @@ def failing(error: str, processes: int = 1) -> str:
     return (
         "import jax, sys\n"
         "from types import SimpleNamespace\n"
-        "from jvr1.distributed import Peers\n"
-        "from jvr1.train.guard import run_distributed\n"
+        "from jvr1.processes.peers import Peers\n"
+        "from jvr1.processes.guard import run_distributed\n"
         f"def main(command): {error}\n"
         "from jvr1.train import guard\n"
         f"guard.processes = lambda: {processes}\n"

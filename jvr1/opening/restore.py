@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
+import logging
 import re
 import sys
 from collections.abc import Iterator
@@ -15,10 +17,10 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from jvr1.data.cache import is_remote
-from jvr1.distributed import gather
 from jvr1.errors import UserError
+from jvr1.opening import checksums
+from jvr1.processes.peers import gather
 from jvr1.sharding import path_name
-from jvr1.train import checksums
 
 ITEMS = ("params", "optimizer", "meta")
 CHECKPOINTS, DAMAGED = "checkpoints", "damaged"
@@ -204,3 +206,21 @@ def _check_same(saved: dict[str, str], wanted: dict[str, str], message: str) -> 
 
 def _one_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+@functools.cache
+def quieten_orbax() -> None:
+    """Keeps orbax' tracebacks off stderr, pages of them for a full disk: the same error is raised to us.
+
+    After it tensorstore's other writes fail too, with nobody waiting, or find the event loop closed: Python would
+    report both, sometimes.
+    """
+    logging.getLogger("asyncio").addFilter(lambda record: "never retrieved" not in record.getMessage())
+    logging.getLogger("absl").addFilter(lambda record: "/orbax/" not in record.pathname)
+    report = sys.unraisablehook
+
+    def report_others(unraisable: Any) -> None:
+        if "Event loop is closed" not in str(unraisable.exc_value):
+            report(unraisable)
+
+    sys.unraisablehook = report_others

@@ -15,8 +15,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from jvr1.errors import UserError
 from jvr1.model import hf
 from jvr1.model.config import from_hf
+from jvr1.opening.models import locate, make_tokenizer, open_model, read_tokenizer, save_model
 from jvr1.sharding import make_mesh, param_shardings
-from jvr1.train.models import locate, make_tokenizer, open_model, read_tokenizer, save_model
 
 CONFIG = from_hf(oracle.raw_config(num_hidden_layers=2, vision_depth=2))
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from jvr1.distributed import number, processes, store, where
+from jvr1.processes.peers import number, processes, store, where
 
 LEAVE_SECONDS = 30
 """How long process 0 stays for the others to leave first: their native code aborts when it ends before them."""

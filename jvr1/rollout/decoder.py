@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, partial
 from itertools import groupby
 from typing import Any
@@ -12,21 +12,13 @@ import jax
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
-from ml_collections import ConfigDict
-from transformers import PreTrainedTokenizerBase
 
 from jvr1.data.batch import Arrays, Bucket
-from jvr1.data.pipeline import Pipeline
-from jvr1.distributed import Share, from_owner, gather
-from jvr1.eval.journal import from_line, to_line
-from jvr1.eval.run import VALIDATION, Decode, Done, Judge, Judged, Sampled, Task, answer_questions
-from jvr1.eval.score import Question
-from jvr1.generate import Sampling
 from jvr1.model.config import ModelConfig
-from jvr1.rl.tgrpo import Rollout
-from jvr1.rl.user_reward import UserReward
+from jvr1.rollout.generate import Sampling
+from jvr1.rollout.queue import Programs, answer_queue, make_programs
+from jvr1.rollout.tasks import Decode, Done, Sampled, Task
 from jvr1.sharding import check_mesh, decode_mesh, param_shardings
-from jvr1.train.queue import Programs, answer_queue, make_programs
 
 
 @dataclass(frozen=True)
@@ -57,7 +49,7 @@ class Decoder:
         )
 
     def answering(self, weights: dict, key: jax.Array, *, temperature: float = 0.0, top_p: float = 1.0) -> Decode:
-        """What `eval.run.answer_questions` calls: by default the best token each time."""
+        """What `questions.asking.answer_questions` calls: by default the best token each time."""
         return partial(self.queue, weights, key=key, temperature=temperature, top_p=top_p)
 
     def queue(
@@ -150,31 +142,3 @@ def lay_out(params: dict, mesh: Mesh, dtype: str | None = None) -> dict:
 def mover(sharding: NamedSharding, dtype: str) -> jax.stages.Wrapped:
     """The jitted program that lays out a parameter."""
     return jax.jit(lambda x: x.astype(dtype), out_shardings=sharding)
-
-
-def make_judge(config: ConfigDict) -> Judge:
-    """The reward of a run's config."""
-    reward = config.reward
-    user = UserReward(reward.user, timeout=reward.user_timeout, on_failure=reward.user_failure) if reward.user else None
-    return Judge(reward.mode, config.rl.format_weight, user, reward.user_weight)
-
-
-def shared_scores(judged: Judged, share: Share) -> Judged:
-    """Scores that are the same on all processes that hold these rows: a user's reward may time out on one of them."""
-    if not share.shared:
-        return judged
-    arrays = {name: x.tolist() for name, x in judged.rollout._asdict().items()}
-    arrays = from_owner(arrays, share)
-    same = {name: np.asarray(arrays[name], x.dtype) for name, x in judged.rollout._asdict().items()}
-    return replace(judged, rollout=Rollout(**same))
-
-
-def answer_all(
-    pipeline: Pipeline, count: int, decode: Decode, tokenizer: PreTrainedTokenizerBase, share: Share
-) -> list[Question]:
-    """Greedy answers to questions, videos on ordered and on shuffled frames: on every process those of all."""
-    batches = answer_questions(pipeline.microbatches(0, count, {}), decode, tokenizer, VALIDATION)
-    own = [to_line(question) for batch in batches for question in batch]
-    every = gather(own if share.owner else [])
-    found = [from_line(line, pipeline.store) for lines in every for line in lines]
-    return sorted(found, key=lambda question: question.number)

@@ -1,4 +1,4 @@
-"""Several processes as one run: how they find each other, agree and share out rows (how they end: jvr1.ends).
+"""Several processes as one run: how they find each other, agree and share out rows (how they end: jvr1.processes.ends).
 
 Every process calls the functions here at the same points; with one process they cost nothing.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from jax._src.distributed import global_state  # the run's store of keys; jax.di
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from jvr1.data.share import Share, share_among
 from jvr1.errors import UserError
 
 PEER_SECONDS = 100
@@ -77,7 +78,7 @@ def connect(peers: Peers) -> None:
             return
         # two programs under way at once may meet the peers' in another order, and gloo cannot tell them apart
         jax.config.update("jax_cpu_enable_async_dispatch", False)
-    jax.config.update("jax_enable_preemption_service", False)  # it would swallow SIGTERM, which jvr1.notice reads
+    jax.config.update("jax_enable_preemption_service", False)  # it would swallow the SIGTERM that `notice` reads
     try:
         jax.distributed.initialize(
             peers.coordinator,
@@ -156,49 +157,10 @@ def gather(value: Any) -> list[Any]:
     return [json.loads(row[:size].tobytes()) for row, size in zip(every, sizes, strict=True)]
 
 
-@dataclass(frozen=True)
-class Share:
-    """Which rows of a batch a process feeds: `parts` of `ways` equal ones.
-
-    owner: whether it is the first process with these parts. Where the tensor axis crosses processes several feed the
-    same rows; the owner alone counts them.
-    """
-
-    parts: tuple[int, ...] = (0,)
-    ways: int = 1
-    owner: bool = True
-    shared: bool = False
-
-    def places(self, batch: int) -> list[int]:
-        """Row numbers within a batch, in order. Raises UserError when the batch cannot be split."""
-        if batch % self.ways:
-            raise UserError(f"{batch} rows a microbatch cannot be split {self.ways} ways; use a multiple")
-        size = batch // self.ways
-        return [part * size + i for part in self.parts for i in range(size)]
-
-
-ALONE = Share()
-"""All rows: one process, one part."""
-
-
 def share_of(mesh: Mesh) -> Share:
     """This process's share in batches split over the mesh's data and fsdp axes. Raises UserError."""
     processes = [[device.process_index for device in row] for row in mesh.devices.reshape(-1, mesh.shape["tensor"])]
     return share_among(processes, jax.process_index())
-
-
-def share_among(processes: Sequence[Sequence[int]], process: int) -> Share:
-    """The share of `process`, where `processes` are those of the devices that hold each part of a batch."""
-    holders = [sorted(set(row)) for row in processes]
-    parts = tuple(i for i, holding in enumerate(holders) if process in holding)
-    with_them = [holders[i] for i in parts]
-    if any(holding != with_them[0] for holding in with_them) and any(len(holding) > 1 for holding in with_them):
-        raise UserError(
-            "the mesh's tensor axis crosses processes unevenly; use a size that divides, or is a multiple of, the "
-            "devices of a process"
-        )
-    owner = all(holding[0] == process for holding in with_them)
-    return Share(parts, len(holders), owner, any(len(holding) > 1 for holding in with_them))
 
 
 def from_owner(value: Any, share: Share) -> Any:

@@ -11,23 +11,12 @@ from jvr1.data.batch import Bucket, Clip, Microbatch, Row, build_example, empty_
 from jvr1.data.records import parse_record
 from jvr1.errors import UserError
 from jvr1.eval.report import as_table, percent
-from jvr1.eval.run import (
-    IDENTITIES,
-    VALIDATION,
-    Asking,
-    Done,
-    Judge,
-    Sampled,
-    Summary,
-    answer_questions,
-    as_metrics,
-    frame_streams,
-    identity,
-    summarise,
-    texts_of,
-)
 from jvr1.model.config import from_hf
+from jvr1.questions.asking import IDENTITIES, VALIDATION, Asking, answer_questions, frame_streams, identity
+from jvr1.questions.summary import Summary, as_metrics, summarise
+from jvr1.rl.judge import Judge
 from jvr1.rl.user_reward import UserReward
+from jvr1.rollout.tasks import Done, Sampled, texts_of
 
 VIDEO, IMAGE = Bucket("video", 4, 1, 66, 4), Bucket("image", 1, 1, 54, 4)
 CONFIG = from_hf(raw_config())

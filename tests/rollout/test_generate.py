@@ -17,9 +17,9 @@ from scipy.stats import chisquare
 from transformers import TopKLogitsWarper, TopPLogitsWarper
 
 from jvr1.errors import UserError
-from jvr1.generate import Sampling, choose, generate, reads, token_logprob
 from jvr1.model.config import from_hf
 from jvr1.model.qwen2_5_vl import merge
+from jvr1.rollout.generate import Sampling, choose, generate, reads, token_logprob
 from jvr1.sharding import make_mesh, put_batch, replicated
 from jvr1.train.losses import supervised_loss, token_scores
 
@@ -292,7 +292,7 @@ def test_reading_the_part_of_the_ring_that_is_in_use_changes_nothing(sample, mon
     long = dataclasses.replace(FREE, end_ids=(2, 5, 7), max_tokens=40)
     assert reads(40) == (40,)
     whole = sample((3, 2), long)
-    monkeypatch.setattr("jvr1.generate.LEAST_READ", 4)
+    monkeypatch.setattr("jvr1.rollout.generate.LEAST_READ", 4)
     assert reads(40) == (5, 10, 20, 40)
     jax.clear_caches()
     got = sample((3, 2), long)

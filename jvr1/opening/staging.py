@@ -9,9 +9,9 @@ import jax
 from etils import epath
 
 from jvr1.data.cache import is_remote
-from jvr1.distributed import gather
 from jvr1.model.hf import claim_folder
-from jvr1.train import checksums
+from jvr1.opening import checksums
+from jvr1.processes.peers import gather
 
 
 @contextmanager

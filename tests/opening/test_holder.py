@@ -16,12 +16,12 @@ from etils import epath
 from runs import REPOSITORY
 
 from jvr1.errors import UserError
-from jvr1.train import holder
+from jvr1.opening import holder
 
 HOLDS = """
 import sys, time
 from etils import epath
-from jvr1.train import holder
+from jvr1.opening import holder
 holder.BEAT_SECONDS = 0.05
 holder.hold(epath.Path(sys.argv[1]))
 print("held", flush=True)

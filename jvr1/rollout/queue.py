@@ -1,7 +1,7 @@
 """Keeps a batch full from a queue of questions: a slot whose rows have ended is given to the next prompt.
 
 The decode loop runs on the device until some slots have ended. The host then takes their rows, encodes the next prompts
-in one program and puts them into those slots (`jvr1.generate`). Shapes are static: three programs a bucket.
+in one program and puts them into those slots (`jvr1.rollout.generate`). Shapes are static: three programs a bucket.
 
 Over several devices each part of the batch has its own slots and its own rows of the queue, so that no prompt moves
 between devices; over several processes each feeds its own. What happens next follows from which slots have ended, and
@@ -25,12 +25,13 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
-from jvr1.distributed import Share, share_of
-from jvr1.eval.run import Done, Sampled, Task
-from jvr1.generate import Asked, Held, Lanes, Sampling, Slots, advance, begin, enter, place
+from jvr1.data.share import Share
 from jvr1.model.layers import BATCH
 from jvr1.model.qwen2_5_vl import merge
 from jvr1.model.text import KV
+from jvr1.processes.peers import share_of
+from jvr1.rollout.generate import Asked, Held, Lanes, Sampling, Slots, advance, begin, enter, place
+from jvr1.rollout.tasks import Done, Sampled, Task
 from jvr1.sharding import batch_sharding, put_batch, replicated, take_local
 
 Rows = tuple[int, ...]

@@ -22,9 +22,10 @@ import jax
 from etils import epath
 
 from jvr1.data.cache import is_remote
-from jvr1.distributed import gather
 from jvr1.errors import UserError
-from jvr1.train.staging import write_file
+from jvr1.opening.staging import write_file
+from jvr1.processes.guard import at_end
+from jvr1.processes.peers import gather
 
 FILE = "holder.json"
 BEAT_SECONDS = 10.0
@@ -147,6 +148,7 @@ def _take(workdir: epath.Path) -> None:
     if now is None or now.id != mine.id:
         raise UserError(f"{workdir} was taken by another run at the same moment, {now}; use another workdir")
     atexit.register(release_all)
+    at_end(release_all)
     _HELD[str(workdir)] = Holder(workdir, mine, fresh)
 
 

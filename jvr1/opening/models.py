@@ -19,7 +19,6 @@ from flax import nnx
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from jvr1.distributed import gather
 from jvr1.errors import UserError
 from jvr1.model import hf, qwen2_5_vl
 from jvr1.model import lora as adapters
@@ -27,12 +26,12 @@ from jvr1.model.attention import choose
 from jvr1.model.config import ModelConfig, to_hf
 from jvr1.model.fields import parse_object
 from jvr1.model.lora import LoRAConfig
+from jvr1.opening import checksums
+from jvr1.opening.restore import CHECKPOINTS, quieten_orbax, steps_of
+from jvr1.opening.staging import appearing
+from jvr1.opening.values import check_finite, fingerprint
+from jvr1.processes.peers import gather
 from jvr1.sharding import check_mesh, param_shardings, path_name
-from jvr1.train import checksums
-from jvr1.train.checkpoint import quieten_orbax
-from jvr1.train.restore import CHECKPOINTS, steps_of
-from jvr1.train.staging import appearing
-from jvr1.train.values import check_finite, fingerprint
 
 PARAMS, MODEL, LORA = "params", "model", "lora.json"
 CHAT_TEMPLATE = "chat_template.json"

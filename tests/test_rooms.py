@@ -1,0 +1,86 @@
+"""Who may import whom: docs/architecture.md draws it. A line too many here is a decision to be made, not a slip."""
+
+from __future__ import annotations
+
+import ast
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+from runs import REPOSITORY
+
+PACKAGE = REPOSITORY / "jvr1"
+BELOW: dict[str, set[str]] = {
+    "errors": {"mistakes"},
+    "model": {"errors"},
+    "sharding": {"errors", "model"},
+    "data": {"errors", "lifeline", "model"},
+    "processes": {"errors", "data"},
+    "rollout": {"errors", "model", "sharding", "data", "processes"},
+    "rl": {"errors", "lifeline", "data", "processes", "rollout"},
+    "questions": {"errors", "data", "processes", "rollout", "rl"},
+    "config_checks": {"errors", "model", "data", "rl"},
+    "config": {"errors", "config_checks", "model", "sharding", "data", "processes", "rl", "train"},
+    "opening": {"errors", "config", "model", "sharding", "data", "processes", "rl"},
+    "train": {
+        "errors", "config", "model", "sharding", "data", "processes", "rollout", "rl", "questions", "opening",
+    },
+    "eval": {"", "errors", "config", "data", "processes", "rl", "questions"},
+    "plan": {"errors", "config", "model", "sharding", "data", "rollout", "opening", "train"},
+    "demo": {"errors", "model"},
+    "mistakes": set(),
+    "lifeline": set(),
+}  # fmt: skip
+"""Of each room, a folder or a file of jvr1, those it stands on; "" is `jvr1/__init__.py`. Whatever else there is at the
+top is a main, which may import all, or what mains share."""
+EXCEPTIONS = {("config", "train"): {"jvr1.train.optimizer"}}
+"""Single modules of a room that a lower one imports."""
+
+
+def room(module: str) -> str:
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else ""
+
+
+def imported(file: Path) -> set[str]:
+    """Modules of jvr1 that a file imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names if alias.name.split(".")[0] == "jvr1"}
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "jvr1":
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            inner = {n for n in names if (REPOSITORY / n.replace(".", "/")).with_suffix(".py").exists()}
+            inner |= {n for n in names if (REPOSITORY / n.replace(".", "/")).is_dir()}
+            found |= inner | ({str(node.module)} if names - inner else set())
+    return found
+
+
+@pytest.mark.parametrize("name", BELOW)
+def test_a_room_imports_only_what_it_stands_on(name):
+    files = [PACKAGE / f"{name}.py"] if (PACKAGE / f"{name}.py").exists() else sorted((PACKAGE / name).rglob("*.py"))
+    used = {(file.name, module) for file in files for module in imported(file) if room(module) != name}
+    allowed = BELOW[name]
+    assert {(f, m) for f, m in used if room(m) not in allowed} == set()
+    for (above, below), modules in EXCEPTIONS.items():
+        if above == name:
+            assert {m for _, m in used if room(m) == below} == modules
+
+
+def test_rooms_stand_on_each_other_without_a_circle():
+    except_for = {(above, below) for above, below in EXCEPTIONS}
+    graph = {name: {b for b in below if (name, b) not in except_for} for name, below in BELOW.items()}
+    assert len(list(TopologicalSorter(graph).static_order())) > len(BELOW)
+
+
+def test_every_folder_is_a_room():
+    assert {p.name for p in PACKAGE.iterdir() if p.is_dir() and p.name != "__pycache__"} <= set(BELOW)
+
+
+@pytest.mark.parametrize("name", ["data", "questions", "eval", "demo"])
+def test_rooms_of_numpy_import_no_jax(name):
+    for file in (PACKAGE / name).rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not any(n.split(".")[0] in ("jax", "flax") for n in names), (file, names)
