@@ -145,7 +145,7 @@ def test_a_mistake_is_one_line(demo, tmp_path, monkeypatch, capsys, arguments, m
     if not any(a.startswith("--model=") for a in given):
         given.append(f"--model={demo.model}")
     monkeypatch.setattr(sys, "argv", ["ask", *given])
-    monkeypatch.setattr("jvr1.train.setup.use_compilation_cache", lambda: None)
+    monkeypatch.setattr("jvr1.opening.places.use_compilation_cache", lambda: None)
     monkeypatch.delitem(sys.modules, "jvr1.ask")
     with pytest.raises(SystemExit) as end:
         runpy.run_module("jvr1.ask", run_name="__main__")

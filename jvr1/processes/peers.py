@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from jvr1.data.share import Share, share_among
 from jvr1.errors import UserError
 
-PEER_SECONDS = 100
+PEER_SECONDS = 100.0
 """How long another process may be silent, or late at the start, unless --peer_limit says otherwise."""
 THEIRS_LATER = 60
 """Seconds by which JAX's own bounds, at which it aborts, are wider than ours."""

@@ -63,7 +63,7 @@ def failing(error: str, processes: int = 1) -> str:
         "from jvr1.processes.peers import Peers\n"
         "from jvr1.processes.guard import run_distributed\n"
         f"def main(command): {error}\n"
-        "from jvr1.train import guard\n"
+        "from jvr1.processes import guard\n"
         f"guard.processes = lambda: {processes}\n"
         "run_distributed(main, lambda: SimpleNamespace(peers=Peers(), told={}))\n"
     )

@@ -15,7 +15,11 @@ import jvr1
 from jvr1.data.memory import kept, mark
 
 IN_OPEN, IN_NONBLOCK = 0x20, os.O_NONBLOCK
-_MINE = (sys.prefix, sys.base_prefix, str(Path(jvr1.__file__).parents[1]), "/proc/", "/dev/", "/sys/", "/usr/", "/lib")
+_COMPILED = os.environ.get("JAX_COMPILATION_CACHE_DIR") or sys.prefix
+_MINE = (
+    _COMPILED, sys.prefix, sys.base_prefix, str(Path(jvr1.__file__).parents[1]),
+    "/proc/", "/dev/", "/sys/", "/usr/", "/lib",
+)  # fmt: skip
 """Where a reader's own code and the system's files lie."""
 _LEAVES = ("socket.connect", "subprocess.Popen", "os.system", "os.exec", "os.posix_spawn")
 
