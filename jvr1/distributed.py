@@ -24,8 +24,8 @@ from jvr1.errors import UserError
 PEER_SECONDS = 100
 """Seconds that another process may be silent, or late at the start, before this one ends; --peer_limit sets it."""
 THEIRS_LATER = 60
-"""JAX has limits of its own, and aborts the process when they are reached. They are set this many seconds beyond ours, so
-that ours, which end the process with a message and its exit code, come first."""
+"""JAX has limits of its own, and aborts the process when they are reached. They are set this many seconds beyond ours,
+so that ours, which end the process with a message and its exit code, come first."""
 AGREE_SECONDS = 60
 """Seconds that a process which has joined may take to say with which settings it was started."""
 SHOWN = 4
@@ -157,9 +157,7 @@ def gather(value: Any) -> list[Any]:
         return [json.loads(json.dumps(value))]
     content = np.frombuffer(json.dumps(value).encode(), np.uint8)
     sizes = multihost_utils.process_allgather(np.int32(len(content)))
-    room = (
-        1 << int(sizes.max() - 1).bit_length()
-    )  # a power of two: each length is compiled as a program of its own, so there must be few
+    room = 1 << int(sizes.max() - 1).bit_length()  # a power of two: a length is a program to compile, so there are few
     padded = np.zeros(max(room, 256), np.uint8)
     padded[: len(content)] = content
     every = multihost_utils.process_allgather(padded)
@@ -182,8 +180,10 @@ class Share:
     shared: bool = False
 
     def places(self, batch: int) -> list[int]:
-        """The numbers of this process's rows in a batch of `batch` rows, in order. Raises UserError when the batch cannot
-        be cut into `ways` equal parts."""
+        """The numbers of this process's rows in a batch of `batch` rows, in order.
+
+        Raises UserError when the batch cannot be cut into `ways` equal parts.
+        """
         if batch % self.ways:
             raise UserError(f"{batch} rows a microbatch cannot be split {self.ways} ways; use a multiple")
         size = batch // self.ways

@@ -44,7 +44,7 @@ from jvr1.plan.planning import (
     useful_flops,
 )
 
-TABLE_CHIPS = ("v5e", "v5p", "v6e", "h100-80", "h200")
+TABLE_CHIPS = ("v5e", "v5p", "v6e", "v7x", "l40s", "h100-80", "h200", "b200")
 ROOT = Path(__file__).parents[1]
 GPUS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 SHOWN = 6

@@ -183,7 +183,7 @@ def _each_device(
         local,
         in_specs=(*map(spec, heads), PartitionSpec(rows, None)),
         out_specs=spec(heads[0]),
-        check_vma=False,  # it would need to know over which mesh axes a kernel's output differs, and a kernel does not say
+        check_vma=False,  # a kernel does not say over which mesh axes its output differs
     )
     return split(*heads, mask)
 

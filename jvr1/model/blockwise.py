@@ -38,8 +38,8 @@ def scale(size: int) -> Array:
 
 
 class Span(NamedTuple):
-    """A block: queries [start, end) of the packed sequence. They are a part of the prompt where `rows` is 0, else `rows`
-    whole completions."""
+    """A block: queries [start, end) of the packed sequence, a part of the prompt where `rows` is 0, else `rows` whole
+    completions."""
 
     start: int
     end: int
