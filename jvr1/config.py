@@ -70,7 +70,7 @@ def default() -> ConfigDict:
             "buckets": (),
             "video": section(VideoSampling()),
             "video_pixels": section(PixelLimits(128 * 28 * 28, 128 * 28 * 28, None)),
-            "image_pixels": section(PixelLimits(4 * 28 * 28, 256 * 28 * 28, None)),
+            "image_pixels": ConfigDict({"min_pixels": 4 * 28 * 28, "max_pixels": 256 * 28 * 28}),
             "real_seconds": True,
             "template": "reference",
             "suffixes": True,
@@ -210,7 +210,9 @@ def from_json(text: str, name: str) -> ConfigDict:
     """The config kept in a workdir's config.json. Raises UserError."""
     config = default()
     try:
-        config.update(json.loads(text))
+        kept = json.loads(text)
+        kept.get("data", {}).get("image_pixels", {}).pop("total_pixels", None)  # had no effect, and is gone
+        config.update(kept)
     except (json.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{name}: its config.json is not of this version: {_one_line(error)}") from None
     return config

@@ -21,7 +21,7 @@ from jvr1.processes.guard import run_distributed
 from jvr1.rl.judge import make_judge, shared_scores
 from jvr1.rollout.tasks import Sampled, texts_of
 from jvr1.sharding import put_batch, take_local
-from jvr1.train.flops import step_flops
+from jvr1.train.flops import step_flops, trained_of
 from jvr1.train.loop import Loop
 from jvr1.train.metrics import write_rollouts
 from jvr1.train.optimizer import combine
@@ -72,6 +72,7 @@ def main(command: settings.Command) -> int:
         reference = open_reference(run.graphdef, run.params, config.model.dtype, adapters=True)
 
     # --- steps: pure, compiled once a bucket
+    trained = trained_of(run.params, run.trainable)
     advantages = make_advantages(algorithm, mesh)
     scoring = {"temperature": config.sampling.temperature, "chunk": config.model.logit_chunk}
     reference_scores = make_reference_scores(reference.graphdef if reference else run.graphdef, mesh, **scoring)
@@ -100,7 +101,7 @@ def main(command: settings.Command) -> int:
         loop.add(statistics | score_sums(rollout), score_maxima(rollout))
         flops = step_flops(
             run.config, micro.bucket, len(micro.rows), group, shuffled, float(host.length.mean()),
-            reference=reference is not None, updates=config.rl.updates,
+            reference=reference is not None, updates=config.rl.updates, trained=trained,
         )  # fmt: skip
         loop.add({"flops": (flops, 1.0)})
         return rollout

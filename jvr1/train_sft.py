@@ -14,7 +14,7 @@ from jvr1 import config as settings
 from jvr1.data.batch import Microbatch
 from jvr1.processes.guard import run_distributed
 from jvr1.sharding import put_batch
-from jvr1.train.flops import sft_flops
+from jvr1.train.flops import sft_flops, trained_of
 from jvr1.train.loop import Loop
 from jvr1.train.setup import open_run
 from jvr1.train.steps import make_answer_count, make_answer_gradients
@@ -31,7 +31,7 @@ def main(command: settings.Command) -> int:
     run = loop.run_
 
     # --- step: pure, compiled once a bucket
-    on_prompt = config.sft.loss_on_prompt
+    on_prompt, trained = config.sft.loss_on_prompt, trained_of(run.params, run.trainable)
     count = make_answer_count(on_prompt=on_prompt)
     gradients = make_answer_gradients(run.graphdef, run.shardings, chunk=config.model.logit_chunk, on_prompt=on_prompt)
 
@@ -45,7 +45,10 @@ def main(command: settings.Command) -> int:
                 total, loss, statistics = gradients(loop.state.params, run.frozen, total, arrays, denominator)
                 loop.add({"loss": (loss, 1.0 / len(put)), "completion/tokens": (tokens, 1.0), **statistics})
                 answer = float(micro.arrays.target_mask.sum(axis=1).mean())
-                loop.add({"flops": (sft_flops(run.config, micro.bucket, len(micro.rows), answer), 1.0)})
+                flops = sft_flops(
+                    run.config, micro.bucket, len(micro.rows), answer, on_prompt=on_prompt, trained=trained
+                )
+                loop.add({"flops": (flops, 1.0)})
             loop.update(total, has_rows=bool(denominator > 0))
 
     # --- loop

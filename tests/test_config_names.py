@@ -82,7 +82,7 @@ SETTINGS: list[tuple[str, object, dict[str, object]]] = [
     ("data.video.end", 2.0, {"data.video.start": 3.0}),
     *((f"data.{kind}_pixels.max_pixels", 1, {}) for kind in ("video", "image")),
     *((f"data.{kind}_pixels.min_pixels", 0, {}) for kind in ("video", "image")),
-    *((f"data.{kind}_pixels.total_pixels", 0, {}) for kind in ("video", "image")),
+    ("data.video_pixels.total_pixels", 0, {}),
     ("optimizer.freeze", ("[(",), {}),
     ("optimizer.warmup_steps", 10**6, {"optimizer.schedule": "cosine"}),
     ("lora.patterns", ("(",), {}),

@@ -23,11 +23,12 @@ BELOW: dict[str, set[str]] = {
     "config": {"errors", "config_checks", "model", "sharding", "data", "processes", "rl", "train"},
     "opening": {"errors", "config", "model", "sharding", "data", "processes", "rl"},
     "train": {
-        "errors", "config", "model", "sharding", "data", "processes", "rollout", "rl", "questions", "opening",
+        "errors", "chips", "config", "model", "sharding", "data", "processes", "rollout", "rl", "questions", "opening",
     },
     "eval": {"", "errors", "config", "data", "processes", "rl", "questions"},
-    "plan": {"errors", "config", "model", "sharding", "data", "rollout", "opening", "train"},
+    "plan": {"errors", "chips", "config", "model", "sharding", "data", "rollout", "opening", "train"},
     "demo": {"errors", "model"},
+    "chips": {"errors"},
     "mistakes": set(),
     "lifeline": set(),
 }  # fmt: skip

@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--config", required=True, metavar="FILE[:ARG]")
     parser.add_argument("--model", help="3b, 7b, 32b, 72b or a model's folder; default: what model.source names")
-    parser.add_argument("--topology", default="v5p:2x2x2", help="such as v5e:4x4, v5p:2x2x2, v6e:4x8")
+    parser.add_argument("--topology", default="v5p:2x2x2", help="such as v5e:4x4, v5p:2x2x2, v6e:4x8, tpu7x:2x2x1")
     parser.add_argument("--bucket", type=int, help="number of the config's bucket; default: the one with most tokens")
     parser.add_argument("--phases", default=",".join(PHASES), help="those to compile, of %(default)s")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
@@ -92,8 +92,10 @@ def read_phases(text: str) -> list[str]:
 
 def topology_devices(name: str) -> list[jax.Device]:
     """The chips of a topology as the TPU compiler knows them. Raises UserError for an unknown one."""
+    # as JAX runs a v4 chip: its two cores as one device
+    how = {"chip_config_name": "megacore"} if name.startswith("v4:") else {}
     try:
-        return list(topologies.get_topology_desc(platform="tpu", topology_name=name).devices)
+        return list(topologies.get_topology_desc(platform="tpu", topology_name=name, **how).devices)
     except Exception as error:  # whatever libtpu raises
         raise UserError(f"topology {name} does not answer: {str(error).splitlines()[0][:200]}") from None
 

@@ -4,6 +4,7 @@ python tools/plan.py --config FILE[:ARG] --mesh data=1,fsdp=8[,tensor=N][,decode
     [--model 3b|7b|32b|72b|DIR] [--tokens N] [--compile] [--config.section.name=value ...]
 python tools/plan.py --config FILE[:ARG] --table
 python tools/plan.py --against docs/compiled/*.json
+python tools/plan.py --chips
 
 Counts, from shapes alone. With --compile (TPU chips; needs libtpu, takes minutes) the real TPU compiler compiles the
 real step besides, and its own memory and collectives are printed. Exit code 0: fits, 1: does not, 2: a mistake.
@@ -23,10 +24,11 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 
 from jvr1 import config as settings
+from jvr1.chips import CHIPS, GIB, chip_named
+from jvr1.chips import table as chip_table
 from jvr1.data.batch import Bucket
 from jvr1.errors import UserError, run_main
 from jvr1.model.config import published
-from jvr1.plan.chips import CHIPS, GIB, chip_named
 from jvr1.plan.memory import phase_memory
 from jvr1.plan.planning import (
     SIZES,
@@ -42,7 +44,7 @@ from jvr1.plan.planning import (
     useful_flops,
 )
 
-TABLE_CHIPS = ("v5e", "v5p", "v6e", "h100-80", "h200")
+TABLE_CHIPS = ("v5e", "v5p", "v6e", "v7x", "l40s", "h100-80", "h200", "b200")
 ROOT = Path(__file__).parents[1]
 GPUS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 SHOWN = 6
@@ -52,6 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args, rest = read_arguments(arguments)
     if args.against:
         print("\n".join(against(args.against)))
+        return 0
+    if args.chips:
+        print("\n".join(chip_table()))
         return 0
     if not args.config:
         raise UserError("--config FILE is needed")
@@ -87,6 +92,7 @@ def read_arguments(arguments: Sequence[str] | None) -> tuple[argparse.Namespace,
     parser.add_argument("--tokens", type=int, help="mean length of a completion; default: what the bucket holds")
     parser.add_argument("--compile", action="store_true", help="ask the real TPU compiler, too (minutes)")
     parser.add_argument("--table", action="store_true", help="the fewest chips for each published size, as markdown")
+    parser.add_argument("--chips", action="store_true", help="what is known of each chip, as markdown")
     parser.add_argument("--against", nargs="+", type=Path, metavar="FILE", help="count what compile_tpu.py compiled")
     return parser.parse_known_args(arguments)
 

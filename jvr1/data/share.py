@@ -10,10 +10,12 @@ from jvr1.errors import UserError
 
 @dataclass(frozen=True)
 class Share:
-    """Which rows of a batch a process feeds: `parts` of `ways` equal ones.
+    """Which rows of a batch a process feeds. The batch is cut into `ways` equal parts; `parts` are the numbers of its
+    own.
 
-    owner: whether it is the first process with these parts. Where the tensor axis crosses processes several feed the
-    same rows; the owner alone counts them.
+    Where the mesh's tensor axis spans processes, several of them hold and feed the same parts. shared: whether this is
+    so here. owner: whether this process is the first of those with its parts; only the owner counts and writes rows,
+    so that none counts twice.
     """
 
     parts: tuple[int, ...] = (0,)
@@ -22,7 +24,10 @@ class Share:
     shared: bool = False
 
     def places(self, batch: int) -> list[int]:
-        """Row numbers within a batch, in order. Raises UserError when the batch cannot be split."""
+        """The numbers of this process's rows in a batch of `batch` rows, in order.
+
+        Raises UserError when the batch cannot be cut into `ways` equal parts.
+        """
         if batch % self.ways:
             raise UserError(f"{batch} rows a microbatch cannot be split {self.ways} ways; use a multiple")
         size = batch // self.ways
@@ -34,7 +39,8 @@ ALONE = Share()
 
 
 def share_among(processes: Sequence[Sequence[int]], process: int) -> Share:
-    """The share of `process`, where `processes` are those of the devices that hold each part of a batch."""
+    """The share of `process`. processes: for each part of a batch, the processes whose devices hold it. Raises
+    UserError."""
     holders = [sorted(set(row)) for row in processes]
     parts = tuple(i for i, holding in enumerate(holders) if process in holding)
     with_them = [holders[i] for i in parts]

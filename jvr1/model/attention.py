@@ -31,9 +31,9 @@ Backend = Literal["xla", "splash", "interpreted", "cudnn"]
 def choose(name: str, platform: str, dtype: DTypeLike, head_size: int) -> Backend:
     """The backend of a model's text layers on the platform it is compiled for: tpu, gpu or cpu.
 
-    `platform` is the mesh's, not this machine's: programs for TPUs are compiled on CPU machines, too. auto: the
-    platform's kernel where it takes the dtype and the head size, else XLA. Raises UserError for a kernel of another
-    platform, or one that does not take them.
+    `platform` is that of the mesh. It need not be this machine's: a CPU machine can compile programs for TPUs. auto
+    takes the platform's kernel if that supports the dtype and the head size, else XLA. Raises UserError when a kernel
+    is asked for by name on another platform, or with a dtype or head size it does not support.
     """
     takes_cudnn = jnp.dtype(dtype).itemsize == 2 and head_size % 8 == 0 and head_size <= cudnn.LARGEST_HEAD
     if name == "auto" and platform == "tpu" and head_size % splash.LANES == 0:
@@ -86,8 +86,8 @@ def attend_shared(
 ) -> Float[Array, "B R N H"]:
     """Attention, in decoding, of rows' newest tokens over [their stream's prefix | their own keys], normalised jointly.
 
-    The first `rows[0]` of the R rows belong to stream 0, the next `rows[1]` to stream 1, and so on. Each prefix is read
-    once for all its rows and never repeated in memory.
+    The first `rows[0]` of the R rows belong to stream 0, the next `rows[1]` to stream 1, and so on. All rows of a
+    stream read the same prefix: it is one operand of one product, and is not copied for each row.
     """
     b, r, _, size = q.shape
     grouped = q.reshape(b, r, own[0].shape[2], -1, size)
@@ -104,7 +104,8 @@ def attend_shared(
     weights = [jnp.exp(x - top[:, of].swapaxes(1, 2)) for x, of in zip(to_prefix, streams, strict=True)]
     own_weights = jnp.exp(to_own - top)
     total = _by_row(jnp.sum, weights) + jnp.sum(own_weights, axis=-1, keepdims=True)
-    # rows and heads change places after the product: within it, XLA for CPUs would refuse bfloat16
+    # the einsum keeps heads before rows, and the axes are swapped afterwards: XLA for CPUs has no bfloat16 product that
+    # swaps them itself
     mixed = [contract("bkrgp,bkph->bkrgh", x.astype(prefix[1].dtype), prefix[1][:, s]) for s, x in enumerate(weights)]
     own_mixed = contract("brkgc,brkch->brkgh", own_weights.astype(own[1].dtype), own[1])
     of_prefix = jnp.concatenate([x.swapaxes(1, 2) for x in mixed], axis=1)
@@ -154,12 +155,15 @@ def attend_group(
 def _each_device(
     f: Callable[..., Array], heads: Sequence[Array], mask: Bool[Array, "B T"]
 ) -> Float[Array, "B ... N H"]:
-    """f(*heads, mask) on each device's rows and heads, of arrays [B,...,heads,H] and a mask [B,T].
+    """Runs f(*heads, mask) separately on each device, on that device's rows and heads (`shard_map`).
 
-    XLA cannot split a kernel and would gather its arguments; nor heads that are split more ways than there are key
-    heads. Rows are split over the batch axes of the mesh in force
-    where they divide, heads over `tensor`. Key/value heads that `tensor` exceeds lie whole on every device, which takes
-    the one that its queries read.
+    heads: arrays [B,...,heads,H]; mask: [B,T]. Left to itself XLA would gather all arguments of a kernel on every
+    device, because it cannot look into one. It would also gather where `tensor` splits the query heads more ways than
+    there are key heads.
+
+    Rows are split over the batch axes of the mesh in force, if they divide; query heads over `tensor`. Key and value
+    heads are split over `tensor` too, if they divide. If not, there are fewer of them than devices: then every device
+    has all of them, and takes the one that its own query heads read (`_head_read`).
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or any(t == AxisType.Manual for t in mesh.axis_types):
@@ -179,12 +183,13 @@ def _each_device(
         local,
         in_specs=(*map(spec, heads), PartitionSpec(rows, None)),
         out_specs=spec(heads[0]),
-        check_vma=False,  # a kernel does not say over what its output varies
+        check_vma=False,  # a kernel does not say over which mesh axes its output differs
     )
     return split(*heads, mask)
 
 
 def _head_read(x: Float[Array, "... K H"], tensor: int) -> Float[Array, "... 1 H"]:
-    """Of K key/value heads, that of this device's query heads, a `tensor`-th of all; tensor is a multiple of K."""
+    """Of K key (or value) heads the one that this device's query heads read. `tensor` is a multiple of K, so the query
+    heads of one device all share one key head."""
     number = jax.lax.axis_index("tensor") * x.shape[-2] // tensor
     return jax.lax.dynamic_slice_in_dim(x, number, 1, axis=x.ndim - 2)

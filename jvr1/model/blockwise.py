@@ -1,8 +1,9 @@
 """Attention of a prompt and its completions as one packed sequence, in blocks of queries, by XLA on any platform.
 
-Scores exist a block at a time, forward and backward, and only of keys that some query of the block can see. The
-backward pass makes a block's weights anew from the log-sum-exp of its scores (FlashAttention, arXiv 2205.14135). Heads
-stand before tokens within, so that what a product reads lies together.
+The queries are cut into blocks. Attention scores are computed for one block at a time, forward and backward, and only
+against keys that some query of the block can see, so the whole matrix of scores never exists. The forward pass keeps
+the log-sum-exp of each query's scores; from it the backward pass computes a block's softmax again (FlashAttention,
+arXiv 2205.14135). Inside this module heads come before tokens, so that what a product reads is contiguous in memory.
 """
 
 from __future__ import annotations
@@ -17,26 +18,28 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 MASKED = -1e30
-"""Logit of a masked key. Finite, so that a row without any real key stays finite in value and gradient, which mean
-nothing."""
+"""Score of a masked key. It is finite so that a query with no real key at all (padding) gets finite values and
+gradients instead of nan; nobody reads them."""
 BLOCK = 256
-"""Queries a block, about; a completion is not cut."""
+"""Aim for this many queries in a block. A completion is never cut in two: a longer one is a block of its own."""
 MOST_BLOCKS = 16
-"""Of a prompt: each is compiled by itself."""
+"""The most blocks a prompt is cut into. Each block is code of its own in the compiled program, so their number is
+bounded; in a long prompt blocks get larger instead."""
 
 
 def contract(how: str, a: Array, b: Array) -> Array:
-    """einsum, summed up in fp32 and left so."""
+    """einsum that accumulates in fp32 and returns fp32."""
     return jnp.einsum(how, a, b, preferred_element_type=jnp.float32)
 
 
 def scale(size: int) -> Array:
-    """1 / sqrt(H), for logits in fp32: queries times it would be rounded once more."""
+    """1 / sqrt(H) in fp32. Multiply the scores by it: queries in bf16 times it would be rounded once more."""
     return jnp.float32(size**-0.5)
 
 
 class Span(NamedTuple):
-    """Queries [start, end) of the packed sequence: a part of the prompt (rows 0), or that many whole completions."""
+    """A block: queries [start, end) of the packed sequence, a part of the prompt where `rows` is 0, else `rows` whole
+    completions."""
 
     start: int
     end: int
@@ -44,7 +47,7 @@ class Span(NamedTuple):
 
 
 def spans(prompt: int, rows: int, length: int) -> tuple[Span, ...]:
-    """Blocks of queries: parts of the prompt, then completions, several at a time where they are short."""
+    """The blocks: parts of the prompt first, then completions, several in a block where they are short."""
     size = max(BLOCK, -(-prompt // MOST_BLOCKS))
     of_prompt = [Span(start, min(start + size, prompt), 0) for start in range(0, prompt, size)]
     together = max(1, BLOCK // max(length, 1))
@@ -54,7 +57,7 @@ def spans(prompt: int, rows: int, length: int) -> tuple[Span, ...]:
 
 
 def score_counts(prompt: int, rows: int, length: int) -> tuple[int, int]:
-    """Scores of one head: of the largest block, and of all together."""
+    """How many scores one head has: in the largest block, and in all blocks together."""
     counts = [
         (span.end - span.start) * (prompt + length if span.rows else span.end) for span in spans(prompt, rows, length)
     ]
@@ -62,8 +65,12 @@ def score_counts(prompt: int, rows: int, length: int) -> tuple[int, int]:
 
 
 class Keys(NamedTuple):
-    """Keys [first, last) of the sequence. With X parts, part i of a block's queries sees only part i of the keys, there
-    as far as `seen` says. t: queries times heads a key head, as they lie together."""
+    """Keys [first, last) of the sequence, which a block of queries reads.
+
+    parts: into how many equal parts (X) both are cut; queries of part i read only keys of part i. One part: all queries
+    read all of these keys. Several: each completion reads its own keys. seen: which of its j keys each query may see;
+    its axis t is queries times g heads a key head, because these are one axis in memory.
+    """
 
     first: int
     last: int
@@ -72,7 +79,8 @@ class Keys(NamedTuple):
 
 
 def keys_of(span: Span, mask: Bool[Array, "B P"], g: int) -> Iterator[Keys]:
-    """What a block's queries of g heads a key head see: the prompt, and completions themselves."""
+    """The keys that a block reads. Completions: the prompt, then their own keys up to the query. A part of the prompt:
+    the prompt up to the query. g: query heads a key head."""
     prompt, length = mask.shape[1], (span.end - span.start) // max(span.rows, 1)
     place = jnp.asarray(np.repeat(np.arange(span.end - span.start), g)[:, None])
     if span.rows:
@@ -104,7 +112,7 @@ def attend_packed(
     return out.reshape(grouped.shape).transpose(0, 2, 1, 3, 4).reshape(q.shape)
 
 
-# Within: queries [B,K,T*g,H] of g = N/K heads a key head, keys and values [B,K,T,H].
+# From here on queries are [B,K,T*g,H], where g = N/K query heads share a key head; keys and values are [B,K,T,H].
 
 
 def _scores(q: Float[Array, "B K t H"], k: Float[Array, "B K T H"], keys: Keys) -> Float[Array, "B K t j"]:
@@ -118,7 +126,7 @@ def _mix(weights: Float[Array, "B K t j"], v: Float[Array, "B K T H"], keys: Key
 
 
 def _collect(weights: Float[Array, "B K t j"], rows: Float[Array, "B K t H"], keys: Keys) -> Float[Array, "B K s H"]:
-    """Sums over the queries, for each of the keys."""
+    """For each key, the sum over queries of weights times rows: gradients of keys and values."""
     weights, rows = _apart(weights.astype(rows.dtype), keys.parts), _apart(rows, keys.parts)
     return contract("bkxtj,bkxth->bkxjh", weights, rows).reshape(*rows.shape[:2], -1, rows.shape[-1])
 
@@ -132,8 +140,8 @@ def _read(x: Float[Array, "B K T H"], keys: Keys) -> Float[Array, "B K X j H"]:
 
 
 def _after(x: Array, done: list[Array]) -> Array:
-    """x, not before the last of the blocks that are done: XLA for TPUs would hold three times the scores. (On CPUs it
-    takes no notice.)"""
+    """Returns x, but makes it wait for the block computed last. Without this XLA for TPUs works on several blocks at
+    once and holds three times the scores. (XLA for CPUs ignores it.)"""
     if done:
         x, done[-1] = jax.lax.optimization_barrier((x, done[-1]))
     return x

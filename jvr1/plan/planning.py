@@ -16,13 +16,13 @@ from jax.sharding import AbstractMesh
 from ml_collections import ConfigDict
 
 from jvr1 import config as settings
+from jvr1.chips import Chip
 from jvr1.data.batch import Bucket
 from jvr1.errors import UserError
 from jvr1.model import hf
 from jvr1.model.config import ModelConfig, published
 from jvr1.opening.models import locate
 from jvr1.plan import memory
-from jvr1.plan.chips import Chip
 from jvr1.plan.programs import Shapes, chip_bytes, row_counts, step_shapes
 from jvr1.sharding import AXES, valid_tensor_sizes
 from jvr1.train import flops
@@ -156,22 +156,21 @@ def step_work(step: Shapes, bucket: Bucket, tokens: int | None = None) -> dict[s
     config, chips, times = step.config, step.mesh.size, step.config.batch.per_step
     written = float(min(tokens or bucket.completion, bucket.completion))
     generation = [times * part for part in _generation(step, bucket, written)]
-    forward, scores = _scoring(step, bucket, written)
+    passed, scores = _scoring(step, bucket, written)
+    again = passed.head + (passed.layers if config.model.remat == "full" else 0.0)
     copied, layer_reads = step.copied(), _gathered(step, bucket)
     weights = chip_bytes([there for _, there in copied])
     fsdp = step.mesh.shape["fsdp"]
     received = layer_reads * (fsdp - 1) / fsdp
-    passes = {"full": 4, "dots": 3, "none": 3}[config.model.remat] - bool(config.lora.rank)  # of a forward's cost
-    updates = config.rl.updates
+    rows, updates = times * config.batch.micro / chips, config.rl.updates
+    anchor = flops.scoring(step.model, bucket, config.rl.group, written)  # without adapters
     work = {
         "weights": Work(0.0, chip_bytes(copied), max(weights - weights / chips, 0.0)),
         "prefill": Work(*generation[:3]),
         "decode": Work(*generation[3:]),
-        "reference": Work(
-            times * forward / chips, times * (layer_reads + TOUCHED["forward"] * scores), times * received
-        ),
+        "reference": Work(rows * anchor.forward, times * (layer_reads + TOUCHED["forward"] * scores), times * received),
         "gradients": Work(
-            updates * times * passes * forward / chips,
+            updates * rows * (passed.both + again),
             updates * times * (3 * layer_reads + TOUCHED["backward"] * scores),
             updates * times * 3 * received,
         ),
@@ -182,14 +181,15 @@ def step_work(step: Shapes, bucket: Bucket, tokens: int | None = None) -> dict[s
 
 def useful_flops(step: Shapes, bucket: Bucket) -> dict[str, float]:
     """Phase -> useful FLOPs of one microbatch on one chip, all completions of full length; nothing computed again."""
-    forward, _ = _scoring(step, bucket, bucket.completion)
+    rows = step.config.batch.micro / step.mesh.size
+    anchor = flops.scoring(step.model, bucket, step.config.rl.group, bucket.completion)  # without adapters
+    passed, _ = _scoring(step, bucket, bucket.completion)
     prefill, _, _, decode, _, _ = _generation(step, bucket, bucket.completion)
-    backward = 1 if step.config.lora.rank else 2  # of a forward pass: a frozen weight needs no gradient of its own
     return {
         "weights": 0.0,
         "generation": prefill + decode,
-        "reference": forward / step.mesh.size,
-        "gradients": (1 + backward) * forward / step.mesh.size,
+        "reference": rows * anchor.forward,
+        "gradients": rows * passed.both,
         "update": 0.0,
     }
 
@@ -198,7 +198,7 @@ def _generation(step: Shapes, bucket: Bucket, tokens: float | int) -> tuple[floa
     """FLOPs, bytes and link bytes a chip of prefill, then of sampling `tokens` tokens, for one microbatch."""
     model, rows, chips = step.model, step.config.batch.micro, step.mesh.size
     here, size = memory.local_generation(step, rows), memory.itemsize(step)
-    counts = row_counts(step.config, bucket)
+    counts, trained = row_counts(step.config, bucket), flops.trained_of(step.params, step.state.params)
     streams, drawn = len(counts), sum(counts)
     weights = chip_bytes(step.generation)
     text = chip_bytes(step.generation["text"])
@@ -210,24 +210,22 @@ def _generation(step: Shapes, bucket: Bucket, tokens: float | int) -> tuple[floa
     scores += len(model.vision.full_blocks) * streams * memory.vision_scores(model, bucket, here)
     exchanged = 4 * model.text.layers * here.rows * model.text.hidden * size * (here.tensor > 1)  # two all-reduces
     return (
-        rows * flops.prompt_flops(model, bucket, streams) / chips,
+        rows * flops.prompt_flops(model, bucket, streams, trained) / chips,
         weights + TOUCHED["forward"] * scores,
         exchanged * streams * bucket.prompt,
-        rows * flops.completion_flops(model, bucket, drawn, tokens) / chips,
+        rows * flops.completion_flops(model, bucket, drawn, tokens, trained) / chips,
         tokens * (text + prefix + cache),
         tokens * drawn * (exchanged + here.rows * model.text.vocab * memory.FLOAT * (here.tensor > 1)),
     )
 
 
-def _scoring(step: Shapes, bucket: Bucket, tokens: float | int) -> tuple[float, int]:
-    """Useful FLOPs of a forward pass over a microbatch on all chips, and bytes of a chip's attention scores, as they
-    are written."""
+def _scoring(step: Shapes, bucket: Bucket, tokens: float | int) -> tuple[flops.Pass, int]:
+    """FLOPs of a prompt and its completions, and bytes of a chip's attention scores over a microbatch, as they are
+    written."""
     model, group, here = step.model, step.config.rl.group, memory.local(step)
-    once = flops.prompt_flops(model, bucket, 1) + flops.completion_flops(model, bucket, group, tokens)
+    once = flops.scoring(model, bucket, group, tokens, flops.trained_of(step.params, step.state.params))
     scores = model.text.layers * memory.text_scores(step, bucket, here, group)[1]
-    return step.config.batch.micro * once, scores + len(model.vision.full_blocks) * memory.vision_scores(
-        model, bucket, here
-    )
+    return once, scores + len(model.vision.full_blocks) * memory.vision_scores(model, bucket, here)
 
 
 def _gathered(step: Shapes, bucket: Bucket) -> float:

@@ -1,6 +1,7 @@
 """Several processes as one run: how they find each other, agree and share out rows (how they end: jvr1.processes.ends).
 
-Every process calls the functions here at the same points; with one process they cost nothing.
+Every process must call `agree`, `gather` and `from_owner` at the same points of the program, or the others wait for it.
+With one process they do nothing.
 """
 
 from __future__ import annotations
@@ -22,19 +23,21 @@ from jvr1.data.share import Share, share_among
 from jvr1.errors import UserError
 
 PEER_SECONDS = 100.0
-"""How long another process may be silent, or late at the start, unless --peer_limit says otherwise."""
+"""Seconds that another process may be silent, or late at the start, before this one ends; --peer_limit sets it."""
 THEIRS_LATER = 60
-"""Seconds by which JAX's own bounds, at which it aborts, are wider than ours."""
+"""JAX has limits of its own, and aborts the process when they are reached. They are set this many seconds beyond ours,
+so that ours, which end the process with a message and its exit code, come first."""
 AGREE_SECONDS = 60
-"""How long a process that has joined may take to say what it was started with."""
+"""Seconds that a process which has joined may take to say with which settings it was started."""
 SHOWN = 4
-"""Differences between processes that are named."""
+"""How many differences between two processes a message names."""
 
 
 @dataclass(frozen=True)
 class Peers:
-    """What the command line says of the processes; all None: they are to be detected. limit: seconds another may be
-    silent, or late at the start."""
+    """What the command line says of a run's processes: the address of process 0, how many there are, and which one this
+    is. All three None: to be found out (`connect`). limit: seconds that another process may be silent, or late at the
+    start."""
 
     coordinator: str | None = None
     processes: int | None = None
@@ -64,11 +67,12 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def connect(peers: Peers) -> None:
-    """Joins the processes of a run; call it before anything touches a device.
+    """Joins the other processes of the run. Call it before anything touches a device.
 
-    Without flags, processes of a TPU pod or a SLURM step are found as `jax.distributed` finds them (it gives a SLURM
-    task one GPU unless JAX_LOCAL_DEVICE_IDS names more); a process by itself stays so, and on JAX_PLATFORMS=cpu only
-    flags count. Raises UserError when the peers cannot be reached.
+    With the flags of `Peers`, as they say. Without them JAX looks for the processes of a TPU pod or a SLURM step
+    (`jax.distributed`; a SLURM task gets one GPU unless JAX_LOCAL_DEVICE_IDS names more), and where it finds none the
+    process runs alone. With JAX_PLATFORMS=cpu nothing is looked for: without flags the process runs alone.
+    Raises UserError when the others cannot be reached.
     """
     if jax.distributed.is_initialized():
         return
@@ -76,15 +80,16 @@ def connect(peers: Peers) -> None:
     if os.environ.get("JAX_PLATFORMS") == "cpu":
         if alone:
             return
-        # two programs under way at once may meet the peers' in another order, and gloo cannot tell them apart
+        # With asynchronous dispatch two programs may run at once, and reach their collectives in another order than on
+        # the other processes. gloo matches messages by order alone, and would mix the two programs up.
         jax.config.update("jax_cpu_enable_async_dispatch", False)
-    jax.config.update("jax_enable_preemption_service", False)  # it would swallow the SIGTERM that `notice` reads
+    jax.config.update("jax_enable_preemption_service", False)  # it takes SIGTERM for itself; `notice` handles it
     try:
         jax.distributed.initialize(
             peers.coordinator,
             peers.processes,
             peers.process,
-            # ours ends the process before; theirs aborts it
+            # later than our own limit (THEIRS_LATER)
             heartbeat_timeout_seconds=int(peers.limit) + THEIRS_LATER,
             initialization_timeout=int(peers.limit) + THEIRS_LATER,
         )
@@ -96,29 +101,31 @@ def connect(peers: Peers) -> None:
 
 
 def processes() -> int:
-    """Of this run; known without touching a device, which waits for the others."""
+    """How many processes this run has. Unlike `jax.process_count` it touches no device: that would wait until the
+    others have joined."""
     return global_state.num_processes or 1
 
 
 def number() -> int:
-    """Of this process, from 0; as `processes`."""
+    """The number of this process, from 0; touches no device either."""
     return global_state.process_id or 0
 
 
 def store() -> Any:
-    """Of keys and values, which process 0 keeps for all."""
+    """The store of keys and values that process 0 keeps for all processes: JAX's client of it, None in a run of one."""
     return global_state.client
 
 
 def where() -> str | None:
-    """HOST:PORT of process 0."""
+    """HOST:PORT of process 0; None in a run of one process."""
     return global_state.coordinator_address
 
 
 def agree(topic: str, told: Mapping[str, Any]) -> None:
-    """Compares what the processes of a run were started with (name -> JSON value) before they do anything together.
+    """Compares what the processes were told (name -> JSON value) before they compute anything together.
 
-    Raises UserError on all of them when one differs from process 0. topic: each is agreed upon once.
+    Raises UserError on all of them when one was told something else than process 0. topic: a name for what is compared;
+    it can be used once in a run.
     """
     if processes() == 1:
         return
@@ -127,7 +134,8 @@ def agree(topic: str, told: Mapping[str, Any]) -> None:
     keys.key_value_set(f"{key}/{number()}", own)
     first = json.loads(keys.blocking_key_value_get(f"{key}/0", AGREE_SECONDS * 1000))
     for other in range(1, max(first["--processes"], number() + 1)):
-        # a process of a smaller run is not waited for: what this one was told is known
+        # this process's own answer is known without the store. It matters where process 0 was started with a smaller
+        # --processes: it does not count this one, and must still be shown to differ
         said = own if other == number() else keys.blocking_key_value_get(f"{key}/{other}", AGREE_SECONDS * 1000)
         if differences := different(first, json.loads(said)):
             raise UserError(
@@ -137,20 +145,20 @@ def agree(topic: str, told: Mapping[str, Any]) -> None:
 
 
 def different(first: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """'name: value of first -> value of other', the first few; what is nowhere is None."""
+    """The first few differences, as 'name: value of first -> value of other'; None where one has no such name."""
     names = sorted(n for n in first.keys() | other.keys() if first.get(n) != other.get(n))
     shown = [f"{name}: {first.get(name)} -> {other.get(name)}" for name in names[:SHOWN]]
     return shown + ([f"and {len(names) - SHOWN} more"] if len(names) > SHOWN else [])
 
 
 def gather(value: Any) -> list[Any]:
-    """What each process gave, in their order, on all of them. Values must be JSON; a list instead of a tuple comes
-    back."""
+    """Returns, on every process, the values of all processes in their order. Values must be JSON; a tuple comes back as
+    a list."""
     if jax.process_count() == 1:
         return [json.loads(json.dumps(value))]
     content = np.frombuffer(json.dumps(value).encode(), np.uint8)
     sizes = multihost_utils.process_allgather(np.int32(len(content)))
-    room = 1 << int(sizes.max() - 1).bit_length()  # few lengths: each is a program
+    room = 1 << int(sizes.max() - 1).bit_length()  # a power of two: a length is a program to compile, so there are few
     padded = np.zeros(max(room, 256), np.uint8)
     padded[: len(content)] = content
     every = multihost_utils.process_allgather(padded)
@@ -164,9 +172,10 @@ def share_of(mesh: Mesh) -> Share:
 
 
 def from_owner(value: Any, share: Share) -> Any:
-    """`value` of the process that owns this one's rows: what they computed may differ, as after a timeout.
+    """The `value` of the process that owns this process's rows.
 
-    Only where rows are shared; the value is JSON then.
+    Processes with the same rows must go on with the same numbers, and what they computed may differ: a user's reward
+    that timed out on one of them, say. Where no rows are shared, returns `value` as it is; else it must be JSON.
     """
     if not share.shared:
         return value

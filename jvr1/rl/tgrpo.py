@@ -7,7 +7,6 @@ whole step, computed apart, so that any split into microbatches and hosts sums t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -120,12 +119,6 @@ class Advantages(NamedTuple):
     reward: Float[Array, "B G"]
     signal: Float[Array, " B"]
     weight: Float[Array, " B"]
-
-
-def completion_mask(tokens: Int[Array, "*B C"], end_ids: Sequence[int]) -> Bool[Array, "*B C"]:
-    """True up to and including the first of `end_ids`; all True where none occurs."""
-    is_end = jnp.isin(tokens, jnp.asarray(tuple(end_ids), tokens.dtype)).astype(jnp.int32)
-    return jnp.cumsum(is_end, axis=-1) - is_end == 0
 
 
 def correct(accuracy: Float[Array, "*B"], config: TGRPOConfig) -> Float[Array, "*B"]:

@@ -1,11 +1,13 @@
-"""Keeps a batch full from a queue of questions: a slot whose rows have ended is given to the next prompt.
+"""Keeps a batch full from a queue of prompts: when all completions of a prompt have ended, its slot goes to the next.
 
-The decode loop runs on the device until some slots have ended. The host then takes their rows, encodes the next prompts
-in one program and puts them into those slots (`jvr1.rollout.generate`). Shapes are static: three programs a bucket.
+A slot is the place of one prompt in the batch: its keys and values, and the completions that are decoded from them. The
+decode loop runs on the device until enough slots are free. The host then takes the finished completions out, encodes
+the next prompts in one program and puts them into the free slots (`generate`). All shapes are fixed, so a bucket
+needs three programs: begin, refill and advance.
 
-Over several devices each part of the batch has its own slots and its own rows of the queue, so that no prompt moves
-between devices; over several processes each feeds its own. What happens next follows from which slots have ended, and
-that all processes know: they decide alike.
+Over several devices the batch is split into parts (`Share`). Each part has its own slots and its own rows of the queue,
+so no prompt moves between devices, and each process reads only the rows of its own parts. No message says what to do
+next: it follows from which slots have ended, which every process sees, so all of them take the same decision.
 """
 
 from __future__ import annotations
@@ -35,29 +37,36 @@ from jvr1.rollout.tasks import Done, Sampled, Task
 from jvr1.sharding import batch_sharding, put_batch, replicated, take_local
 
 Rows = tuple[int, ...]
-"""Completions of each of a prompt's streams."""
+"""How many completions each stream of a prompt has: of ordered frames, and, where asked for, of shuffled ones."""
 
 Inputs = tuple[Any, Any, Any]
-"""Arrays, pairs and `most` of this process's rows, on the host or as shapes."""
+"""Of this process's rows, on the host or as shapes: their arrays, the frame pairs of each stream, and the most tokens
+each completion may have (None: as many as the bucket holds)."""
 
 MAX_ROWS = 4096
-"""Completions a prompt may have: rows are numbered alike in all buckets, so that no two of a step share a key."""
+"""The most completions a prompt may have. Completion i of prompt n has the number n * MAX_ROWS + i, in every bucket, so
+that no two completions of a step get the same random key."""
 
 
 def row_numbers(number: jax.Array, rows: Sequence[int]) -> jax.Array:
-    """Numbers [B,R] of the rows of prompts, of which their random keys are made."""
+    """Numbers [B,R] of the R completions of the prompts `number` [B]; their random keys are made from these."""
     return number[:, None] * MAX_ROWS + jnp.arange(sum(rows))[None]
 
 
 @dataclass(frozen=True)
 class Programs:
-    """What a queue runs, jitted; `how` are the static arguments rows, lanes, sampling.
+    """The jitted programs of a queue; `how` are their static arguments: rows, lanes and sampling.
 
-    begin(weights, bits, inputs, **how) and refill(weights, bits, slots, inputs, into, **how) give slots,
-    advance(weights, bits, slots, enough, more, **how) slots and which are idle; the slots they are given are gone.
-    inputs: arrays, pairs and `most` of this process's rows, on the host. results(slots): those rows so far.
-    share: of this process in a batch; across: how many ways a batch is split when generating. ready: shapes whose
-    refill is compiled. lower(weights, bits, inputs, **how): `begin` and `advance` from shapes, not run.
+    begin(weights, bits, inputs, **how) -> slots: encodes the first prompts.
+    refill(weights, bits, slots, inputs, into, **how) -> slots: encodes more prompts, into the slots that `into` names.
+    advance(weights, bits, slots, enough, more, **how) -> slots and, of each, whether it is idle: decodes until `enough`
+    slots are idle, at most `more` tokens.
+    refill and advance donate the slots they are given: only the returned ones may be used.
+    results(slots): what this process's completions are so far. lower(weights, bits, inputs, **how): `begin` and
+    `advance` lowered from shapes, not run.
+
+    share: this process's part of a batch. across: how many ways generation splits a batch. ready: shapes whose refill
+    is compiled already.
     """
 
     share: Share
@@ -71,7 +80,7 @@ class Programs:
 
 
 def make_programs(graphdef: nnx.GraphDef, mesh: Mesh, generation: Mesh, kv_heads: int) -> Programs:
-    """generation: the devices of `mesh` as they generate."""
+    """generation: the devices of `mesh`, arranged as they are for generation (`sharding.decode_mesh`)."""
     batch, everywhere = batch_sharding(generation), replicated(generation)
     heads = "tensor" if kv_heads % generation.shape["tensor"] == 0 else None
     kv = KV(*(NamedSharding(generation, P(None, BATCH, None, heads, None, None)),) * 2)
@@ -151,7 +160,7 @@ _key = jax.random.wrap_key_data
 
 
 def _asked(inputs: Any, rows: Sequence[int], sampling: Sampling) -> Asked:
-    """Of arrays, pairs and `most`."""
+    """`Inputs` as `jvr1.rollout.generate` takes them."""
     arrays, pairs, most = inputs
     numbers = row_numbers(arrays.number, rows)
     if most is None:
@@ -160,9 +169,10 @@ def _asked(inputs: Any, rows: Sequence[int], sampling: Sampling) -> Asked:
 
 
 LOOK = 8
-"""Tokens that a refill costs, about: the host looks on, encodes few prompts, writes them where others were."""
+"""A refill takes about as long as decoding this many tokens: the device waits while the host looks at the slots and
+encodes a few prompts."""
 FOREVER = 2**30
-"""More tokens than any row has."""
+"""A number of tokens that no completion reaches: `advance` then stops only for idle slots."""
 
 
 def answer_queue(
@@ -179,9 +189,10 @@ def answer_queue(
 ) -> Iterator[list[Done]]:
     """Answers every row of tasks of one shape, `slots` prompts at a time; yields this process's rows as they end.
 
-    tasks: microbatches of one bucket and size, in which every process holds its own rows. rows, lanes: completions of
-    each stream, and how many of them are decoded at a time. slots: 0 for a microbatch's; rounded up to what the devices
-    divide. prepare: a refill compiles with the first prompts of a shape, not when one is first needed.
+    tasks: microbatches of one bucket and size, in which every process holds its own rows. rows: completions of each
+    stream. lanes: how many of them are decoded at a time. slots: 0 takes as many as a microbatch has prompts; the
+    number is rounded up to a multiple of what the devices split. prepare: compile the refill together with the first
+    prompts of a shape, and not in the middle of a later step, when one is first needed.
     """
     bits, how = np.asarray(jax.random.key_data(key)), {"rows": rows, "lanes": lanes, "sampling": sampling}
     share = programs.share
@@ -190,7 +201,8 @@ def answer_queue(
     first = next(tasks)
     slots = slots or len(first.arrays.valid) // len(share.parts) * share.ways
     own = -(-slots // (share.ways * unit)) * unit
-    # a refill's prompts wait for the last of them; with fewer, or shorter rows, the device waits for the host too often
+    # `few` prompts enter in one refill. More: the slots that end first stay empty until the last of them has ended.
+    # Fewer: the device stops for the host more often, which shows where completions are short.
     longest = sampling.max_tokens * rows[0] // lanes[0]
     few = min(own, -(-max(own // 16, own * LOOK // longest, 1) // unit) * unit)
     table = _Table(chain([first], tasks), share, own)
@@ -205,23 +217,27 @@ def answer_queue(
             state = programs.refill(weights, bits, state, inputs, into, **how)
         if table.waiting >= share.ways * few:
             continue  # there are more free slots than one refill takes
-        last = share.ways * own  # a look at the rows stops the device: with no prompt to put in, once, at the end
+        last = share.ways * own  # every look stops the device: with no prompt left to put in, decode to the end at once
         enough = min(table.free - table.waiting + share.ways * few, last) if table.more else last
         state, idle = programs.advance(weights, bits, state, enough, FOREVER, **how)
         yield table.done(np.asarray(idle), programs.results(state))
 
 
 class _Table:
-    """Which row of the queue is in which slot: [W parts, slots of a part], the same on all processes. Of each part rows
-    0, 1, ... come in turn; this process knows those of its own parts."""
+    """Which row of the queue is in which slot.
+
+    `row` [W parts, slots of a part] holds the number of the row, -1 in a free slot, and is the same on all processes.
+    Each part takes its own rows 0, 1, 2, ... in order. What is in a row is known only to the processes that feed that
+    part; the others know that there is one.
+    """
 
     def __init__(self, tasks: Iterator[Task], share: Share, slots: int):
         self.tasks, self.share = tasks, share
         self.row = np.full((share.ways, slots), -1)
         self.next = [0] * share.ways
-        self.read: dict[int, Task] = {}  # the tasks of which rows are still to come or under way
+        self.read: dict[int, Task] = {}  # by number; a task stays until all of its rows have ended
         self.count = 0
-        self.size = 1  # a part's rows of a task
+        self.size = 1  # rows that a task has for each part
 
     @property
     def busy(self) -> bool:
@@ -233,18 +249,21 @@ class _Table:
 
     @property
     def more(self) -> bool:
-        """Whether there are rows that are in no slot yet."""
+        """Whether some rows have not been put into a slot yet."""
         return any(self._has(row) for row in self.next)
 
     @property
     def waiting(self) -> int:
-        """Free slots for which there are rows."""
+        """How many slots are free and could be filled: those of parts that have rows left."""
         free = (self.row < 0).sum(axis=1)
         return sum(int(n) for n, row in zip(free, self.next, strict=True) if self._has(row))
 
     def take(self, most: int) -> tuple[Any, np.ndarray]:
-        """The next rows for free slots, up to `most` a part, as the inputs of a program (None: there are none), and the
-        slots [W, most] they go into."""
+        """Puts the next rows into free slots, up to `most` in each part.
+
+        Returns the rows as inputs of a program (None where no part has a row left), and the slots [W, most] they go
+        into. Where a part has fewer than `most`, the slot is one past the last: nothing is written there.
+        """
         into = np.full((len(self.row), most), self.row.shape[1], np.int32)
         rows = np.full((len(self.row), most), -1)
         for part, held in enumerate(self.row):
@@ -258,12 +277,12 @@ class _Table:
         return self._inputs(rows[list(self.share.parts)]), into
 
     def nobody(self, most: int) -> tuple[Any, np.ndarray]:
-        """What `take` gives, with no row for any slot."""
+        """What `take` returns when no slot gets a row; of the right shapes, to compile with."""
         nowhere = np.full((len(self.row), most), self.row.shape[1], np.int32)
         return self._inputs(np.full((len(self.share.parts), most), -1)), nowhere
 
     def done(self, idle: np.ndarray, sampled: Sampled) -> list[Done]:
-        """Rows whose slots have ended, of this process; the slots are free."""
+        """Frees the slots that are idle [W * slots] and returns their rows, as far as they are this process's."""
         ended = idle.reshape(self.row.shape) & (self.row >= 0)
         found = []
         for local, part in enumerate(self.share.parts):
@@ -277,7 +296,7 @@ class _Table:
         return found
 
     def _has(self, row: int) -> bool:
-        """Whether a part has so many rows; reads on to find out."""
+        """Whether a part has a row of this number. Reads tasks until that is known."""
         while row >= self.count * self.size:
             task = next(self.tasks, None)
             if task is None:
@@ -292,7 +311,7 @@ class _Table:
         return self.read[at], local * self.size + b
 
     def _inputs(self, rows: np.ndarray) -> Any:
-        """Arrays, pairs and budgets of these rows [own parts, n]; -1: a row that is not asked."""
+        """`Inputs` of these rows [own parts, n]. -1 is filled with any row, marked as not valid: nothing is decoded."""
         some = next(iter(self.read.values()))
 
         def one(local: int, row: int) -> Any:

@@ -48,9 +48,9 @@ def _tell_of(handler: Any, tell: Callable[[Exception], None]) -> None:
 class Checkpoints:
     """WORKDIR/checkpoints/STEP with the items 'params', 'optimizer' and 'meta'. One trainer writes a workdir.
 
-    Kept: the latest `keep`, and the one with the best value of `best_metric` (largest, or smallest with `best_mode`
-    'min'; NaN is never best) among those saved with it. Writing goes on in the background: its failure is raised as
-    SaveError by the next `save`, `wait` or `close`. What a killed run left half written is removed by the next save.
+    Kept: the latest `keep`, and the one with the largest value of `best_metric` (NaN is never best) among those saved
+    with it. Writing goes on in the background: its failure is raised as SaveError by the next `save`, `wait` or
+    `close`. What a killed run left half written is removed by the next save.
     failed: called with it at once, in a thread of orbax; of several processes the next `wait` of all may never end.
     Errors: UserError for a setting that is not possible.
     """
@@ -60,31 +60,25 @@ class Checkpoints:
         workdir: epath.PathLike,
         keep: int = 2,
         best_metric: str | None = None,
-        best_mode: str = "max",
         failed: Callable[[SaveError], Any] | None = None,
     ):
         if keep < 1:
             raise UserError(f"train.keep is {keep}; at least 1 checkpoint must be kept to resume from")
-        if best_mode not in ("max", "min"):
-            raise UserError(f"best_mode is {best_mode!r}; use max or min")
         quieten_orbax()
         self.directory = folder_of(workdir)
         self._saved: int | None = None
         self._best_metric = best_metric
-        worst = -math.inf if best_mode == "max" else math.inf
 
         def value(metrics: Mapping[str, float]) -> float:
-            number = metrics.get(str(best_metric), worst)  # saved by a run with another best_metric: worst
-            return worst if math.isnan(number) else number
+            number = metrics.get(str(best_metric), -math.inf)  # saved by a run with another best_metric
+            return -math.inf if math.isnan(number) else number
 
         policies = [LatestN(keep)]
         if best_metric is not None:
-            smallest = best_mode == "min"
-            policies.append(BestN(get_metric_fn=value, reverse=smallest, n=1, keep_checkpoints_without_metrics=False))
+            policies.append(BestN(get_metric_fn=value, n=1, keep_checkpoints_without_metrics=False))
         options = ocp.CheckpointManagerOptions(
             preservation_policy=AnyPreservationPolicy(policies),
             best_fn=None if best_metric is None else value,
-            best_mode=best_mode,
             cleanup_tmp_directories=True,
             async_options=ocp.AsyncOptions(post_finalization_callback=self._sum_up),
         )

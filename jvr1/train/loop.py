@@ -18,6 +18,7 @@ from jax.typing import ArrayLike
 from tqdm import tqdm
 
 from jvr1 import config as settings
+from jvr1.chips import chip_of
 from jvr1.data.batch import Microbatch
 from jvr1.data.pipeline import Journal, ahead
 from jvr1.errors import UserError
@@ -29,7 +30,7 @@ from jvr1.questions.replies import mode_of
 from jvr1.questions.summary import as_metrics, summarise
 from jvr1.questions.together import answer_all
 from jvr1.train.checkpoint import Checkpoints
-from jvr1.train.metrics import MetricsWriter, PhaseClock, Profiler, Sums, Tally, device_peak_flops
+from jvr1.train.metrics import MetricsWriter, PhaseClock, Profiler, Sums, Tally
 from jvr1.train.optimizer import combine, make_schedule
 from jvr1.train.setup import Run, keep_run
 from jvr1.train.state import (
@@ -279,9 +280,8 @@ class Loop:
             values["advantage_std"] = math.sqrt(max(variance, 0.0))
         values.pop("flops", None)
         values["flops_per_second"] = float(tally.sums["flops"][0]) / total
-        peak = device_peak_flops(jax.devices()[0])
-        if peak is not None:
-            values["flops_share_of_peak"] = values["flops_per_second"] / (peak * jax.device_count())
+        if chip := chip_of(jax.devices()[0].device_kind):
+            values["flops_share_of_peak"] = values["flops_per_second"] / (chip.flops * jax.device_count())
         self.writer.scalars(self.step, values)
         bar.set_postfix(
             {label: f"{values[name]:.3g}" for name, label in self.show.items() if name in values}, refresh=False

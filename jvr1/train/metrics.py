@@ -157,34 +157,6 @@ def _wrap(text: str, font: Any, width: int) -> list[str]:
     return [line for line in lines if line]
 
 
-_PEAKS = (
-    ("TPU v4", 275e12),
-    ("TPU v5 lite", 197e12),
-    ("TPU v5e", 197e12),
-    ("TPU v5", 459e12),
-    ("TPU v6", 918e12),
-    ("TPU7x", 1153.5e12),
-    ("A100", 312e12),
-    ("H100 PCIe", 756e12),
-    ("H100 NVL", 835e12),
-    ("H100", 989e12),
-    ("H200", 989e12),
-)
-"""Dense bf16 FLOP/s a JAX device, by the first entry found in its `device_kind`. TPU: the "peak compute per chip" of
-cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}; a v7x chip is two devices. GPU: NVIDIA's data sheets, without sparsity
-(A100, H100 SXM unless the name says otherwise, H200 SXM)."""
-
-
-def peak_flops(kind: str) -> float | None:
-    """Peak dense bf16 FLOP/s of a device of this kind; None for a chip that is not in the table."""
-    return next((peak for name, peak in _PEAKS if name in kind), None)
-
-
-def device_peak_flops(device: jax.Device) -> float | None:
-    """Peak dense bf16 FLOP/s of one device; None for a chip that is not in the table."""
-    return peak_flops(device.device_kind)
-
-
 Sums = Mapping[str, tuple[ArrayLike, ArrayLike]]
 """Name -> (numerator, denominator): a mean that can still be added up. `rl.tgrpo.Mean` is one."""
 

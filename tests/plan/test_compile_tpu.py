@@ -11,8 +11,8 @@ import pytest
 from step_shapes import SMALL, moved, small_config
 
 from jvr1 import config as settings
+from jvr1.chips import CHIPS, chip_named
 from jvr1.model.config import published, to_hf
-from jvr1.plan.chips import chip_named
 from jvr1.plan.hlo import read, totals
 from jvr1.plan.memory import phase_memory
 from jvr1.plan.planning import changed, largest_bucket
@@ -80,6 +80,14 @@ def test_the_command_compiles_every_phase_of_a_small_model(tmp_path, topology, c
         names = moved([one for one in found if one.kind == "all-gather"], params)
         assert any(name.startswith("a layer of text/") for name in names), (phase, names)
         assert not [name for name in names if name.startswith("text/layers")], (phase, names)
+
+
+@pytest.mark.parametrize("chip", [chip for chip in CHIPS.values() if chip.topologies], ids=lambda chip: chip.name)
+def test_the_compiler_knows_the_slices_by_these_names_and_kinds(chip):
+    for size in chip.sizes[:2]:
+        devices = TOOL["topology_devices"](chip.topology(size))
+        assert len(devices) == size
+        assert {device.device_kind for device in devices} <= set(chip.kinds)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,6 @@ from jvr1.rl.tgrpo import (
     Mean,
     Rollout,
     TGRPOConfig,
-    completion_mask,
     group_advantages,
     loss_denominator,
     loss_mask,
@@ -308,13 +307,6 @@ def test_drop_zero_variance():
 
 
 # --- masks and statistics ---------------------------------------------------------------------------------------------
-
-
-def test_completion_mask():
-    tokens = jnp.asarray([[5, 9, 5, 9], [8, 5, 5, 5], [5, 5, 5, 5], [5, 5, 5, 8]], jnp.int32)
-    expected = [[1, 1, 0, 0], [1, 0, 0, 0], [1, 1, 1, 1], [1, 1, 1, 1]]
-    np.testing.assert_array_equal(completion_mask(tokens, (8, 9)), np.asarray(expected, bool))
-    np.testing.assert_array_equal(completion_mask(tokens[None], (9,))[0, 1], True)
 
 
 def test_sampling_gap():

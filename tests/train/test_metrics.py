@@ -7,7 +7,6 @@ import json
 import sys
 import types
 from typing import Any
-from unittest.mock import Mock
 
 import jax
 import jax.numpy as jnp
@@ -18,15 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from jvr1.errors import UserError
 from jvr1.rl.tgrpo import Mean
-from jvr1.train.metrics import (
-    MetricsWriter,
-    PhaseClock,
-    Profiler,
-    Tally,
-    device_peak_flops,
-    frame_strip,
-    write_rollouts,
-)
+from jvr1.train.metrics import MetricsWriter, PhaseClock, Profiler, Tally, frame_strip, write_rollouts
 
 
 def read_events(workdir) -> EventAccumulator:
@@ -148,18 +139,6 @@ def test_strip_shows_the_frames_in_order_and_the_caption_below():
     assert more.shape[0] > strip.shape[0]
     assert frame_strip(frames[:1, :, :10], "x").shape[1] == 320
     assert frame_strip(frames, "").shape == (48, 508, 3)
-
-
-@pytest.mark.parametrize(
-    ("kind", "peak"),
-    [
-        ("TPU v4", 275e12), ("TPU v5 lite", 197e12), ("TPU v5", 459e12), ("TPU v5p", 459e12), ("TPU v6 lite", 918e12),
-        ("NVIDIA A100-SXM4-80GB", 312e12), ("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H100 PCIe", 756e12),
-        ("NVIDIA H200", 989e12), ("cpu", None), ("NVIDIA GeForce RTX 4090", None), ("TPU v3", None),
-    ],
-)  # fmt: skip
-def test_peak_flops(kind, peak):
-    assert device_peak_flops(Mock(spec=jax.Device, device_kind=kind)) == peak
 
 
 def test_tally_is_one_mean_over_unequal_microbatches(strict_dtypes):

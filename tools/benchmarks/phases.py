@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jvr1.chips import chip_of
 from jvr1.data.batch import Microbatch
 from jvr1.model.attention import choose
 from jvr1.model.lora import ADAPTERS, LoRAConfig
 from jvr1.model.qwen2_5_vl import init, merge
-from jvr1.plan.chips import CHIPS
 from jvr1.rl import tgrpo
 from jvr1.rollout.decoder import make_decoder
 from jvr1.rollout.generate import Slots
@@ -25,7 +25,6 @@ from jvr1.rollout.queue import FOREVER
 from jvr1.rollout.tasks import Task
 from jvr1.sharding import make_mesh, param_shardings, put_batch
 from jvr1.train import flops
-from jvr1.train.metrics import device_peak_flops
 from jvr1.train.optimizer import OptimizerConfig, combine, make_optimizer, partition
 from jvr1.train.reference import open_reference
 from jvr1.train.state import abstract_state, init_state, make_update
@@ -34,7 +33,6 @@ from jvr1.train.trees import zeros_like
 
 from .shapes import Shape, make_inputs, named, resized
 
-PARTS = ("vision", "prefill", "decode", "score", "update", "step")
 CHUNK = 128
 """Tokens whose logits exist at a time, as `model.logit_chunk`."""
 
@@ -123,13 +121,16 @@ def open_phases(graphdef: nnx.GraphDef, params: dict, shape: Shape) -> dict[str,
         return step_update()
 
     n, tokens = shape.prompts, bucket.completion
-    forward = flops.prompt_flops(model, bucket, 1) + flops.completion_flops(model, bucket, shape.group, tokens)
-    sampled = flops.completion_flops(model, bucket, sum(rows), tokens)
-    encoded = flops.prompt_flops(model, bucket, len(rows))
+    counted = flops.trained_of(params, trained)
+    update_flops = flops.scoring(model, bucket, shape.group, tokens, counted).both
+    anchored = flops.scoring(model, bucket, shape.group, tokens).forward
+    sampled = flops.completion_flops(model, bucket, sum(rows), tokens, counted)
+    encoded = flops.prompt_flops(model, bucket, len(rows), counted)
+    base_encoded = flops.prompt_flops(model, bucket, len(rows))
     seen = flops.vision_flops(model, bucket.steps, bucket.windows)
     return {
         "vision": Phase(lambda _: encode(reference, arrays.visual), n * seen),
-        "prefill": Phase(lambda _: prefill(reference, arrays, own_pairs), n * encoded),
+        "prefill": Phase(lambda _: prefill(reference, arrays, own_pairs), n * base_encoded),
         "decode": Phase(
             decode,
             n * sampled,
@@ -137,9 +138,9 @@ def open_phases(graphdef: nnx.GraphDef, params: dict, shape: Shape) -> dict[str,
             read_bytes(weights(), shape, len(rows), sum(rows)),
         ),
         "generate": Phase(generate, n * (encoded + sampled)),
-        "score": Phase(score, n * forward),
-        "update": Phase(step_update, n * 3 * forward),
-        "step": Phase(step, n * (encoded + sampled + 4 * forward)),
+        "score": Phase(score, n * anchored),
+        "update": Phase(step_update, n * update_flops),
+        "step": Phase(step, n * (encoded + sampled + anchored + update_flops)),
     }  # fmt: skip
 
 
@@ -179,8 +180,7 @@ def run(part: str, name: str, rounds: int = 3) -> dict[str, Any]:
     phase = phases[part]
     first, seconds = measure(phase, rounds)
     device = jax.devices()[0]
-    chip = next((chip for chip in CHIPS.values() if chip.kind in device.device_kind), None)
-    peak, stats = device_peak_flops(device), device.memory_stats() or {}
+    chip, stats = chip_of(device.device_kind), device.memory_stats() or {}
     figures: dict[str, Any] = {
         "shape": name,
         "device": device.device_kind,
@@ -191,8 +191,8 @@ def run(part: str, name: str, rounds: int = 3) -> dict[str, Any]:
         "flops_per_second": phase.flops / seconds,
         "peak_gib": stats.get("peak_bytes_in_use", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024) / 2**30,
     }
-    if peak is not None:
-        figures["flops_share_of_peak"] = phase.flops / seconds / peak
+    if chip is not None:
+        figures["flops_share_of_peak"] = phase.flops / seconds / chip.flops
     if phase.bytes is not None:
         figures |= {"bytes": phase.bytes, "bytes_per_second": phase.bytes / seconds}
         if chip is not None:
