@@ -134,7 +134,7 @@ def _load(spec: str) -> Kind:
     except Exception as error:  # a user's module is code: anything may go wrong in it
         raise UserError(f"data.kinds {spec!r} cannot be loaded: {type(error).__name__}: {error}") from error
     if not isinstance(kind, Kind):
-        raise UserError(f"data.kinds {spec!r} is a {type(kind).__name__}, no jvr1.problems.kinds.Kind")
+        raise UserError(f"data.kinds {spec!r} is a {type(kind).__name__}, no Kind of jvr1/problems/kinds.py")
     if KINDS.setdefault(kind.name, kind) != kind:
         raise UserError(f"data.kinds {spec!r} is called {kind.name!r}, and there is another kind of that name")
     return kind
