@@ -6,12 +6,14 @@ Everything that depends on a record's `problem_type` asks this table: prompts, r
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TypeAlias
 
 from jvr1.errors import UserError
 from jvr1.problems import measures
+from jvr1.problems.answers import tidy
 from jvr1.problems.doubts import Doubt, no_doubt, not_a_number, not_an_option
 from jvr1.problems.measures import Options
 
@@ -58,6 +60,44 @@ class Kind:
             return exact(answer, gold, options)
         robust = (evaluated and self.evaluated) or self.robust
         return robust(answer, gold, options) if answer and gold else 0.0
+
+
+# --- temporal grounding -----------------------------------------------------------------------------------------------
+
+_TIME = r"(\d{1,9}(?:\.\d{1,9})?|\d{1,4}(?::[0-5]\d){1,2}(?:\.\d{1,9})?) ?(?:s|secs?|seconds?)?"
+_INTERVAL = re.compile(rf"[\[(]? ?(?:(?:from|between) )?{_TIME} ?(?:,|-|to|and) ?{_TIME} ?[\])]?\.?", re.I)
+
+
+def interval(text: str) -> tuple[float, float] | None:
+    """Start and end in seconds: '[12.5, 17.0]', 'from 12.5 to 17 s', '1:05 - 1:20'; None for anything else."""
+    found = _INTERVAL.fullmatch(tidy(text))
+    start, end = (_seconds(time) for time in found.groups()) if found else (0.0, 0.0)
+    return (start, end) if start < end else None
+
+
+def _seconds(clock: str) -> float:
+    seconds = 0.0
+    for part in clock.split(":"):
+        seconds = 60 * seconds + float(part)
+    return seconds
+
+
+def temporal_iou(answer: str, gold: str, options: Options = ()) -> float:
+    """Intersection over union of two intervals (TALL, arXiv 1705.02101); 0 where one of the texts is none."""
+    a, g = interval(answer), interval(gold)
+    if a is None or g is None:
+        return 0.0
+    # in this form never above 1, however it is rounded
+    return max(0.0, (min(a[1], g[1]) - max(a[0], g[0])) / (max(a[1], g[1]) - min(a[0], g[0])))
+
+
+def _recall(threshold: float) -> Metric:
+    """R@1 at an IoU of at least so much, as TALL's code counts it."""
+    return Metric(f"R@{threshold}", lambda answer, gold, options: float(temporal_iou(answer, gold) >= threshold))
+
+
+def _not_an_interval(gold: str, options: Options) -> str | None:
+    return None if interval(gold) else "is not one interval"
 
 
 # --- the table --------------------------------------------------------------------------------------------------------
@@ -107,6 +147,13 @@ _ROWS = (
         doubt=not_a_number,
         metrics=(Metric("mean relative accuracy", key="mean_relative_accuracy"),),
         apart=True,
+    ),
+    Kind(
+        "temporal grounding",
+        suffix=f" Please provide the start and end time in seconds (e.g., [12.5, 17.0]){_WITHIN}",
+        robust=temporal_iou,
+        doubt=_not_an_interval,
+        metrics=(Metric("mIoU"), _recall(0.3), _recall(0.5), _recall(0.7)),
     ),
 )
 KINDS = {kind.name: kind for kind in _ROWS}
