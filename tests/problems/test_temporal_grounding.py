@@ -8,6 +8,7 @@ import re
 import pytest
 import torch
 from cases_of_kinds import SETTINGS, asked_of, headline, prompt_of
+from runs import REPOSITORY
 from torchvision.ops import box_iou
 
 from jvr1.data.records import parse_record
@@ -18,6 +19,7 @@ from jvr1.rl.golds import doubts
 from jvr1.rl.rewards import MODES, score
 
 KIND = "temporal grounding"
+KINDS_FILE, EXTENDING = REPOSITORY / "jvr1" / "problems" / "kinds.py", REPOSITORY / "docs" / "extending.md"
 
 
 def record(number: int, solution: str):
@@ -104,3 +106,15 @@ def test_its_evaluation_has_mean_iou_and_recalls():
     rows = headline(report)
     assert [row[0] for row in rows[1:5]] == [f"own, its {KIND} questions: {name}" for name in want]
     assert [re.match(r"[\d.]+", row[3])[0] for row in rows[1:5]] == ["44.0", "70.0", "50.0", "30.0"]
+
+
+def test_the_diff_that_the_docs_show_is_what_was_added():
+    """Line by line, in order and together, as the table's file has it."""
+    (shown,) = re.findall(r"```diff\n(--- a/jvr1/problems/kinds.py\n.*?)```", EXTENDING.read_text(), re.S)
+    file = KINDS_FILE.read_text()
+    hunks = re.split(r"^@@.*\n", shown, flags=re.M)[1:]
+    assert sum(line.startswith("+") for hunk in hunks for line in hunk.splitlines()) > 40
+    for hunk in hunks:
+        lines = hunk.splitlines()
+        assert {line[:1] for line in lines} <= {"+", " ", ""}
+        assert "\n".join(line[1:] for line in lines) in file
