@@ -175,7 +175,7 @@ def load(specs: Iterable[str]) -> tuple[Kind, ...]:
 def _load(spec: str) -> Kind:
     module, _, name = spec.partition(":")
     if not module or not name:
-        raise UserError(f"data.kinds holds {spec!r}, not of the form module:name, e.g. my_kinds:COLOUR")
+        raise UserError(f"data.kinds holds {spec!r}, not of the form module:name, such as my_kinds:COLOUR")
     try:
         kind = getattr(importlib.import_module(module), name)
     except Exception as error:  # a user's module is code: anything may go wrong in it

@@ -9,7 +9,6 @@ import pytest
 from runs import TINY, scalars
 
 KINDS = "own_kind:SHADE"  # tests/train is on the path of a demo's runs
-ROOM = (("video", 4, 1, 120, 6),)
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +16,7 @@ def questions(demo) -> Path:
     """Clips of the demo with a question of that kind."""
     known = json.loads((demo.root / "valid.json").read_text())
     clips = [r for r in known if r["data_type"] == "video"][:6]
-    asked = {"problem": "which shade comes first?", "problem_type": "shade", "options": []}
+    asked = {"problem": "which?", "problem_type": "shade", "options": []}
     rows = [r | asked | {"solution": f"<answer>{'red' if i else 'light red'}</answer>"} for i, r in enumerate(clips)]
     path = demo.root / "shades.json"
     path.write_text(json.dumps(rows))
@@ -26,12 +25,12 @@ def questions(demo) -> Path:
 
 @pytest.fixture(scope="module")
 def run(demo, questions, tmp_path_factory) -> tuple[Path, str]:
-    """A step of T-GRPO on them, read by a worker process, and validation."""
+    """A step of T-GRPO on them, read by a worker process, and validation; in the shapes of the demo's other runs."""
     workdir = tmp_path_factory.mktemp("own") / "run"
     changes = {
-        "data__train": questions.name, "data__valid": questions.name, "data__kinds": KINDS, "data__buckets": ROOM,
+        "data__train": questions.name, "data__valid": questions.name, "data__kinds": KINDS,
         "data__suffixes": True, "data__workers": 1, "train__steps": 1, "train__validate_every": 1,
-        "train__pictures_every": 0, "batch__per_step": 1,
+        "train__pictures_every": 0,
     }  # fmt: skip
     stdout, stderr = (process := demo.main("rl", workdir, **changes)).communicate()
     assert process.returncode == 0, stderr
@@ -60,7 +59,7 @@ def test_a_workdir_evaluates_with_the_kinds_it_was_trained_with(demo, run, tmp_p
 def test_any_model_annotates_with_kinds_of_the_command_line(demo, questions, tmp_path):
     arguments = [
         f"--model={demo.model}", TINY, f"--data={questions}", f"--root={demo.root}", f"--out={tmp_path / 'own.json'}",
-        "--workers=0", "--max-tokens=6", "--prompt=direct",
+        "--workers=0", "--samples=4", "--temperature=0.7", "--batch=4", "--max-tokens=24",
     ]  # fmt: skip
     said = demo.done(["-mjvr1.annotate"], [*arguments, f"--kinds={KINDS}"])
     assert "of 6 questions annotated with" in said
