@@ -64,3 +64,10 @@ def test_any_model_annotates_with_kinds_of_the_command_line(demo, questions, tmp
     said = demo.done(["-mjvr1.annotate"], [*arguments, f"--kinds={KINDS}"])
     assert "of 6 questions annotated with" in said
     assert "0 could not be asked" in said
+
+
+def test_a_workdir_is_asked_with_its_kinds(demo, questions, run):
+    workdir, _ = run
+    clip = demo.root / json.loads(questions.read_text())[0]["path"]
+    said = demo.done(["-mjvr1.ask"], [f"--model={workdir}", f"--video={clip}", "which?", "--type=shade"])
+    assert said.endswith("\n")
