@@ -50,6 +50,7 @@ def add_model_options(parser: Parser) -> None:
     """Which model, and how it is asked."""
     parser.add_argument("--model", required=True, help="HF folder, hub id, converted folder or workdir")
     parser.add_argument("--config", help="config file FILE[:ARG]; default: the workdir's own, or the reference's")
+    parser.add_argument("--kinds", metavar="MODULE:NAME", help="your own problem kinds, with commas")
     parser.add_argument("--frames", type=int, help="most frames a video, at 2 a second (reference: 16, 32 or 64)")
     parser.add_argument("--max-pixels", type=int, help="most pixels a frame or image (reference: 256*28*28 = 200704)")
     parser.add_argument("--prompt", choices=("think", "direct"), help="Video-R1's prompt, or the bare question")
@@ -112,6 +113,7 @@ def config_of(args: argparse.Namespace, files: Sequence[str], root: str) -> tupl
     )
     for section, name, value in (
         (config, "seed", args.seed),
+        (config.data, "kinds", tuple(args.kinds.split(",")) if args.kinds else None),
         (config.model, "dtype", args.dtype),
     ):
         if value is not None:

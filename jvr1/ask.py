@@ -24,22 +24,22 @@ from jvr1.data.batch import Arrays, Bucket, choose_bucket, empty_example, stack
 from jvr1.data.encode import Encoder
 from jvr1.data.index import measure_one
 from jvr1.data.media import MediaError
-from jvr1.data.records import PROBLEM_TYPES, Record, check_whole
+from jvr1.data.records import Record, check_whole
 from jvr1.errors import UserError, run_main
 from jvr1.eval.shapes import Measuring, fit_buckets, need_of
 from jvr1.eval.sheet import write_frames
 from jvr1.opening.places import use_compilation_cache
+from jvr1.problems.kinds import KINDS
 from jvr1.processes.guard import explaining
 from jvr1.questions.asking import Asking, identity
 from jvr1.rollout.stream import TextStream
 
-TYPES = {name.replace(" ", "-"): name for name in PROBLEM_TYPES}
-
 
 def main(args: argparse.Namespace) -> int:
-    record, root = record_of(args)
+    check_question(args)
     asking = Asking(temperature=args.temperature or 0.0, top_p=args.top_p)
-    config, fitted = config_of(args, ("the command line",), root)
+    config, fitted = config_of(args, ("the command line",), "")
+    record, config.data.root = record_of(args)
     use_compilation_cache()
     mesh = mesh_of(config, args.mesh)
     config.batch.micro = 1
@@ -74,8 +74,8 @@ def say(text: str) -> None:
 # --- the question -----------------------------------------------------------------------------------------------------
 
 
-def record_of(args: argparse.Namespace) -> tuple[Record, str]:
-    """The question of a command line, and the folder that its media lie in. Raises UserError."""
+def check_question(args: argparse.Namespace) -> None:
+    """Raises UserError."""
     if not (args.question or "").strip():
         raise UserError('the question is empty; write it in quotes before --options, such as "What happens here?"')
     if args.video and args.image:
@@ -84,9 +84,17 @@ def record_of(args: argparse.Namespace) -> tuple[Record, str]:
         raise UserError("--frames-out has no frames to show; name a --video or an --image")
     check_whole("QUESTION", args.question)
     check_whole("--options", args.options)
-    kind = TYPES[args.type]
-    if (kind == "multiple choice") != bool(args.options):
-        raise UserError('--type multiple-choice and --options go together, such as --options "A. red" "B. blue"')
+
+
+def record_of(args: argparse.Namespace) -> tuple[Record, str]:
+    """The question of a command line, and the folder that its media lie in. Raises UserError."""
+    types = {name.replace(" ", "-"): name for name in KINDS}
+    if args.type not in types:
+        raise UserError(f"--type: invalid choice: {args.type!r}; use one of {', '.join(types)}")
+    kind = types[args.type]
+    if KINDS[kind].lists_options != bool(args.options):
+        listing = args.type if KINDS[kind].lists_options else "multiple-choice"
+        raise UserError(f'--type {listing} and --options go together, such as --options "A. red" "B. blue"')
     files = [args.video] if args.video else args.image or []
     root, paths = placed(files) if files else (os.curdir, ())
     record = Record(
@@ -157,7 +165,11 @@ def options() -> Parser:
     parser.add_argument("question", nargs="?", metavar="QUESTION")
     parser.add_argument("--video", help="a video file")
     parser.add_argument("--image", action="append", help="an image file; given several times, several images")
-    parser.add_argument("--type", choices=tuple(TYPES), default="free-form", help="the form its answer takes")
+    parser.add_argument(
+        "--type",
+        default="free-form",
+        help="the form its answer takes, such as numerical",
+    )
     parser.add_argument("--options", nargs="+", help="of a multiple-choice question, after it")
     parser.add_argument("--frames-out", help="file.png or folder for the frames that the model saw")
     add_model_options(parser)

@@ -22,6 +22,7 @@ from jvr1.data.memory import MAX_DECODED_MB
 from jvr1.data.prompts import TEMPLATES, PromptStyle
 from jvr1.errors import UserError
 from jvr1.model.lora import LANGUAGE, LoRAConfig
+from jvr1.problems import kinds
 from jvr1.processes.peers import Peers, define_flags
 from jvr1.rl.tgrpo import TGRPOConfig
 from jvr1.sharding import AXES
@@ -66,6 +67,7 @@ def default() -> ConfigDict:
             "train": (),
             "weights": (),
             "valid": (),
+            "kinds": (),
             "modality": {"text": 1.0, "image": 1.0, "video": 1.0},
             "buckets": (),
             "video": section(VideoSampling()),
@@ -273,9 +275,11 @@ def _one_line(error: BaseException) -> str:
 
 
 def check(config: ConfigDict) -> ConfigDict:
-    """Returns the config; raises UserError with the reason when its settings cannot work together."""
+    """Returns the config, its problem kinds loaded; raises UserError with the reason when its settings cannot work
+    together."""
     check_values(config, _flat(json.loads(to_json(config))))
     check_together(config)
+    kinds.load(config.data.kinds)
     for section in (buckets, tgrpo, lora, optimizer, video_sampling, pixel_limits):
         section(config)  # their own checks
     return config

@@ -30,6 +30,7 @@ HELD = {
     "data/media.py": ("__post_init__",),
     "data/frame_cache.py": ("__post_init__", "open"),
     "model/lora.py": ("__post_init__",),
+    "problems/kinds.py": ("_load",),
     "rl/tgrpo.py": ("__post_init__",),
     "rl/user_reward.py": ("__init__",),
     "sharding.py": ("make_mesh", "decode_mesh", "check_mesh"),
@@ -69,6 +70,10 @@ SETTINGS: list[tuple[str, object, dict[str, object]]] = [
     ("data.template", "Answer!", {}),
     ("data.train", (), {}),
     ("model.source", "", {}),
+    *(
+        ("data.kinds", (spec,), {})
+        for spec in ("shade", "none:SHADE", "train.own_kind:NOTHING", "train.own_kind:BUILT_IN")
+    ),
     ("data.weights", ("x",), {}),
     ("data.weights", (1.0, 2.0), {}),
     ("data.weights", (-1.0,), {}),

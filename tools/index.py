@@ -21,6 +21,7 @@ from jvr1.data.media import PixelLimits, VideoSampling
 from jvr1.data.memory import MAX_DECODED_MB
 from jvr1.data.records import load_records
 from jvr1.errors import UserError, run_main
+from jvr1.problems.kinds import load
 from jvr1.rl.golds import doubts
 
 TOKEN = 28 * 28
@@ -58,6 +59,7 @@ def index_for(flags: argparse.Namespace) -> None:
     from jvr1.opening.models import locate, read_tokenizer
 
     config = settings.from_file(flags.config)
+    load(config.data.kinds)
     config.data.root, config.data.index_workers = flags.root, flags.workers
     config.data.index = flags.out or f"{flags.root}/index"
     config.data.media_cache = flags.cache or config.data.media_cache

@@ -18,6 +18,7 @@ from jvr1.data.prompts import PlaceholderError, PromptStyle, end_ids, prompt_ids
 from jvr1.data.records import Record
 from jvr1.data.sandbox import Sandbox
 from jvr1.model.config import ModelConfig
+from jvr1.problems.kinds import load
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Encoder:
 
     read: `cache.MediaReader` of `media`, given up after a while. targets: whether examples carry the answer (SFT).
     real_seconds: M-RoPE time from the clip's own frame rate; else one second a step, as Video-R1 trained. kept: where
-    frames are looked for before a file is read, and kept.
+    frames are looked for before a file is read, and kept. kinds: the user's own, as `data.kinds` names them.
     """
 
     model: ModelConfig
@@ -41,6 +42,12 @@ class Encoder:
     targets: bool
     real_seconds: bool
     kept: FrameCache | None = None
+    kinds: tuple[str, ...] = ()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """In a worker process, whose table of kinds has none of the user's."""
+        self.__dict__.update(state)
+        load(self.kinds)
 
     def limits(self, record: Record) -> PixelLimits:
         return self.video_limits if record.data_type == "video" else self.image_limits
@@ -48,7 +55,9 @@ class Encoder:
     def fingerprint(self) -> dict[str, Any]:
         """All that an index made by `measure` depends on, for `index.load_index`."""
         tokenizer = self.tokenizer.backend_tokenizer.to_str() + str(self.tokenizer.chat_template)
-        return {
+        # an index made before there were own kinds stays good
+        own = {"kinds": [(k.name, k.suffix, k.lists_options) for k in load(self.kinds)]} if self.kinds else {}
+        return own | {
             "vision": self.model.vision,
             "tokenizer": hashlib.sha256(tokenizer.encode()).hexdigest()[:16],
             "style": self.style,

@@ -1,4 +1,4 @@
-"""From a record to token ids: question template, answer formats, chat template, visual placeholders, SFT targets."""
+"""From a record to token ids: question template, its kind's suffix, chat template, visual placeholders, SFT targets."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from jvr1.data.plain import Marked, marked, text_ids
 from jvr1.data.records import Record
 from jvr1.errors import UserError
 from jvr1.model.config import ModelConfig
+from jvr1.problems.kinds import kind_of
 
 _THINKING = (
     "{Question}\nPlease think about this question as if you were a human pondering deeply. Engage in an internal "
@@ -31,19 +32,6 @@ TEMPLATES = MappingProxyType(
     }
 )
 """Question templates by name. The reference ones are word for word those of Video-R1, whose checkpoints expect them."""
-
-_WITHIN = " within the <answer> </answer> tags."
-_NUMBER = f" Please provide the numerical value (e.g., 42 or 3.14){_WITHIN}"
-SUFFIXES = MappingProxyType(
-    {
-        "multiple choice": f" Please provide only the single option letter (e.g., A, B, C, D, etc.){_WITHIN}",
-        "numerical": _NUMBER,
-        "OCR": " Please transcribe text from the image/video clearly and provide your text answer" + _WITHIN,
-        "free-form": f" Please provide your text answer{_WITHIN}",
-        "regression": _NUMBER,
-    }
-)
-"""What Video-R1 appends for each problem type."""
 
 
 class PlaceholderError(ValueError):
@@ -63,8 +51,8 @@ class PromptStyle:
 
 
 def question_text(record: Record) -> str:
-    """The question, and for multiple choice its options, one a line."""
-    if record.problem_type != "multiple choice":
+    """The question, and for kinds that list them its options, one a line."""
+    if not kind_of(record.problem_type).lists_options:
         return record.problem
     return record.problem + "Options:\n" + "".join(f"{option}\n" for option in record.options)
 
@@ -73,7 +61,7 @@ def messages(record: Record, style: PromptStyle, media: int) -> list[dict]:
     """The conversation up to the answer, in the form chat templates take: media first, then the question."""
     text = style.template.replace("{Question}", question_text(record))
     if style.suffixes:
-        text += SUFFIXES[record.problem_type]
+        text += kind_of(record.problem_type).suffix
     content = [{"type": record.data_type} for _ in range(media)] + [{"type": "text", "text": text}]
     system = [] if style.system is None else [{"role": "system", "content": style.system}]
     return [*system, {"role": "user", "content": content}]

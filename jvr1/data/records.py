@@ -16,9 +16,9 @@ from typing import Any
 from etils import epath
 
 from jvr1.errors import UserError, shown
+from jvr1.problems.kinds import KINDS
 
 DATA_TYPES = ("image", "video", "text")
-PROBLEM_TYPES = ("multiple choice", "numerical", "OCR", "free-form", "regression")
 TASK_FIELDS = ("original_question_type", "question_type", "sub_task", "task_type", "task")
 """Fields in which evaluation files name the kind of question; the first that is there counts."""
 ASPECT_FIELDS = ("duration", "dim", "track", "aspect")
@@ -132,7 +132,7 @@ def parse_record(raw: Any) -> Record:
         problem_id=problem_id,
         problem=_text(raw, "problem"),
         data_type=data_type,
-        problem_type=_choice(raw, "problem_type", PROBLEM_TYPES),
+        problem_type=_choice(raw, "problem_type", tuple(KINDS)),
         options=_options(raw.get("options")),
         solution=_text(raw, "solution"),
         process=_optional_text(raw, "process"),

@@ -22,12 +22,17 @@ def _named(*texts: str) -> str:
     return next((re.sub(r"[\s-]+", "_", text.strip().casefold()) for text in texts if text.strip()), "")
 
 
-def _duration(record: Record) -> str:
-    name = _named(record.aspect)
-    return name if name in DURATIONS else ""
+def by_aspect(by: str, *groups: str) -> Breakdown:
+    """By a record's `aspect`, where it is one of the groups."""
+
+    def group(record: Record) -> str:
+        name = _named(record.aspect)
+        return name if name in groups else ""
+
+    return Breakdown(by, groups, group)
 
 
-DURATIONS = ("short", "medium", "long")
+DURATION = by_aspect("duration", "short", "medium", "long")
 
 
 def _dimension(record: Record) -> str:
@@ -120,11 +125,7 @@ def _place(record: Record, groups: tuple[str, ...], size: int) -> str:
     return groups[(number - 1) // size] if isinstance(number, int) and 0 < number <= size * len(groups) else ""
 
 
-BREAKDOWNS = {
-    "videomme": Breakdown("duration", DURATIONS, _duration),
-    "tempcompass": Breakdown("dimension", DIMENSIONS, _dimension),
-    "videommmu": Breakdown("track", TRACKS, _track),
-    "mvbench": Breakdown("task", MVBENCH_TASKS, _mvbench_task),
-    "mmvu": Breakdown("discipline", tuple(DISCIPLINES), _discipline),
-}
-"""By the name of the suite. VSI-Bench's groups are its tasks, which its file names."""
+DIMENSION = Breakdown("dimension", DIMENSIONS, _dimension)
+TRACK = Breakdown("track", TRACKS, _track)
+MVBENCH_TASK = Breakdown("task", MVBENCH_TASKS, _mvbench_task)
+DISCIPLINE = Breakdown("discipline", tuple(DISCIPLINES), _discipline)

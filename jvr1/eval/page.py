@@ -19,8 +19,8 @@ from jvr1.data.records import Record
 from jvr1.errors import UserError
 from jvr1.eval.report import HOW, Asked, percent, rests_on, tables
 from jvr1.eval.score import value
+from jvr1.problems.answers import final_answer
 from jvr1.questions.replies import MODES, Question, task_of
-from jvr1.rl.answers import final_answer
 
 SHOWN_FRAMES = 8
 HEIGHT = 96

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
-from jvr1.eval.breakdown import BREAKDOWNS
-from jvr1.eval.score import benchmark_summary, summary
+from jvr1.eval.score import apart_key, benchmark_summary, metric_key, summary
 from jvr1.eval.suites import CITATION, Suite
+from jvr1.problems.kinds import KINDS
 from jvr1.questions.asking import Asking
 from jvr1.questions.replies import MODES, Question, task_of
 from jvr1.questions.summary import Summary, summarise
@@ -50,7 +50,7 @@ def build(asked: Sequence[Asked], asking: Asking, settings: Mapping[str, Any], m
 def _benchmark(one: Asked, asking: Asking, paper: int | None) -> dict[str, Any]:
     of = one.suite.benchmark
     over_tasks = of is not None and of.mean_over_tasks
-    breakdown = None if of is None else BREAKDOWNS.get(one.suite.name)
+    breakdown = None if of is None else of.breakdown
     questions = list(one.questions.values())
     out: dict[str, Any] = {"title": one.suite.title, "file": one.suite.file}
     out |= benchmark_summary(questions, asking.variants, asking.samples, over_tasks=over_tasks, breakdown=breakdown)
@@ -178,12 +178,13 @@ def gap(variant: Mapping[str, Any], mode: str) -> Cell:
     return Cell(f"{percent(accuracy)}: {value} [{low}, {high}]", strong=measure["low"] > 0 or measure["high"] < 0)
 
 
-EXTRA = (
-    ("mean_over_tasks", "mean over its tasks, as the benchmark defines its score"),
-    ("mean_relative_accuracy", "its regression questions: mean relative accuracy"),
-    ("accuracy_without_regression", "its other questions: accuracy"),
-    ("majority", "majority vote over the samples"),
-)
+def extra() -> list[tuple[str, str]]:
+    """Numbers of a benchmark beside its accuracy: key and title."""
+    rows = [("mean_over_tasks", "mean over its tasks, as the benchmark defines its score")]
+    for kind in KINDS.values():
+        rows += [(metric_key(kind.name, m), f"its {kind.name} questions: {m.name}") for m in kind.metrics]
+        rows += [(apart_key(kind.name), "its other questions: accuracy")] if kind.apart else []
+    return [*rows, ("majority", "majority vote over the samples")]
 
 
 def _headline(benchmarks: Mapping[str, Any]) -> Table:
@@ -192,7 +193,7 @@ def _headline(benchmarks: Mapping[str, Any]) -> Table:
         paper = [_paper(b)] if with_paper else []
         pooled = f"{b['title']}, pooled" if "mean_over_tasks" in b else b["title"]
         rows.append([Cell(pooled), *_numbers(b), *paper])
-        for key, name in EXTRA:
+        for key, name in extra():
             if key in b:
                 cells = [Cell(str(b[key][MODES[0]]["n"])), *(share(b[key][mode]) for mode in MODES)]
                 rows.append([Cell(f"{b['title']}, {name}"), *cells, *[Cell("")] * (3 + len(paper))])

@@ -11,7 +11,9 @@ import numpy as np
 from jaxtyping import Float
 
 from jvr1.eval.breakdown import Breakdown
+from jvr1.problems.kinds import KINDS, Metric
 from jvr1.questions.replies import MODES, Question, Reply, grouped, task_of
+from jvr1.rl.rewards import measured
 
 RESAMPLES = 10_000
 Z = 1.959963984540054  # of a 95% interval
@@ -145,11 +147,7 @@ def benchmark_summary(
     out["tasks"] = {name: summary(group, variants, samples) for name, group in tasks.items()}
     out["problem_types"] = {name: summary(group, variants, samples) for name, group in types.items()}
     answered = [q for q in questions if q.error is None]
-    numeric = [q for q in answered if q.record.problem_type == "regression"]
-    if numeric:
-        rest = [q for q in answered if q.record.problem_type != "regression"]
-        for name, part in (("mean_relative_accuracy", numeric), ("accuracy_without_regression", rest)):
-            out[name] = {mode: measure([value(q, "ordered", mode) for q in part], samples) for mode in MODES}
+    out |= of_kinds(answered, samples)
     named = grouped([q for q in answered if q.record.task], lambda q: q.record.task)
     if over_tasks and named:
         out["mean_over_tasks"] = {mode: mean_over(_levels(named, mode)) for mode in MODES}
@@ -157,6 +155,37 @@ def benchmark_summary(
         groups = {name: summary(group, variants, samples) for name, group in parts.items()}
         out["breakdown"] = {"by": breakdown.by, "groups": groups}
     return out
+
+
+def of_kinds(answered: Sequence[Question], samples: int) -> dict[str, Any]:
+    """The metrics of the kinds there are, and the accuracy without one that stands apart."""
+    out: dict[str, Any] = {}
+    for name in (name for name in KINDS if any(q.record.problem_type == name for q in answered)):
+        kind, own = KINDS[name], [q for q in answered if q.record.problem_type == name]
+        for metric in kind.metrics:
+            values = {mode: [metric_value(q, metric, mode) for q in own] for mode in MODES}
+            out[metric_key(name, metric)] = {mode: measure(values[mode], samples) for mode in MODES}
+        if kind.apart:
+            rest = [q for q in answered if q.record.problem_type != name]
+            out[apart_key(name)] = {mode: measure([value(q, "ordered", mode) for q in rest], samples) for mode in MODES}
+    return out
+
+
+def metric_key(kind: str, metric: Metric) -> str:
+    return metric.key or f"{kind}: {metric.name}"
+
+
+def apart_key(kind: str) -> str:
+    return f"accuracy_without_{kind}"
+
+
+def metric_value(question: Question, metric: Metric, mode: str) -> float:
+    """Mean over a question's samples."""
+    if metric.of is None:
+        return value(question, "ordered", mode)
+    gold, options = question.record.solution, question.record.options
+    found = [measured(metric.of, r.completion, gold, mode, options) for r in replies(question, "ordered")]
+    return math.fsum(found) / len(found)
 
 
 NO_GROUP = "not said"

@@ -113,6 +113,7 @@ def describe(config: ConfigDict, asking: Asking, suites: Sequence[Suite], weight
         "video_pixels": dataclasses.asdict(video),
         "image_pixels": dataclasses.asdict(image),
         "real_seconds": config.data.real_seconds,
+        **({"kinds": list(config.data.kinds)} if config.data.kinds else {}),
         "variants": list(asking.variants),
         "samples": asking.samples,
         "temperature": asking.temperature,

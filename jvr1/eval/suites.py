@@ -10,6 +10,8 @@ from etils import epath
 from jvr1.data.index import file_stamp
 from jvr1.data.records import Fault, Record, read_records
 from jvr1.errors import UserError
+from jvr1.eval import breakdown
+from jvr1.eval.breakdown import Breakdown
 
 CITATION = "Video-R1-7B, arXiv 2503.21776, Table 1"
 
@@ -17,23 +19,36 @@ CITATION = "Video-R1-7B, arXiv 2503.21776, Table 1"
 @dataclass(frozen=True)
 class Benchmark:
     """A published evaluation file. paper: accuracy in % that CITATION gives, by most frames a video; paper_type: the
-    problem type those rest on (None: all). mean_over_tasks: the benchmark's own score is the mean over its tasks."""
+    problem type those rest on (None: all). mean_over_tasks: the benchmark's own score is the mean over its tasks.
+    breakdown: the groups it reports (None: its tasks, which its file names, or none)."""
 
     title: str
     file: str
-    paper: Mapping[int, float]
+    paper: Mapping[int, float] = field(default_factory=dict)
     paper_type: str | None = None
     mean_over_tasks: bool = False
+    breakdown: Breakdown | None = None
 
 
 BENCHMARKS = {
     "vsibench": Benchmark("VSI-Bench", "eval_vsibench.json", {16: 34.6, 32: 35.8, 64: 37.1}, mean_over_tasks=True),
-    "videommmu": Benchmark("VideoMMMU", "eval_videommmu.json", {16: 49.8, 32: 52.3, 64: 52.4}),
-    "mmvu": Benchmark("MMVU (mc)", "eval_mmvu.json", {16: 64.2, 32: 63.8, 64: 63.8}, paper_type="multiple choice"),
-    "mvbench": Benchmark("MVBench", "eval_mvbench.json", {16: 62.7, 32: 63.9, 64: 64.8}),
-    "tempcompass": Benchmark("TempCompass", "eval_tempcompass.json", {16: 72.6, 32: 73.2, 64: 73.2}),
-    "videomme": Benchmark("VideoMME (wo sub)", "eval_videomme.json", {16: 57.4, 32: 59.3, 64: 61.4}),
-}
+    "videommmu": Benchmark(
+        "VideoMMMU", "eval_videommmu.json", {16: 49.8, 32: 52.3, 64: 52.4}, breakdown=breakdown.TRACK
+    ),
+    "mmvu": Benchmark(
+        "MMVU (mc)", "eval_mmvu.json", {16: 64.2, 32: 63.8, 64: 63.8}, paper_type="multiple choice",
+        breakdown=breakdown.DISCIPLINE,
+    ),
+    "mvbench": Benchmark(
+        "MVBench", "eval_mvbench.json", {16: 62.7, 32: 63.9, 64: 64.8}, breakdown=breakdown.MVBENCH_TASK
+    ),
+    "tempcompass": Benchmark(
+        "TempCompass", "eval_tempcompass.json", {16: 72.6, 32: 73.2, 64: 73.2}, breakdown=breakdown.DIMENSION
+    ),
+    "videomme": Benchmark(
+        "VideoMME (wo sub)", "eval_videomme.json", {16: 57.4, 32: 59.3, 64: 61.4}, breakdown=breakdown.DURATION
+    ),
+}  # fmt: skip
 
 FOLDERS = ("", "Evaluation")
 """Where under --data the published files may lie."""

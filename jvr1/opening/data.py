@@ -64,6 +64,7 @@ def make_encoder(
         targets=targets,
         real_seconds=config.data.real_seconds,
         kept=FrameCache(kept, config.data.frame_cache_gb * 2**30).open() if kept else None,
+        kinds=tuple(config.data.kinds),
     )
 
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 
 from jvr1.data.records import Record
 from jvr1.data.store import RecordStore
-from jvr1.rl.rewards import robust_mra, score
+from jvr1.rl.rewards import score
 
 MODES = ("eval-reference", "robust")
 
@@ -46,10 +46,7 @@ class Question:
 
 def accuracies(completion: str, gold: str, problem_type: str, options: Sequence[str] = ()) -> dict[str, float]:
     """Accuracy in [0,1] by mode. Regression is mean relative accuracy in both, as VSI-Bench has it."""
-    found = {mode: score(completion, gold, problem_type, mode, options).accuracy for mode in MODES}
-    if problem_type == "regression":
-        found["robust"] = robust_mra(completion, gold)
-    return found
+    return {mode: score(completion, gold, problem_type, mode, options, evaluated=True).accuracy for mode in MODES}
 
 
 def mode_of(reward_mode: str) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable
 from typing import Protocol, runtime_checkable
 
-from jvr1.rl.answers import chosen_options, final_answer, first_answer
-from jvr1.rl.quantities import numbers
+from jvr1.problems.answers import final_answer, first_answer
+from jvr1.problems.kinds import kind_of
 
 
 @runtime_checkable
@@ -25,7 +24,6 @@ class Posed(Protocol):
 
 
 _NO_VALUE = re.compile(r"[-+]?(?:nan|inf(?:inity)?|none|null|n/a)", re.I)
-_LETTERED = re.compile(r"\(?([A-Z])[).:]")
 
 
 def doubt(record: Posed) -> str | None:
@@ -35,19 +33,7 @@ def doubt(record: Posed) -> str | None:
     gold = final_answer(record.solution)
     if _NO_VALUE.fullmatch(gold):
         return "is no value"
-    if record.problem_type == "multiple choice" and record.options:
-        letters = chosen_options(gold, record.options)
-        if not letters:
-            return "names no option"
-        lettered = [_LETTERED.match(option) for option in record.options]
-        there = {m[1] for m in lettered if m} or {chr(ord("A") + i) for i in range(len(record.options))}
-        if not letters <= there:
-            return "names a letter that is no option"
-    if record.problem_type in ("numerical", "regression"):
-        found = numbers(gold)
-        if len(found) != 1 or not math.isfinite(found[0].value):
-            return "is not one number"
-    return None
+    return kind_of(record.problem_type).doubt(gold, record.options)
 
 
 def doubts(records: Iterable[Posed]) -> str:

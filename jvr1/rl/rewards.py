@@ -1,4 +1,4 @@
-"""Rewards of one completion: format, and accuracy for the five problem types in three modes. Pure, per row.
+"""Rewards of one completion: format, and accuracy by problem kind (`problems.kinds`) in three modes. Pure, per row.
 
 reference       Video-R1's training reward (`accuracy_reward` of its grpo.py), quirks included
 eval-reference  its evaluation (`reward_fn` of its eval_bench.py), which differs
@@ -7,21 +7,15 @@ robust          ours: the quirks mended (docs/deviations.md)
 
 from __future__ import annotations
 
-import functools
-import math
 import re
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
-
-import jiwer
-import numpy as np
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from jvr1.errors import UserError
-from jvr1.rl.answers import chosen_options, final_answer, first_answer, names_of, plain, tidy, transcript, words
-from jvr1.rl.quantities import numbers, readings
+from jvr1.problems.answers import final_answer, first_answer
+from jvr1.problems.kinds import KINDS, Scorer, kind_of
 
 MODES = ("reference", "robust", "eval-reference")
-PROBLEM_TYPES = ("multiple choice", "numerical", "OCR", "free-form", "regression")
 
 _SEPARATOR = re.compile(r"</think>\s*<answer>")
 
@@ -34,26 +28,47 @@ class Score(NamedTuple):
     answer: str | None
 
 
-def score(completion: str, gold: str, problem_type: str, mode: str = "robust", options: Sequence[str] = ()) -> Score:
+def score(
+    completion: str,
+    gold: str,
+    problem_type: str,
+    mode: str = "robust",
+    options: Sequence[str] = (),
+    *,
+    evaluated: bool = False,
+) -> Score:
     """Scores a completion against a record's `solution`.
 
     `gold` is as published, `<answer>A</answer>`; robust mode also takes it without tags, the reference modes then
     find no gold answer, as theirs do. eval-reference scores the whole output where there is no answer. options: the
-    record's, by whose texts robust mode knows them, too.
-    Nothing in a completion raises. Errors: UserError for an unknown mode, and in robust mode for an unknown problem
-    type, which the reference scores 0.
+    record's, by whose texts robust mode knows them, too. evaluated: as a model is evaluated, not trained, where the
+    kind makes a difference.
+    Nothing in a completion raises. Errors: UserError for an unknown mode, in robust mode for an unknown problem
+    type, which the reference scores 0, and for a value of a user's own kind that is not in [0,1].
     """
-    form = format_reward(completion)
-    if mode == "robust":
-        answer = final_answer(completion)
-        return Score(_robust(answer, final_answer(gold) or gold.strip(), problem_type, options), form, answer or None)
     if mode not in MODES:
         raise UserError(f"reward mode {mode!r} is unknown; use one of {', '.join(MODES)}")
-    answer, gold = first_answer(completion), first_answer(gold)
-    if mode == "reference":
-        return Score(_reference(answer, gold, problem_type), form, answer or None)
-    answer = answer or completion
-    return Score(_evaluation(answer, gold, problem_type), form, answer)
+    answer, gold = _read(completion, gold, mode)
+    kind = kind_of(problem_type) if mode == "robust" else KINDS.get(problem_type)
+    accuracy = 0.0 if kind is None else kind.accuracy(answer, gold, options, mode, evaluated=evaluated)
+    if not 0 <= accuracy <= 1:
+        raise UserError(f"the problem kind {problem_type!r} scores {answer!r} {accuracy}; it must be from 0 to 1")
+    found = answer if mode == "eval-reference" else answer or None
+    return Score(accuracy, format_reward(completion), found)
+
+
+def measured(of: Scorer, completion: str, gold: str, mode: str, options: Sequence[str]) -> float:
+    """A metric of a completion, of the texts that the mode scores; 0 where one is empty."""
+    answer, gold = _read(completion, gold, mode)
+    return of(answer, gold, options) if answer and gold else 0.0
+
+
+def _read(completion: str, gold: str, mode: str) -> tuple[str, str]:
+    """The answer and the gold that a mode compares; '' where there is none."""
+    if mode == "robust":
+        return final_answer(completion), final_answer(gold) or gold.strip()
+    answer = first_answer(completion)
+    return (answer or completion) if mode == "eval-reference" else answer, first_answer(gold)
 
 
 def format_reward(completion: str) -> float:
@@ -64,192 +79,3 @@ def format_reward(completion: str) -> float:
     if not (completion.startswith("<think>") and completion.endswith("</answer>")):
         return 0.0
     return float(_SEPARATOR.search(completion, len("<think>"), len(completion) - len("</answer>")) is not None)
-
-
-# --- the reference ----------------------------------------------------------------------------------------------------
-
-
-def _reference(answer: str, gold: str, problem_type: str) -> float:
-    """`accuracy_reward`. Its quirks: '' == ''; a nan scores 1 on regression, 0 against 0 scores 0."""
-    match problem_type:
-        case "multiple choice":
-            return float(answer == gold)
-        case "numerical":
-            return _equal_decimals(answer, gold)
-        case "OCR":
-            return _unit_interval(1.0 - _word_error_rate(gold.split(), answer.split()))
-        case "free-form":
-            rouge = _rouge(unicode_words=False).score(gold, answer)
-            return _unit_interval(sum(rouge[kind].fmeasure for kind in ("rouge1", "rouge2", "rougeL")) / 3)
-        case "regression":
-            a, g = _float(answer), _float(gold)
-            if a is None or g is None:
-                return 0.0
-            # the order of min and max makes a nan 0, hence a reward of 1
-            return 1.0 - min(1.0, max(0.0, (abs(a - g) + 1e-9) / (abs(g) + 1e-9)))
-    return 0.0
-
-
-def _evaluation(answer: str, gold: str, problem_type: str) -> float:
-    """`reward_fn`: mean relative accuracy for regression; OCR and free-form score 0."""
-    match problem_type:
-        case "multiple choice":
-            return float(answer.strip() == gold)
-        case "numerical":
-            return _equal_decimals(answer, gold)
-        case "regression":
-            a, g = _float(answer), _float(gold)
-            return 0.0 if a is None or g is None else mean_relative_accuracy(a, g)
-    return 0.0
-
-
-def mean_relative_accuracy(answer: float, gold: float) -> float:
-    """Share of thresholds t in {0.5, 0.55, .., 0.95} with |answer - gold| / |gold| < 1 - t (VSI-Bench, 2412.14171).
-
-    In fp32, as the reference computes it: the comparisons are strict and some ties depend on rounding.
-    """
-    with np.errstate(all="ignore"):
-        a, g = np.float32(answer), np.float32(gold)
-        error = np.abs(a - g) / (np.abs(g) + np.float32(1e-8))
-    thresholds = (0.5 + 0.05 * np.arange(10)).astype(np.float32)
-    return float(np.mean(error < np.float32(1) - thresholds, dtype=np.float32))
-
-
-def benchmark_relative_accuracy(answer: float, gold: float) -> float:
-    """The same as VSI-Bench's own code counts it: |answer - gold| / |gold| <= 1 - t, in float64; against 0 only 0."""
-    if gold == 0:
-        return float(answer == gold)
-    return float(np.mean(abs(answer - gold) / abs(gold) <= 1 - np.linspace(0.5, 0.95, 10)))
-
-
-def robust_mra(completion: str, gold: str) -> float:
-    """Mean relative accuracy, the benchmark's own, of numbers as robust mode reads them; 0 where a side names none."""
-    return _number_score(final_answer(completion), final_answer(gold) or gold.strip(), benchmark_relative_accuracy)
-
-
-def _equal_decimals(answer: str, gold: str) -> float:
-    """Equal to two decimals, and both or neither with a point or a comma."""
-    if any(mark in gold for mark in ".,") != any(mark in answer for mark in ".,"):
-        return 0.0
-    a, g = _float(answer), _float(gold)
-    return float(a is not None and g is not None and round(a, 2) == round(g, 2))
-
-
-def _float(text: str) -> float | None:
-    """Python's own reading of a number without its commas; 'nan' and 'inf' are numbers to it."""
-    try:
-        return float(text.replace(",", ""))
-    except ValueError:
-        return None
-
-
-# --- robust -----------------------------------------------------------------------------------------------------------
-
-
-def _robust(answer: str, gold: str, problem_type: str, options: Sequence[str]) -> float:
-    """As `_reference`, with the cases of docs/deviations.md mended. No answer scores 0, whatever the gold."""
-    if problem_type not in PROBLEM_TYPES:
-        raise UserError(f"problem type {problem_type!r} is unknown; use one of {', '.join(PROBLEM_TYPES)}")
-    if not answer or not gold:
-        return 0.0
-    match problem_type:
-        case "multiple choice":
-            return float(_same_choice(answer, gold, options))
-        case "numerical":
-            return _number_score(answer, gold, lambda a, g: float(_equal_numbers(a, g)))
-        case "regression":
-            return _number_score(answer, gold, _relative_closeness)
-        case "OCR":
-            return _transcription(answer, gold)
-    return _overlap(answer, gold)
-
-
-def _same_choice(answer: str, gold: str, options: Sequence[str]) -> bool:
-    """The same options; where the gold names none, the same text, or the name or sentence of a caption."""
-    letters = chosen_options(gold, options)
-    return chosen_options(answer, options) == letters if letters else plain(answer) in names_of(gold)
-
-
-def _number_score(answer: str, gold: str, compare: Callable[[float, float], float]) -> float:
-    """Best of `compare` over the readings of one number on each side. Where a side names several, none or it is
-    doubtful which, the texts must be equal."""
-    a, g = numbers(answer), numbers(gold)
-    if not all(math.isfinite(q.value) for q in a + g) or _NO_NUMBER.fullmatch(_same(gold)):
-        return 0.0
-    if len(a) == len(g) == 1:
-        return max((compare(*pair) for pair in readings(a[0], g[0])), default=0.0)
-    return float(_same(answer) == _same(gold))
-
-
-_NO_NUMBER = re.compile(r"[-+]?(?:nan|inf(?:inity)?|∞|)", re.I)
-
-
-def _same(text: str) -> str:
-    """A text to compare as such: case and outer marks do not count, signs do."""
-    return tidy(text).casefold().strip(" .,;:_`'\"$")
-
-
-def _equal_numbers(answer: float, gold: float) -> bool:
-    """Equal to two decimals, or to two significant digits where two decimals would make of the gold a zero."""
-    digits = 2 if gold == 0 or round(gold, 2) else 1 - math.floor(math.log10(abs(gold)))
-    return round(answer, digits) == round(gold, digits)
-
-
-def _relative_closeness(answer: float, gold: float) -> float:
-    """1 - min(1, |answer - gold| / |gold|); against 0 only 0 scores."""
-    return float(answer == gold) if gold == 0 else 1.0 - min(1.0, abs(answer - gold) / abs(gold))
-
-
-def _transcription(answer: str, gold: str) -> float:
-    """1 - word error rate; for a gold of one word 1 - character error rate, else one letter would decide it all."""
-    a, g = transcript(answer), transcript(gold)
-    if len(g) == 1 and a:
-        return _unit_interval(1.0 - jiwer.cer(g[0], " ".join(a)))
-    return _unit_interval(1.0 - _word_error_rate(g, a))
-
-
-def _overlap(answer: str, gold: str) -> float:
-    """Mean ROUGE-1/2/L over words of any script; without ROUGE-2 where the gold has no pair of words."""
-    if plain(answer) == plain(gold):
-        return 1.0
-    kinds = ("rouge1", "rouge2", "rougeL") if len(words(gold)) > 1 else ("rouge1", "rougeL")
-    rouge = _rouge(unicode_words=True).score(gold, answer)
-    return _unit_interval(sum(rouge[kind].fmeasure for kind in kinds) / len(kinds))
-
-
-# --- text measures ----------------------------------------------------------------------------------------------------
-
-
-def _word_error_rate(gold: list[str], answer: list[str]) -> float:
-    """(substitutions + deletions + insertions) / words of gold; with an empty gold the number of words answered.
-
-    jiwer splits at spaces alone and the reference at any blank, hence lists of words.
-    """
-    if not gold or not answer:
-        return len(gold or answer) / max(1, len(gold))
-    return jiwer.wer(" ".join(gold), " ".join(answer))
-
-
-class _UnicodeTokenizer:
-    """rouge-score's default tokenizer for words of any script; English words are stemmed alike."""
-
-    def __init__(self) -> None:
-        from nltk.stem.porter import PorterStemmer
-
-        self._stem = PorterStemmer().stem
-
-    def tokenize(self, text: str) -> list[str]:
-        return [self._stem(word) if len(word) > 3 and word.isascii() else word for word in words(text)]
-
-
-@functools.cache
-def _rouge(unicode_words: bool) -> Any:
-    """A scorer; imported when first needed, for rouge-score brings nltk and takes a second."""
-    from rouge_score.rouge_scorer import RougeScorer
-
-    tokenizer = _UnicodeTokenizer() if unicode_words else None
-    return RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True, tokenizer=tokenizer)
-
-
-def _unit_interval(value: float) -> float:
-    return max(0.0, min(1.0, value))

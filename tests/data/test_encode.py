@@ -18,8 +18,9 @@ from jvr1.data.batch import make_buckets
 from jvr1.data.cache import MediaCache, MediaReader
 from jvr1.data.index import build_index, summary
 from jvr1.data.media import PixelLimits, Probe, VideoSampling
-from jvr1.data.prompts import SUFFIXES, TEMPLATES, PromptStyle
+from jvr1.data.prompts import TEMPLATES, PromptStyle
 from jvr1.model.vision import IMAGE_MEAN, IMAGE_STD
+from jvr1.problems.kinds import KINDS
 
 VIDEO_PIXELS, IMAGE_PIXELS = PixelLimits(16 * 784, 24 * 784), PixelLimits(4 * 784, 40 * 784)
 REFERENCE = make_buckets([("video", 8, 30, 1200, 24), ("image", 1, 60, 800, 24), ("text", 0, 0, 800, 24)])
@@ -67,7 +68,7 @@ def pixel_values(arrays, tokens):
 
 def question(one):
     asked = one.problem + "Options:\n" + "".join(f"{option}\n" for option in one.options)
-    return TEMPLATES["reference"].replace("{Question}", asked) + SUFFIXES[one.problem_type]
+    return TEMPLATES["reference"].replace("{Question}", asked) + KINDS[one.problem_type].suffix
 
 
 def sampled(path, fps):

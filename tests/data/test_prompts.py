@@ -8,9 +8,9 @@ from cases import record
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from jvr1.data.prompts import SUFFIXES, TEMPLATES, PlaceholderError, PromptStyle, end_ids, prompt_ids, target_ids
-from jvr1.data.records import PROBLEM_TYPES
+from jvr1.data.prompts import TEMPLATES, PlaceholderError, PromptStyle, end_ids, prompt_ids, target_ids
 from jvr1.errors import UserError
+from jvr1.problems.kinds import KINDS
 
 QUESTION = "{Question}\nPlease think about this question as if you were a human pondering deeply. Engage in an internal dialogue using expressions such as 'let me think', 'wait', 'Hmm', 'oh, I see', 'let's break it down', etc, or other natural language thought expressions It's encouraged to include self-reflection or verification in the reasoning process. Provide your detailed reasoning between the <think> </think> tags, and then give your final answer between the <answer> </answer> tags."  # noqa: E501
 SUFFIX = {
@@ -38,11 +38,10 @@ def test_the_constants_are_the_reference_s():
     assert TEMPLATES["reference"] == QUESTION
     evaluation = QUESTION.replace("<think> </think>", "<think> and </think>")
     assert TEMPLATES["reference-eval"] == evaluation.replace("<answer> </answer>", "<answer> and </answer>")
-    assert dict(SUFFIXES) == SUFFIX
-    assert set(SUFFIXES) == set(PROBLEM_TYPES)
+    assert {name: KINDS[name].suffix for name in SUFFIX} == SUFFIX
 
 
-@pytest.mark.parametrize("kind", PROBLEM_TYPES)
+@pytest.mark.parametrize("kind", SUFFIX)
 def test_prompts_word_for_word(tokenizer, config, kind):
     one = record(problem="which {Question}, 5,000 or 3?\n", problem_type=kind)
     options = "Options:\nA. red\nB. blue\n" if kind == "multiple choice" else ""

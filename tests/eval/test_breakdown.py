@@ -8,13 +8,14 @@ import re
 import pytest
 
 from jvr1.data.records import parse_record
-from jvr1.eval.breakdown import BREAKDOWNS, DISCIPLINES, MVBENCH_FOLDERS, MVBENCH_TASKS
+from jvr1.eval.breakdown import DISCIPLINES, MVBENCH_FOLDERS, MVBENCH_TASKS
 from jvr1.eval.page import html
 from jvr1.eval.report import Asked, build, markdown, tables
-from jvr1.eval.suites import open_suites
+from jvr1.eval.suites import BENCHMARKS, open_suites
 from jvr1.questions.asking import Asking
 from jvr1.questions.replies import Question, reply
 
+BREAKDOWNS = {name: b.breakdown for name, b in BENCHMARKS.items() if b.breakdown is not None}
 SETTINGS = {"model": "m", "primary_mode": "robust"}
 
 

@@ -7,8 +7,11 @@ import json
 import pytest
 
 from jvr1.errors import UserError
-from jvr1.eval.suites import BENCHMARKS, open_suites
-from jvr1.questions.replies import task_of
+from jvr1.eval.breakdown import by_aspect
+from jvr1.eval.report import Asked, build
+from jvr1.eval.suites import BENCHMARKS, Benchmark, open_suites
+from jvr1.questions.asking import Asking
+from jvr1.questions.replies import Question, reply, task_of
 
 
 def raw(number: int, **changes) -> dict:
@@ -93,3 +96,25 @@ def test_what_is_no_suite_is_one_line(tmp_path, names, message):
 def test_a_root_that_is_no_folder(tmp_path):
     with pytest.raises(UserError, match="nowhere is no folder"):
         open_suites(["mmvu"], str(tmp_path / "nowhere"))
+
+
+def test_a_benchmark_is_one_line(tmp_path, monkeypatch):
+    """Its name, file, published numbers and groups: the report has them without another."""
+    line = Benchmark("Own", "eval_own.json", {16: 50.0}, breakdown=by_aspect("length", "short", "very_long"))
+    monkeypatch.setitem(BENCHMARKS, "own", line)
+    write(
+        tmp_path / "eval_own.json", raw(0, aspect="Very long"), raw(1, aspect="short"), raw(2, aspect="other"), raw(3)
+    )
+    (suite,) = open_suites(["own"], str(tmp_path))
+    questions = {}
+    for i, record in suite.records.items():
+        one = reply("ordered", 0, f"<answer>{8 - 4 * (i == 0)}</answer>", 9, True, record.solution, "regression")
+        questions[i] = Question(record, None, (one,), i)
+    settings = {"model": "m", "primary_mode": "robust"}
+    found = build([Asked(suite, questions)], Asking(), settings, "robust", 16)["benchmarks"]["own"]
+    groups = {
+        name: (g["answered"], g["accuracy"]["robust"]["value"]) for name, g in found["breakdown"]["groups"].items()
+    }
+    assert found["breakdown"]["by"] == "length"
+    assert groups == {"short": (1, 0.0), "very_long": (1, 1.0), "not said": (2, 0.0)}
+    assert (found["title"], found["paper"]["value"]) == ("Own", 0.5)

@@ -8,8 +8,8 @@ from fractions import Fraction
 
 import pytest
 
-from jvr1.rl.answers import option_letters
-from jvr1.rl.quantities import numbers
+from jvr1.problems.answers import option_letters
+from jvr1.problems.quantities import numbers
 from jvr1.rl.rewards import score
 
 NUM, MC, REG = "numerical", "multiple choice", "regression"

@@ -12,11 +12,12 @@ import torch
 from nltk.stem.porter import PorterStemmer
 
 from jvr1.errors import UserError
-from jvr1.rl.answers import final_answer, first_answer, option_letters, words
-from jvr1.rl.quantities import Quantity, numbers
-from jvr1.rl.rewards import MODES, PROBLEM_TYPES, format_reward, mean_relative_accuracy, score
+from jvr1.problems.answers import final_answer, first_answer, option_letters, words
+from jvr1.problems.measures import mean_relative_accuracy
+from jvr1.problems.quantities import Quantity, numbers
+from jvr1.rl.rewards import MODES, format_reward, score
 
-MC, NUM, OCR, FREE, REG = PROBLEM_TYPES
+MC, NUM, OCR, FREE, REG = PROBLEM_TYPES = ("multiple choice", "numerical", "OCR", "free-form", "regression")
 
 
 def wrap(answer: str) -> str:

@@ -1,4 +1,4 @@
-"""Reading a model's answer: the tagged text, option letters, words of any script (numbers: `rl.quantities`)."""
+"""Reading a model's answer: the tagged text, option letters, words of any script (numbers: `problems.quantities`)."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import string
 import unicodedata
 from collections.abc import Sequence
 
-from jvr1.rl.quantities import unwrapped
-from jvr1.rl.units import UNSPACED
+from jvr1.problems.quantities import unwrapped
+from jvr1.problems.units import UNSPACED
 
 _PAIR = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL)
 

@@ -16,7 +16,7 @@ import re
 import unicodedata
 from typing import NamedTuple
 
-from jvr1.rl.units import UNIT, UNSPACED, known_unit, spoken_unit
+from jvr1.problems.units import UNIT, UNSPACED, known_unit, spoken_unit
 
 
 class Quantity(NamedTuple):
