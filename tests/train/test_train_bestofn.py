@@ -17,7 +17,7 @@ from jvr1.model.config import from_hf
 from jvr1.train_bestofn import best_sums, choose
 
 CONFIG = from_hf(raw_config(vision_depth=1, vision_fullatt_block_indexes=[0], num_hidden_layers=2))
-STEPS = 40
+STEPS = 30
 SETTINGS = {"train__steps": STEPS, "bestofn__threshold": -1.0}
 """The demo's model, untrained: none of its answers is right, and some have more of what the user's reward counts."""
 
