@@ -1,8 +1,10 @@
-"""The demo's tiny model on two CPU cores: --config configs/tiny.py:warmup, :sft or :rl (tools/demo.sh runs all three).
+"""The demo's tiny model on two CPU cores: --config configs/tiny.py:warmup, :sft or :rl (tools/demo.sh runs all three),
+or :bestofn.
 
 warmup  text only: which letter stands before a colour. Without it SFT names the colour and guesses the letter.
 sft     chains of thought over clips and pictures, stopped at a validation accuracy that leaves RL something to do.
 rl      T-GRPO from there.
+bestofn jvr1.train_bestofn from there instead, on the same rows.
 """
 
 from ml_collections import ConfigDict
@@ -53,4 +55,11 @@ def _rl(config: ConfigDict) -> None:
     config.train.update({"steps": 175, "validate_every": 50, "pictures_every": 50})
 
 
-STAGES = {"warmup": _warmup, "sft": _sft, "rl": _rl}
+def _bestofn(config: ConfigDict) -> None:
+    config.data.train = ("rl.json",)
+    config.rl.update({"group": 8})
+    config.optimizer.update({"learning_rate": 2e-4})
+    config.train.update({"steps": 175, "validate_every": 50})
+
+
+STAGES = {"warmup": _warmup, "sft": _sft, "rl": _rl, "bestofn": _bestofn}

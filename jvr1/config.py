@@ -93,6 +93,7 @@ def default() -> ConfigDict:
     config.batch = ConfigDict({"micro": 1, "per_step": 8})
     config.sampling = ConfigDict({"temperature": 1.0, "top_p": 1.0, "top_k": 0})
     config.sft = ConfigDict({"loss_on_prompt": False})
+    config.bestofn = ConfigDict({"threshold": 1.5})
     config.rl = section(TGRPOConfig())
     config.rl.update({"group": 8, "shuffled": 4, "updates": 1, "format_weight": 1.0, "slots": 0, "lanes": 0})
     config.reward = ConfigDict(
@@ -103,6 +104,7 @@ def default() -> ConfigDict:
         {
             "steps": 1000,
             "save_every": 100,
+            "save_minutes": 0.0,
             "keep": 2,
             "validate_every": 0,
             "stop_metric": "",
@@ -228,7 +230,7 @@ FREE = (
     "data.max_decoded_mb", "data.max_failed",
 )  # fmt: skip
 """Settings (prefixes of names) that a run may be resumed with otherwise without a word."""
-TUNABLE = ("rl.", "reward.", "sampling.", "optimizer.", "sft.")
+TUNABLE = ("rl.", "reward.", "sampling.", "optimizer.", "sft.", "bestofn.")
 """Those that change what a run learns from there on: a resumed run says so. Any other keeps its workdir."""
 
 

@@ -28,6 +28,7 @@ _AT_LEAST = {
     "batch.per_step": 1,
     "train.steps": 1,
     "train.save_every": 1,
+    "train.save_minutes": 0,
     "train.keep": 1,
     "train.validate_every": 0,
     "seed": 0,

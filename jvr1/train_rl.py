@@ -22,8 +22,9 @@ from jvr1.rl.judge import make_judge, shared_scores
 from jvr1.rollout.tasks import Sampled, texts_of
 from jvr1.sharding import put_batch, take_local
 from jvr1.train.flops import step_flops, trained_of
+from jvr1.train.hooks import Hook
 from jvr1.train.loop import Loop
-from jvr1.train.metrics import write_rollouts
+from jvr1.train.metrics import Tally, write_rollouts
 from jvr1.train.optimizer import combine
 from jvr1.train.reference import open_reference
 from jvr1.train.rollouts import (
@@ -36,9 +37,10 @@ from jvr1.train.rollouts import (
     score_maxima,
     score_sums,
     training_task,
+    user_failures,
 )
 from jvr1.train.setup import open_run
-from jvr1.train.steps import make_advantages, make_policy_gradients, make_reference_scores
+from jvr1.train.steps import PolicyBatch, make_advantages, make_policy_gradients, make_reference_scores
 from jvr1.train.trees import zeros_like
 from jvr1.train.workdir import measures_from_source
 
@@ -86,7 +88,7 @@ def main(command: settings.Command) -> int:
         return run.decoder.answers(weights, tasks, key, **turns, **config.sampling)
 
     # --- one microbatch: score, compare within groups
-    def judged_rollout(micro: Microbatch, host: Sampled) -> Rollout:
+    def judged_rollout(micro: Microbatch, host: Sampled) -> tuple[Rollout, Tally]:
         rows = rows_of(micro, group, shuffled)
         with loop.phase("reward"):
             texts = texts_of(run.tokenizer, host)
@@ -98,54 +100,57 @@ def main(command: settings.Command) -> int:
                 micro, rows, arrays, ids, sampled, result.advantage, mask, float(denominator), host, texts, judged,
                 jax.tree.map(take_local, result),
             )  # fmt: skip
-        loop.add(statistics | score_sums(rollout), score_maxima(rollout))
         flops = step_flops(
             run.config, micro.bucket, len(micro.rows), group, shuffled, float(host.length.mean()),
             reference=reference is not None, updates=config.rl.updates, trained=trained,
         )  # fmt: skip
-        loop.add({"flops": (flops, 1.0)})
-        return rollout
+        sums = statistics | score_sums(rollout) | {"flops": (flops, 1.0)}
+        return rollout, Tally().add(sums, score_maxima(rollout))
 
-    def train_step(step: int, microbatches: Sequence[Microbatch]) -> None:
+    def train_step(step: int, microbatches: Sequence[Microbatch]) -> tuple[Tally, list[Rollout]]:
         with loop.phase("generate"):
             weights = run.decoder.weights(combine(loop.state.params, run.frozen))
             completions = sample(step, weights, microbatches)
             del weights  # memory: the update needs it
-        rollouts = [judged_rollout(micro, host) for micro, host in zip(microbatches, completions, strict=True)]
+        tally = Tally()
+        rollouts: list[Rollout] = []
+        for micro, host in zip(microbatches, completions, strict=True):
+            rollout, statistics = judged_rollout(micro, host)
+            tally = tally.add(*statistics)
+            rollouts.append(rollout)
         denominator = sum(r.denominator for r in rollouts)
-        old = [r.sampled for r in rollouts]
         with loop.phase("update"):
             anchors: list[jax.Array | None] = [None] * len(rollouts)
             if reference is not None:
                 with reference.on_device() as params:
                     anchors = [reference_scores(params, r.arrays, r.ids) for r in rollouts]
                     jax.block_until_ready(anchors)
+            batches = [
+                PolicyBatch(r.arrays, r.ids, anchor, r.sampled, r.sampled, np.bool_(True), r.advantage, r.mask,
+                            np.float32(denominator))
+                for r, anchor in zip(rollouts, anchors, strict=True)
+            ]  # fmt: skip
             for update in range(config.rl.updates):
-                first = update == 0
                 total = zeros_like(loop.state.params)
-                for i, r in enumerate(rollouts):
-                    total, loss, statistics, largest, logprobs = gradients(
-                        loop.state.params, run.frozen, total, r.arrays, r.ids, anchors[i], r.sampled, old[i],
-                        np.bool_(first), r.advantage, r.mask, np.float32(denominator),
-                    )  # fmt: skip
-                    if first:
-                        old[i] = logprobs
-                    named = {f"loss/{name}": value for name, value in statistics.items()}
-                    loop.add({"loss": (loss, 1 / len(rollouts)), **named}, {"loss/logprob_gap_max": largest})
-                loop.update(total, has_rows=denominator > 0)
-        if judge.user is not None:
-            # this step's count, not a mean: every process names every cause, and rows that several hold count once
-            parts, own = 1 / jax.process_count(), float(run.share.owner)
-            failed = judge.user.new_failures()
-            loop.add({f"reward/user_failed/{cause}": (own * n, parts) for cause, n in failed.items()})
-        done = step + 1  # as steps are counted in logs, checkpoints and file names
+                for i, batch in enumerate(batches):
+                    total, loss, parts, largest, logprobs = gradients(loop.state.params, run.frozen, total, batch)
+                    if update == 0:
+                        batches[i] = batch._replace(old=logprobs, first=np.bool_(False))
+                    named = {f"loss/{name}": value for name, value in parts.items()}
+                    tally = tally.add({"loss": (loss, 1 / len(rollouts)), **named}, {"loss/logprob_gap_max": largest})
+                tally = tally.add(loop.update(total, has_rows=denominator > 0))
+        return tally.add(user_failures(judge, run.share)), rollouts
+
+    # --- what is kept and shown of completions
+    def write(step: int, rollouts: list[Rollout]) -> None:
         if run.share.owner:
-            write_rollouts(run.workdir, done, jax.process_index(), rollout_rows(done, rollouts))
-        if config.train.pictures_every and step % config.train.pictures_every == 0:
-            log_pictures(loop.writer, done, rollouts, run.config)
+            write_rollouts(run.workdir, step, jax.process_index(), rollout_rows(step, rollouts))
+
+    def pictures(step: int, rollouts: list[Rollout]) -> None:
+        log_pictures(loop.writer, step, rollouts, run.config)
 
     # --- loop
-    return loop.run(train_step)
+    return loop.run(train_step, Hook(write, steps=1), Hook(pictures, steps=config.train.pictures_every, first=1))
 
 
 if __name__ == "__main__":

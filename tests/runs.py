@@ -35,6 +35,10 @@ OF_STAGE = {
         "data.buckets": (("video", 4, 1, 66, 6), ("image", 1, 1, 54, 6)), "rl.group": 3, "rl.shuffled": 2,
         "reward.user": "own_reward:vowels", "optimizer.learning_rate": 1e-3, "train.validate_every": 25,
     },
+    "bestofn": {
+        "data.buckets": (("video", 4, 1, 66, 6),), "rl.group": 8, "reward.user": "own_reward:vowels",
+        "optimizer.learning_rate": 1e-3,
+    },
 }  # fmt: skip
 
 

@@ -44,7 +44,7 @@ def test_what_may_change_is_documented():
 
 @pytest.mark.parametrize("name", [p.name for p in sorted((REPOSITORY / "configs").glob("*.py"))])
 def test_every_config_file_is_possible_and_survives_json(name):
-    stages = (":warmup", ":sft", ":rl") if name == "tiny.py" else ("",)
+    stages = (":warmup", ":sft", ":rl", ":bestofn") if name == "tiny.py" else ("",)
     for stage in stages:
         config = parse(file=f"--config={REPOSITORY}/configs/{name}{stage}")
         again = settings.check(settings.from_json(settings.to_json(config), name))

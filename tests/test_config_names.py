@@ -55,6 +55,7 @@ SETTINGS: list[tuple[str, object, dict[str, object]]] = [
     *((name, -1.0, {}) for name in ("rl.alpha", "rl.temporal_reward", "rl.beta", "rl.std_eps", "rl.clip_high")),
     *((name, -1.0, {}) for name in ("rl.factor", "rl.clip_low", "rl.kl_clip", "optimizer.weight_decay")),
     *((name, -1.0, {}) for name in ("optimizer.clip_norm", "data.video.start", "train.step_limit")),
+    ("train.save_minutes", -1.0, {}),
     *((f"data.modality.{kind}", -1.0, {}) for kind in ("text", "image", "video")),
     *((name, 0.0, {}) for name in ("sampling.temperature", "sampling.top_p", "data.timeout", "reward.user_timeout")),
     *((name, 0.0, {}) for name in ("rl.std_eps", "optimizer.learning_rate", "optimizer.eps", "data.video.fps")),

@@ -75,6 +75,7 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
 
 REFUSED: list[tuple[Sequence[str], str]] = [
     (["jvr1.train_sft"], "both --config FILE and --workdir DIR are needed"),
+    (["jvr1.train_bestofn"], "both --config FILE and --workdir DIR are needed"),
     (["jvr1.train_rl", "--config=nosuch.py", "--workdir=w"], "config file nosuch.py does not exist"),
     (["jvr1.evaluate", "--model=m"], "--suite"),
     (["jvr1.ask", "--model=nosuch", "--image=nosuch.png", "what is seen?"], "nosuch"),

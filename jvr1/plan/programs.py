@@ -35,7 +35,7 @@ from jvr1.sharding import AXES, batch_sharding, check_mesh, decode_mesh, param_s
 from jvr1.train.optimizer import make_optimizer, partition
 from jvr1.train.reference import Reference
 from jvr1.train.state import TrainState, abstract_state, make_update
-from jvr1.train.steps import make_policy_gradients, make_reference_scores
+from jvr1.train.steps import PolicyBatch, make_policy_gradients, make_reference_scores
 
 PHASES = ("weights", "generation", "reference", "gradients", "update")
 END_IDS = (1, 0)
@@ -235,21 +235,20 @@ def _gradients(step: Shapes, bucket: Bucket) -> Iterator[Program]:
     shardings = jax.tree.map(lambda x: x.sharding, step.total)
     gradients = make_policy_gradients(step.graphdef, settings.tgrpo(step.config), shardings, **_scoring(step))
     logprobs = _rows(step, jnp.float32, group, length)
-    lowered = gradients.lower(
-        step.state.params,
-        step.frozen,
-        step.total,
-        batch_shapes(step, bucket),
-        _rows(step, jnp.int32, group, length),
-        None if step.reference is None else logprobs,
-        logprobs,
-        logprobs,
-        jax.ShapeDtypeStruct((), jnp.bool_),
-        _rows(step, jnp.float32, group),
-        _rows(step, jnp.bool_, group, length),
-        jax.ShapeDtypeStruct((), jnp.float32),
+    batch: Any = PolicyBatch._make(
+        (
+            batch_shapes(step, bucket),
+            _rows(step, jnp.int32, group, length),
+            None if step.reference is None else logprobs,
+            logprobs,
+            logprobs,
+            jax.ShapeDtypeStruct((), jnp.bool_),
+            _rows(step, jnp.float32, group),
+            _rows(step, jnp.bool_, group, length),
+            jax.ShapeDtypeStruct((), jnp.float32),
+        )
     )
-    yield Program(lowered)
+    yield Program(gradients.lower(step.state.params, step.frozen, step.total, batch))
 
 
 def _update(step: Shapes, bucket: Bucket) -> Iterator[Program]:

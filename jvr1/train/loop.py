@@ -6,6 +6,7 @@ import json
 import math
 import signal
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
@@ -14,7 +15,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.typing import ArrayLike
 from tqdm import tqdm
 
 from jvr1 import config as settings
@@ -30,6 +30,7 @@ from jvr1.questions.replies import mode_of
 from jvr1.questions.summary import as_metrics, summarise
 from jvr1.questions.together import answer_all
 from jvr1.train.checkpoint import Checkpoints
+from jvr1.train.hooks import Hook
 from jvr1.train.metrics import MetricsWriter, PhaseClock, Profiler, Sums, Tally
 from jvr1.train.optimizer import combine, make_schedule
 from jvr1.train.setup import Run, keep_run
@@ -44,13 +45,14 @@ from jvr1.train.state import (
 )
 from jvr1.train.workdir import as_meta
 
-Step = Callable[[int, Sequence[Microbatch]], None]
+Step = Callable[[int, Sequence[Microbatch]], tuple[Tally, Any]]
+"""step(steps taken before, microbatches) -> its statistics, and what the main's hooks look at (None: nothing)."""
 
 
 class Loop:
     """State of a run and what goes on around its steps.
 
-    A step calls `phase`, `add` and `update`; `show` names what the progress bar prints.
+    A step calls `phase` and `update`; `show` names what the progress bar prints.
     """
 
     def __init__(self, run: Run, show: Mapping[str, str], profile: range = range(0)):
@@ -82,6 +84,8 @@ class Loop:
         self.clock, self.tally = PhaseClock(), Tally()
         self._schedule = make_schedule(run.optimizer)
         self._stop = False
+        self._now = 0.0
+        self._measured: dict[str, float] | None = None
 
     @property
     def step(self) -> int:
@@ -90,6 +94,20 @@ class Loop:
 
     _step = 0
     _finished = False
+
+    def _own_hooks(self, bar: tqdm) -> tuple[Hook, ...]:
+        """After those of the main, in this order: what validation finds ends the run and is saved with it."""
+        train = self.run_.settings.train
+        return (
+            Hook(lambda step, _: self._log(step, bar), steps=1),
+            Hook(lambda step, _: self._validate(step), steps=train.validate_every, at_start=True),
+            Hook(
+                lambda *_: self.save(self._measured),
+                steps=train.save_every,
+                seconds=60 * train.save_minutes,
+                also=lambda: self._finished or self._measured is not None,
+            ),
+        )
 
     def _resume(self, step: int, shapes: TrainState) -> Sequence[Any]:
         """Takes all weights, the frozen ones too, from the checkpoint; returns the rows that had failed by then."""
@@ -123,25 +141,22 @@ class Loop:
         with self.clock.phase(name):
             yield
 
-    def add(self, sums: Sums, maxima: Mapping[str, ArrayLike] | None = None) -> None:
-        """Statistics of a microbatch, as sums with their denominators."""
-        self.tally = self.tally.add(sums, maxima)
-
-    def update(self, gradients: dict, *, has_rows: bool) -> None:
-        """Applies the gradient of all microbatches."""
+    def update(self, gradients: dict, *, has_rows: bool) -> Sums:
+        """Applies the gradient of all microbatches; returns statistics."""
         self.state, stats = self._apply(self.state, gradients, np.bool_(has_rows))
-        self.add({"update/gradient_norm": (stats.gradient_norm, 1.0), "update/applied": (stats.applied, 1.0)})
+        return {"update/gradient_norm": (stats.gradient_norm, 1.0), "update/applied": (stats.applied, 1.0)}
 
     # --- the loop
 
-    def run(self, step_of: Step) -> int:
+    def run(self, step_of: Step, *hooks: Hook) -> int:
         """Steps until the last, a signal to any process, or the validation value that ends the run early.
 
-        Returns the exit code.
+        hooks: of the main; after a step they come before logging, validation and saving. Returns the exit code.
         """
         train, pipeline = self.run_.settings.train, self.run_.pipeline
         rows = ahead(pipeline.steps(self.step, train.steps, dict(self.journal.failed)), 1)
         bar = progress_bar(train.steps, self.step)
+        own = self._own_hooks(bar)
         with ExitStack() as stack:
             # the mesh in force: the model splits its activations over it
             stack.enter_context(jax.set_mesh(self.run_.mesh))
@@ -149,8 +164,8 @@ class Loop:
             stack.enter_context(self.watchdog.watching())
             for thing in (self.writer, bar, rows, self.profiler):
                 stack.enter_context(closing(thing))
-            if self.step == 0 and train.validate_every:
-                self._validate()
+            for hook in (*hooks, *own) if self.step == 0 else ():
+                hook.begin()
             self.clock.take()
             while not self._finished:
                 self.watchdog.beat(f"step {self.step + 1}")
@@ -161,16 +176,15 @@ class Loop:
                 if stop:
                     break
                 self.profiler.at(self.step + 1)
-                step_of(self.step, microbatches)
+                tally, made = step_of(self.step, microbatches)
                 with self.phase("update"):  # JAX returns before the device is done
                     jax.block_until_ready(self.state)
-                self._step += 1
-                self._log(bar)
-                due = train.validate_every and self.step % train.validate_every == 0
-                metrics = self._validate() if due else {}
-                self._finished = self.step == train.steps or self._reached(metrics)
-                if self._finished or due or self.step % train.save_every == 0:
-                    self.save(metrics)
+                self._take(tally)
+                for hook in hooks:
+                    hook.after(self.step, made, self._now)
+                del made  # memory: validation needs it
+                for hook in own:
+                    hook.after(self.step, None, self._now)
                 self.clock.take()  # a step's seconds are its own, without validation and saving
             if not self._finished and self.step:
                 self.save()
@@ -182,20 +196,29 @@ class Loop:
         _say(f"stopped at step {self.step} of {train.steps}" + (", saved" if self.step else "; nothing to save"))
         return stop_code()
 
+    def _take(self, tally: Tally) -> None:
+        """Counts a step that was taken."""
+        self.tally = self.tally.add(*tally)
+        self._step += 1
+        self._finished = self.step == self.run_.settings.train.steps
+        self._measured = None
+
     def _agree(self, microbatches: Sequence[Microbatch]) -> tuple[Sequence[Microbatch], bool]:
         """What all processes do now: the microbatches without the rows that any of them could not read, and whether
-        one was told to stop. Raises UserError on all when one of them has too many failures."""
+        one was told to stop. Process 0's clock is that of all. Raises UserError on all when one of them has too many
+        failures."""
         failures = self.journal.note(self.step, microbatches)
         self._count_rows(microbatches, failures)
         failed = [(row.micro, row.place) for row in failures]
-        every = gather([self._stop, lost(self.run_.workdir) or self.journal.excess, failed])
-        problem = next((excess for _, excess, _ in every if excess), None)
+        every = gather([self._stop, lost(self.run_.workdir) or self.journal.excess, failed, time.monotonic()])
+        self._now = every[0][3]
+        problem = next((excess for _, excess, _, _ in every if excess), None)
         if problem:
             raise UserError(problem)
         if self.run_.share.shared:
-            there = {tuple(row) for _, _, rows in every for row in rows}
+            there = {tuple(row) for _, _, rows, _ in every for row in rows}
             microbatches = [micro.without(there) for micro in microbatches]
-        return microbatches, any(stop for stop, _, _ in every)
+        return microbatches, any(stop for stop, _, _, _ in every)
 
     def _reached(self, metrics: Mapping[str, float]) -> bool:
         """Whether validation gave the value at which the run is to end."""
@@ -238,10 +261,9 @@ class Loop:
         _say("signal received: finishing the step, then saving")
         self._stop = True
 
-    def _validate(self) -> dict[str, float]:
+    def _validate(self, step: int) -> None:
         run = self.run_
-        if run.questions is None:
-            return {}
+        assert run.questions is not None  # where validate_every is set
         self.watchdog.beat("validation")
         decode = run.decoder.answering(run.decoder.weights(combine(self.state.params, run.frozen)), run.key)
         questions = answer_all(*run.questions, decode, run.tokenizer, run.share)
@@ -249,10 +271,12 @@ class Loop:
         wanted = run.settings.train.stop_metric
         if wanted and wanted not in metrics:
             raise UserError(f"train.stop_metric={wanted!r} is not measured; validation gives {', '.join(metrics)}")
-        self.writer.scalars(self.step, {f"valid/{name}": value for name, value in metrics.items()})
+        self.writer.scalars(step, {f"valid/{name}": value for name, value in metrics.items()})
         accuracies = {name: value for name, value in metrics.items() if name.endswith(("/ordered", "/shuffled"))}
-        _say(f"step {self.step} valid: " + "  ".join(f"{name} {value:.3f}" for name, value in accuracies.items()))
-        return metrics
+        _say(f"step {step} valid: " + "  ".join(f"{name} {value:.3f}" for name, value in accuracies.items()))
+        if step:
+            self._measured = metrics
+            self._finished = self._finished or self._reached(metrics)
 
     def _count_rows(self, microbatches: Sequence[Microbatch], failures: Sequence[Any]) -> None:
         real, room = 0, 0
@@ -260,11 +284,11 @@ class Loop:
             mask = micro.arrays.prompt.mask[np.asarray(micro.arrays.valid)]
             real, room = real + int(mask.sum()), room + micro.arrays.prompt.mask.size
         rows = sum(row.record is not None for micro in microbatches for row in micro.rows)
-        self.add({"data/padding": (room - real, room), "data/failed": (len(failures), rows)})
+        sums = {"data/padding": (room - real, room), "data/failed": (len(failures), rows)}
         causes = Counter((row.error or "").partition(":")[0] for row in failures)
-        self.add({f"data/failed/{cause}": (count, rows) for cause, count in causes.items()})
+        self.tally = self.tally.add(sums | {f"data/failed/{cause}": (count, rows) for cause, count in causes.items()})
 
-    def _log(self, bar: tqdm) -> None:
+    def _log(self, step: int, bar: tqdm) -> None:
         seconds, tally = self.clock.take(), self.tally.of_all(self.run_.share)
         values, total = tally.means(), seconds.pop("total")
         values |= {f"seconds/{name}": value for name, value in seconds.items()} | {"seconds/step": total}
@@ -278,18 +302,19 @@ class Loop:
         if "advantage_square" in values:
             variance = values.pop("advantage_square") - values["advantage"] ** 2
             values["advantage_std"] = math.sqrt(max(variance, 0.0))
-        values.pop("flops", None)
-        values["flops_per_second"] = float(tally.sums["flops"][0]) / total
-        if chip := chip_of(jax.devices()[0].device_kind):
-            values["flops_share_of_peak"] = values["flops_per_second"] / (chip.flops * jax.device_count())
-        self.writer.scalars(self.step, values)
+        if "flops" in tally.sums:
+            values.pop("flops", None)
+            values["flops_per_second"] = float(tally.sums["flops"][0]) / total
+            if chip := chip_of(jax.devices()[0].device_kind):
+                values["flops_share_of_peak"] = values["flops_per_second"] / (chip.flops * jax.device_count())
+        self.writer.scalars(step, values)
         bar.set_postfix(
             {label: f"{values[name]:.3g}" for name, label in self.show.items() if name in values}, refresh=False
         )
         bar.update()
         self.tally = Tally()
         with self._finishing():
-            check_bad_steps(self.step, int(self.state.bad_steps), self.run_.optimizer.max_bad_steps)
+            check_bad_steps(step, int(self.state.bad_steps), self.run_.optimizer.max_bad_steps)
 
 
 def progress_bar(total: int, done: int) -> tqdm:

@@ -10,15 +10,16 @@ import jax
 import numpy as np
 
 from jvr1.data.batch import Arrays, Microbatch
+from jvr1.data.share import Share
 from jvr1.data.vision import frames_of
 from jvr1.errors import UserError
 from jvr1.model.config import ModelConfig
 from jvr1.questions.asking import VARIANTS
 from jvr1.rl import tgrpo
-from jvr1.rl.judge import Judged
+from jvr1.rl.judge import Judge, Judged
 from jvr1.rl.tgrpo import Advantages
 from jvr1.rollout.tasks import Sampled, Task
-from jvr1.train.metrics import MetricsWriter, frame_strip
+from jvr1.train.metrics import MetricsWriter, Sums, frame_strip
 
 MAX_PICTURES = 4
 
@@ -129,6 +130,15 @@ def score_sums(rollout: Rollout) -> dict[str, tuple[float, float]]:
         add("completion/cut_off", float((~sampled.ended[b, :g]).sum()), g)
         add("completion/tokens", float(sampled.length[b].sum()), 1.0)
     return sums
+
+
+def user_failures(judge: Judge, share: Share) -> Sums:
+    """How often a user's reward failed since the last call, by cause."""
+    if judge.user is None:
+        return {}
+    # a step's count, not a mean: every process names every cause, and rows that several hold count once
+    parts, own = 1 / jax.process_count(), float(share.owner)
+    return {f"reward/user_failed/{cause}": (own * n, parts) for cause, n in judge.user.new_failures().items()}
 
 
 def score_maxima(rollout: Rollout) -> dict[str, float]:

@@ -78,26 +78,26 @@ class Run:
     changed: tuple[str, ...]
 
 
-def open_run(config: ConfigDict, workdir: str, *, targets: bool) -> Run:
-    """Takes the workdir, opens the model and the data. `targets`: whether rows carry the answer (SFT). Raises UserError
-    and gives the workdir back."""
+def open_run(config: ConfigDict, workdir: str, *, targets: bool, stage: str | None = None) -> Run:
+    """Takes the workdir, opens the model and the data. `targets`: whether rows carry the answer (SFT). stage: STAGE of
+    the main train_STAGE, which alone goes on with the workdir (None: sft with targets, else rl). Raises UserError and
+    gives the workdir back."""
     folder = epath.Path(workdir)
     check_writable(folder)
     hold(folder)
     try:
-        return _open_held(config, folder, targets=targets)
+        return _open_held(config, folder, stage or ("sft" if targets else "rl"), targets=targets)
     except BaseException:
         release_all()
         raise
 
 
-def _open_held(config: ConfigDict, folder: epath.Path, *, targets: bool) -> Run:
-    stage = "sft" if targets else "rl"
+def _open_held(config: ConfigDict, folder: epath.Path, stage: str, *, targets: bool) -> Run:
     begun = find_run(folder)
     changed = check_unchanged(config, folder, begun, stage)
     if processes() > 1:
         agree("files", files_of(config))
-    check_schedule(config, 1 if targets else config.rl.updates)
+    check_schedule(config, config.rl.updates if stage == "rl" else 1)
     use_compilation_cache()
     mesh = make_mesh(settings.mesh_shape(config))
     check_batch(config, mesh)

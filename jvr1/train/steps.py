@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Int
 
 from jvr1.data.batch import Arrays
 from jvr1.model.qwen2_5_vl import merge
@@ -23,6 +24,25 @@ from jvr1.sharding import batch_sharding
 from jvr1.train.losses import TokenScores, supervised_loss, token_scores
 from jvr1.train.optimizer import combine
 from jvr1.train.trees import add_trees
+
+
+class PolicyBatch(NamedTuple):
+    """What the policy learns from, of a microbatch on the device.
+
+    anchor: the reference's log-probabilities; None: no KL. sampled: those the tokens were drawn with. old: those of the
+    step's first pass, which is its own (`first`: `old` may hold anything, and the gap to `sampled` is measured). mask:
+    tokens in the loss. denominator: of the whole step. `first` and `denominator` are scalars.
+    """
+
+    arrays: Arrays
+    ids: Int[Array, "B G C"]
+    anchor: Float[Array, "B G C"] | None
+    sampled: Float[Array, "B G C"]
+    old: Float[Array, "B G C"]
+    first: ArrayLike
+    advantage: Float[Array, "B G"]
+    mask: Bool[Array, "B G C"]
+    denominator: ArrayLike
 
 
 def make_advantages(algorithm: tgrpo.TGRPOConfig, mesh: Mesh) -> Callable[..., Any]:
@@ -67,30 +87,35 @@ def completion_scores(
 def make_policy_gradients(
     graphdef: nnx.GraphDef, algorithm: tgrpo.TGRPOConfig, shardings: Any, *, temperature: float, chunk: int
 ) -> jax.stages.Wrapped:
-    """gradients(trainable, frozen, total, arrays, ids, anchor, sampled, old, first, advantage, mask, denominator)
-    -> total with this microbatch's gradient added, loss, statistics as sums, largest gap, log-probabilities [B,G,C].
+    """gradients(trainable, frozen, total, batch) -> total with this microbatch's gradient added, loss, statistics as
+    sums, largest gap, log-probabilities [B,G,C].
 
-    shardings: of the trainable parameters, and so of `total`, which is donated. anchor: the reference's
-    log-probabilities, or None. sampled: those the tokens were drawn with. old: those of the step's first pass, which is
-    its own (`first`: `old` may hold anything, and the gap to `sampled` is measured).
+    shardings: of the trainable parameters, and so of `total`, which is donated.
     """
     rows = batch_sharding(jax.tree.leaves(shardings)[0].mesh)
 
     @partial(jax.jit, donate_argnums=2, out_shardings=(shardings, None, None, None, rows))
     def gradients(
-        trainable: dict, frozen: dict, total: dict, arrays: Arrays, ids: Array, anchor: Array | None, sampled: Array,
-        old: Array, first: Array, advantage: Array, mask: Array, denominator: Array,
-    ) -> tuple[dict, Array, dict, Array, Array]:  # fmt: skip
+        trainable: dict, frozen: dict, total: dict, batch: PolicyBatch
+    ) -> tuple[dict, Array, dict, Array, Array]:
         def loss(trainable: dict) -> tuple[Array, tuple[dict, Array, Array]]:
             params = combine(trainable, frozen)
-            scores = completion_scores(graphdef, params, arrays, ids, temperature=temperature, chunk=chunk)
-            before = jnp.where(first, jax.lax.stop_gradient(scores.logprobs), old)
+            scores = completion_scores(graphdef, params, batch.arrays, batch.ids, temperature=temperature, chunk=chunk)
+            before = jnp.where(batch.first, jax.lax.stop_gradient(scores.logprobs), batch.old)
             value, statistics = tgrpo.policy_loss(
-                scores.logprobs, before, anchor, advantage, mask, denominator, algorithm
+                scores.logprobs,
+                before,
+                batch.anchor,
+                batch.advantage,
+                batch.mask,
+                jnp.asarray(batch.denominator),
+                algorithm,
             )
-            weight = mask.astype(jnp.float32)
+            weight = batch.mask.astype(jnp.float32)
             statistics["entropy"] = tgrpo.Mean(jnp.sum(scores.entropy * weight), jnp.sum(weight))
-            statistics["logprob_gap"], largest = tgrpo.sampling_gap(sampled, scores.logprobs, mask & first)
+            statistics["logprob_gap"], largest = tgrpo.sampling_gap(
+                batch.sampled, scores.logprobs, batch.mask & batch.first
+            )
             return value, (statistics, largest, scores.logprobs)
 
         (value, (statistics, largest, logprobs)), grads = jax.value_and_grad(loss, has_aux=True)(trainable)

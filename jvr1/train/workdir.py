@@ -22,8 +22,6 @@ from jvr1.opening.models import MODEL, Model, describe_model, open_base
 from jvr1.opening.restore import newest_whole, quieten_orbax, read_meta
 from jvr1.sharding import param_shardings
 
-STAGES = {"sft": "jvr1.train_sft", "rl": "jvr1.train_rl"}
-
 
 @dataclass(frozen=True)
 class Origin:
@@ -62,15 +60,15 @@ def find_run(workdir: epath.Path) -> Begun | None:
 def check_unchanged(config: ConfigDict, workdir: epath.Path, begun: Begun | None, stage: str) -> tuple[str, ...]:
     """What of the objective changed since the run began, each as 'name: before -> now'.
 
-    Raises UserError when its checkpoints were made by the other stage, or with another model, other data or other
+    Raises UserError when its checkpoints were made by another stage, or with another model, other data or other
     batches (`settings.FREE` and `settings.TUNABLE` name what may change).
     """
     if begun is None:
         return ()
     if begun.stage != stage:
         raise UserError(
-            f"workdir {workdir} holds a run of {STAGES[begun.stage]}; {STAGES[stage]} needs another workdir, and can "
-            f"begin from this one with model.source={workdir}"
+            f"workdir {workdir} holds a run of jvr1.train_{begun.stage}; jvr1.train_{stage} needs another workdir, and "
+            f"can begin from this one with model.source={workdir}"
         )
     changes = settings.changes(_kept_config(workdir, begun), config, str(workdir))
     fixed = [change for name, change in changes.items() if not settings.may_change(name)]

@@ -19,7 +19,7 @@ from jvr1.processes.peers import Peers, connect, gather, share_of
 from jvr1.rl import tgrpo
 from jvr1.rollout.decoder import make_decoder
 from jvr1.sharding import AXES, make_mesh, param_shardings, path_name, put_batch, replicated
-from jvr1.train.steps import make_advantages, make_policy_gradients, make_reference_scores
+from jvr1.train.steps import PolicyBatch, make_advantages, make_policy_gradients, make_reference_scores
 from jvr1.train.trees import cast, zeros_like
 
 TEXT = dict(
@@ -59,10 +59,10 @@ def step(mesh, sample):
         reference = cast(jax.tree.map(lambda x: x * 1.02, params), "float32")
         anchor = make_reference_scores(graphdef, mesh, temperature=0.9, chunk=4)(reference, arrays, ids)
         gradients = make_policy_gradients(graphdef, ALGORITHM, shardings, temperature=0.9, chunk=4)
-        total, loss, _, _, _ = gradients(
-            params, {}, zeros_like(params), arrays, ids, anchor, anchor, anchor, np.bool_(True), result.advantage,
-            mask, np.float32(float(denominator)),
-        )  # fmt: skip
+        batch = PolicyBatch(
+            arrays, ids, anchor, anchor, anchor, np.bool_(True), result.advantage, mask, np.float32(float(denominator))
+        )
+        total, loss, _, _, _ = gradients(params, {}, zeros_like(params), batch)
         whole = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(total)
         if not sample:
             return jax.tree.map(np.asarray, whole), float(loss), None

@@ -27,7 +27,7 @@ from jvr1.train.losses import token_scores
 from jvr1.train.optimizer import OptimizerConfig, make_optimizer, partition
 from jvr1.train.reference import open_reference
 from jvr1.train.state import apply_gradients, init_state
-from jvr1.train.steps import make_advantages, make_policy_gradients, make_reference_scores
+from jvr1.train.steps import PolicyBatch, make_advantages, make_policy_gradients, make_reference_scores
 from jvr1.train.trees import zeros_like
 
 ADAPTED = LoRAConfig(4, 8.0, ("text/layers/.*", "visual/blocks/qkv"))
@@ -64,10 +64,9 @@ def stepped():
     first = None
     for _ in range(2):
         zero = jnp.zeros(ids.shape, jnp.float32)
-        total, _, statistics, _, logprobs = gradients(
-            state.params, frozen, zeros_like(trainable), arrays, ids, score(reference.params, arrays, ids), zero, zero,
-            np.bool_(True), result.advantage, mask, denominator,
-        )  # fmt: skip
+        anchor = score(reference.params, arrays, ids)
+        batch = PolicyBatch(arrays, ids, anchor, zero, zero, np.bool_(True), result.advantage, mask, denominator)
+        total, _, statistics, _, logprobs = gradients(state.params, frozen, zeros_like(trainable), batch)
         first = first or (jax.device_get(statistics), np.asarray(logprobs), jax.device_get(total))
         state = apply(state, total)
     base_graph, base = without_adapters(graphdef, params)

@@ -17,6 +17,7 @@ from jvr1.sharding import make_mesh, param_shardings, put_batch
 from jvr1.train.optimizer import OptimizerConfig, make_optimizer
 from jvr1.train.state import apply_gradients, init_state
 from jvr1.train.steps import (
+    PolicyBatch,
     make_advantages,
     make_answer_count,
     make_answer_gradients,
@@ -78,10 +79,10 @@ def policy_step(model, algorithm, cut, rows, scores, ids, reference=None):
         unknown = jnp.full(tokens.shape, jnp.nan, jnp.float32)  # what the first pass must not look at
         sampled = jnp.zeros(tokens.shape, jnp.float32)
         anchor = None if reference is None else score(reference, arrays, tokens)
-        total, value, _, _, own = gradients(
-            params, {}, total, arrays, tokens, anchor, sampled, unknown, np.bool_(True), result.advantage, mask,
-            denominator,
-        )  # fmt: skip
+        batch = PolicyBatch(
+            arrays, tokens, anchor, sampled, unknown, np.bool_(True), result.advantage, mask, denominator
+        )
+        total, value, _, _, own = gradients(params, {}, total, batch)
         loss, logprobs = loss + float(value), [*logprobs, np.asarray(own)]
     return jax.device_get(total), loss, denominator, np.concatenate(logprobs)
 

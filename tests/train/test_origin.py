@@ -23,6 +23,7 @@ from jvr1.opening.models import locate, save_model
 from jvr1.opening.values import fingerprint, not_finite
 from jvr1.sharding import make_mesh, param_shardings, path_name
 from jvr1.train.loop import Loop
+from jvr1.train.metrics import Tally
 from jvr1.train.setup import open_run
 from jvr1.train.state import check_last_steps
 from jvr1.train.workdir import Begun, find_run, open_weights
@@ -227,8 +228,7 @@ def test_a_run_that_goes_wrong_ends_with_an_error_before_its_last_checkpoint_is_
     def step_of(step, _):
         if where == "weights" and step == 1:
             loop.state = loop.state._replace(params=broken)
-        loop.update(gradients, has_rows=where == "gradients")
-        loop.add({"flops": (1.0, 1.0)})
+        return Tally().add(loop.update(gradients, has_rows=where == "gradients")), None
 
     said = "the last 2 steps up to the end" if where == "gradients" else "step 2: params/.* is not finite"
     with pytest.raises(UserError, match=said):

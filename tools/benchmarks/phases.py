@@ -28,7 +28,7 @@ from jvr1.train import flops
 from jvr1.train.optimizer import OptimizerConfig, combine, make_optimizer, partition
 from jvr1.train.reference import open_reference
 from jvr1.train.state import abstract_state, init_state, make_update
-from jvr1.train.steps import make_policy_gradients, make_reference_scores
+from jvr1.train.steps import PolicyBatch, make_policy_gradients, make_reference_scores
 from jvr1.train.trees import zeros_like
 
 from .shapes import Shape, make_inputs, named, resized
@@ -108,10 +108,10 @@ def open_phases(graphdef: nnx.GraphDef, params: dict, shape: Shape) -> dict[str,
 
     def step_update(_: Any = None) -> Any:
         nonlocal state
-        total, *_ = gradients(
-            state.params, frozen, zeros_like(state.params), arrays, ids, anchor, anchor, anchor, np.bool_(True),
-            advantage, written, np.float32(ids.size),
-        )  # fmt: skip
+        batch = PolicyBatch(
+            arrays, ids, anchor, anchor, anchor, np.bool_(True), advantage, written, np.float32(ids.size)
+        )
+        total, *_ = gradients(state.params, frozen, zeros_like(state.params), batch)
         state, _ = update(state, total, np.bool_(True))
         return state
 

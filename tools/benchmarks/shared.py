@@ -23,7 +23,7 @@ from jvr1.model.qwen2_5_vl import Prompt, Qwen25VL, init, merge
 from jvr1.model.vision import Visual
 from jvr1.rl import tgrpo
 from jvr1.sharding import make_mesh, param_shardings, put_batch
-from jvr1.train.steps import make_policy_gradients
+from jvr1.train.steps import PolicyBatch, make_policy_gradients
 from jvr1.train.trees import zeros_like
 
 from .shapes import make_inputs, named
@@ -87,9 +87,8 @@ def run(shape: str, rounds: int = 3) -> dict[str, Any]:
 
     def shared() -> tuple[Any, Any]:
         total = zeros_like(params)
-        out = shared_gradients(
-            params, {}, total, arrays, ids, None, unknown, unknown, np.bool_(True), advantage, mask, denominator
-        )
+        batch = PolicyBatch(arrays, ids, None, unknown, unknown, np.bool_(True), advantage, mask, denominator)
+        out = shared_gradients(params, {}, total, batch)
         return out[1], out[0]
 
     naive = partial(naive_gradients, params, arrays, ids, advantage, mask, denominator)

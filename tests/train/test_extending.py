@@ -1,0 +1,77 @@
+"""What docs/extending.md shows is so: its diffs apply to the code as it is and do what it says."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import torch
+from runs import REPOSITORY, scalars
+
+from jvr1 import train_bestofn
+
+TEXT = (REPOSITORY / "docs" / "extending.md").read_text()
+
+
+def changed(name: str, folder: Path) -> Path:
+    """A copy of a file in `folder`, with the page's diff of it."""
+    (diff,) = re.findall(rf"```diff\n(--- a/{name}\n.*?)```", TEXT, re.DOTALL)
+    copy = folder / name
+    copy.parent.mkdir(parents=True)
+    copy.write_text((REPOSITORY / name).read_text())
+    done = subprocess.run(["git", "apply"], input=diff, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert copy.read_text() != (REPOSITORY / name).read_text()
+    return copy
+
+
+def test_the_main_it_shows_is_the_one_there_is():
+    assert f"```python\n{inspect.getsource(train_bestofn.main)}```" in TEXT
+
+
+def test_its_objective_is_cispo_s(tmp_path):
+    """-clip(r)A log p with the ratio as a constant, by torch; mean over completions of token means."""
+    spec = importlib.util.spec_from_file_location("changed_tgrpo", changed("jvr1/rl/tgrpo.py", tmp_path))
+    module = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(__import__("sys").modules, spec.name, module)  # dataclasses look themselves up there
+        spec.loader.exec_module(module)
+        config = module.TGRPOConfig(ratio="cispo", clip_low=0.2, clip_high=0.3, beta=0.0)
+    rng = np.random.default_rng(0)
+    logp, old = (rng.normal(-2, 0.5, (2, 3, 5)).astype(np.float32) for _ in range(2))
+    advantage = rng.normal(size=(2, 3)).astype(np.float32)
+    mask = np.arange(5) < rng.integers(1, 6, (2, 3))[..., None]
+    got, gradient = jax.value_and_grad(
+        lambda x: module.policy_loss(x, old, None, advantage, mask, np.float32(6.0), config)[0]
+    )(logp)
+
+    own = torch.tensor(logp, requires_grad=True)
+    weight = torch.exp(own - torch.tensor(old)).detach().clamp(0.8, 1.3) * torch.tensor(advantage)[..., None]
+    kept = torch.tensor(mask)
+    loss = ((-weight * own * kept).sum(-1) / kept.sum(-1)).sum() / 6
+    loss.backward()
+    assert float(got) == pytest.approx(loss.item(), rel=1e-5)
+    np.testing.assert_allclose(gradient, own.grad.numpy(), rtol=1e-5, atol=1e-7)
+    assert (np.abs(gradient)[mask] > 0).all()  # clipped tokens learn too
+
+
+def test_its_hook_writes_every_tenth_step(demo, tmp_path):
+    main, workdir = changed("jvr1/train_rl.py", tmp_path), tmp_path / "run"
+    settings = {"train__steps": 12, "train__save_every": 100, "train__validate_every": 0}
+    process = demo.start([str(main)], demo.arguments("rl", workdir, **settings))
+    _, err = process.communicate()
+    assert process.returncode == 0, err
+    logged = scalars(workdir)
+    assert [step for step, _ in logged["loss"]] == list(range(1, 13))
+    ((step, value),) = logged["reward_std"]
+    rows = [json.loads(line) for file in (workdir / "rollouts").iterdir() for line in file.read_text().splitlines()]
+    rewards = [row["reward"] for row in rows if row["step"] == 10 and row["reward"] is not None]
+    assert step == 10
+    assert value == pytest.approx(np.std(rewards), rel=1e-5)
