@@ -11,8 +11,7 @@ from ml_collections import ConfigDict
 from jvr1.config import default
 from jvr1.model.config import ModelConfig, TextConfig, VisionConfig
 from jvr1.plan.hlo import Collective
-from jvr1.model.parameters import is_stacked
-from jvr1.sharding import path_name
+from jvr1.sharding import is_stacked, path_name
 
 SMALL = ModelConfig(
     TextConfig(128, 5, 8, 4, 176, 528, mrope_section=(2, 3, 3)),

@@ -129,7 +129,8 @@ def test_a_setting_changes_its_part(changes, phase, part, factor):
 
 @pytest.mark.parametrize("name", ["muon", "adafactor"])
 def test_states_of_other_optimizers(name):
-    """7B on 8 chips. Muon: momentum alone of what is neither embedding, head, norm nor bias. Adafactor: rows and columns."""
+    """7B on 8 chips. Muon: one moment, not two, of what is neither embedding, head, norm nor bias. Adafactor: next to
+    nothing."""
     config = changed(TGRPO, {"mesh.fsdp": 8, "optimizer.name": name})
     moments = memory.phase_memory(counted_shapes(config, published("7b")), BUCKET)["update"]["moments"]
     text = 28 * (2 * 3584 * 3584 + 2 * 3584 * 512 + 3 * 3584 * 18944)

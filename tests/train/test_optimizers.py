@@ -1,6 +1,8 @@
-"""Optimizers by name against optax' own Muon, torch's Muon and HF's Adafactor; sharded, resumed, and one of a user's."""
+"""Optimizers by name against optax' Muon, torch's Muon and HF's Adafactor; sharded, resumed, and one of a user's."""
 
 from __future__ import annotations
+
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -71,7 +73,7 @@ def one_by_one(tree) -> dict[str, np.ndarray]:
         elif name == "visual/blocks/qkv/kernel":
             found |= {f"{name}:{i}{j}": x[i, :, j].reshape(6, 8) for i in range(2) for j in range(3)}
         elif name.startswith(("text/layers", "visual/blocks")):
-            found |= {f"{name}:{i}": x[i] for i in range(2)}
+            found |= {f"{name}:{i}": x[i].reshape(-1) for i in range(2)}
         else:
             found[name] = x.reshape(24, 6) if name == "visual/patch_embed/kernel" else x
     return found
@@ -81,26 +83,27 @@ def is_muons(name: str) -> bool:
     return name.startswith((*LAYERS, "visual/blocks/qkv", "visual/merge_in/kernel"))
 
 
-def run(config: OptimizerConfig, steps: int = 4, params=None):
-    """The states after each step, from seeded gradients."""
-    params = tree(0) if params is None else params
-    tx = make_optimizer(config, params)
+def config_of(name: str) -> OptimizerConfig:
+    return OptimizerConfig(name=name, learning_rate=0.02, weight_decay=0.1, clip_norm=None)
+
+
+@cache
+def stepped(name: str):
+    """(one step, the states before and after each of four with seeded gradients), compiled once for all tests."""
+    tx = make_optimizer(config_of(name), tree(0))
     update = jax.jit(lambda state, grads: apply_gradients(tx, state, grads)[0])
-    states = [init_state(tx, params)]
-    for step in range(steps):
+    states = [init_state(tx, tree(0))]
+    for step in range(4):
         states.append(update(states[-1], tree(step + 1)))
-    return states
-
-
-MUON = OptimizerConfig(name="muon", learning_rate=0.02, weight_decay=0.1, clip_norm=None, momentum=0.9)
+    return update, states
 
 
 def test_muon_is_optax_muon_of_each_layers_matrix():
     """optax' own, on a dict of plain matrices; the rest is AdamW to the bit."""
-    states = run(MUON)
+    _, states = stepped("muon")
     ours = one_by_one(states[-1].params)
     theirs = {name: jnp.asarray(x) for name, x in one_by_one(tree(0)).items() if is_muons(name)}
-    tx = contrib.muon(0.02, beta=0.9, weight_decay=0.1, consistent_rms=0.2)
+    tx = contrib.muon(0.02, weight_decay=0.1, consistent_rms=0.2)
     state = tx.init(theirs)
     for step in range(4):
         grads = {name: jnp.asarray(one_by_one(tree(step + 1))[name]) for name in theirs}
@@ -109,7 +112,7 @@ def test_muon_is_optax_muon_of_each_layers_matrix():
     assert len(theirs) == 2 * 5 + 6 + 1
     for name, want in theirs.items():
         np.testing.assert_allclose(ours[name], want, rtol=1e-4, atol=1e-5, err_msg=name)
-    adamw = one_by_one(run(OptimizerConfig(learning_rate=0.02, weight_decay=0.1, clip_norm=None))[-1].params)
+    adamw = one_by_one(stepped("adamw")[1][-1].params)
     for name in set(ours) - set(theirs):
         np.testing.assert_array_equal(ours[name], adamw[name], err_msg=name)
 
@@ -117,11 +120,11 @@ def test_muon_is_optax_muon_of_each_layers_matrix():
 def test_muon_is_torchs_but_for_its_bfloat16():
     """torch.optim.Muon, scaled as by Moonlight; it multiplies in bfloat16, and its momentum has no bias to correct."""
     params = one_by_one(tree(0))
-    ours = [one_by_one(state.params) for state in run(MUON)]
+    ours = [one_by_one(state.params) for state in stepped("muon")[1]]
     names = [name for name in params if is_muons(name) and min(params[name].shape) > 100]
     theirs = {name: torch.nn.Parameter(torch.tensor(params[name])) for name in names}
     muon = torch.optim.Muon(
-        list(theirs.values()), lr=0.02, weight_decay=0.1, momentum=0.9, adjust_lr_fn="match_rms_adamw"
+        list(theirs.values()), lr=0.02, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw"
     )
     for step in range(4):
         before = {name: p.detach().numpy().copy() for name, p in theirs.items()}
@@ -131,11 +134,11 @@ def test_muon_is_torchs_but_for_its_bfloat16():
         for name, p in theirs.items():
             want, got = p.detach().numpy() - before[name], ours[step + 1][name] - ours[step][name]
             error = np.linalg.norm(got - want) / np.linalg.norm(want)
-            assert error < 0.1, (name, step, error)
+            assert error < (0.2 if step else 0.04), (name, step, error)
 
 
 def test_muons_updates_are_orthogonal_and_of_adamws_size():
-    before, after = (one_by_one(state.params) for state in run(MUON, steps=1)[:2])
+    before, after = (one_by_one(state.params) for state in stepped("muon")[1][:2])
     for name in LAYERS:
         step = (0.998 * before[f"{name}:0"] - after[f"{name}:0"]) / 0.02  # without the decay
         rows, columns = step.shape
@@ -143,12 +146,11 @@ def test_muons_updates_are_orthogonal_and_of_adamws_size():
         # Newton-Schulz' five steps leave them near 1; the smallest of a square Gaussian matrix are out of reach
         assert np.quantile(singular, 0.1) > 0.6, name
         assert singular.max() < 1.25, name
-        assert 0.15 < np.sqrt(np.mean(step**2)) / (min(1, (min(rows, columns) / max(rows, columns)) ** 0)) < 0.25, name
+        assert 0.15 < np.sqrt(np.mean(step**2)) < 0.25, name
 
 
 def test_adafactor_is_transformers_adafactor_of_each_layers_array():
-    config = OptimizerConfig(name="adafactor", learning_rate=0.02, weight_decay=0.1, clip_norm=None)
-    states = run(config)
+    _, states = stepped("adafactor")
     ours = one_by_one(states[-1].params)
     factored = states[-1].optimizer[0]
     assert factored.v_row["text"]["layers"]["q"]["kernel"].size == 2 * 128
@@ -168,19 +170,18 @@ def test_adafactor_is_transformers_adafactor_of_each_layers_array():
             p.grad = torch.tensor(one_by_one(tree(step + 1))[name])
         adafactor.step()
     assert len(decayed) == 7
-    assert len(rest) == 3
+    assert len(rest) == 5
     for name, want in theirs.items():
-        # HF takes the decay off before the update, optax' from the same parameters: alike but for rate^2
-        np.testing.assert_allclose(ours[name], want.detach().numpy(), rtol=1e-4, atol=2e-4, err_msg=name)
+        np.testing.assert_allclose(ours[name], want.detach().numpy(), rtol=1e-5, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_sharded_step_is_the_unsharded_one(name):
     mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
-    config = OptimizerConfig(name=name, learning_rate=0.02, weight_decay=0.1)
     params = tree(0)
     placed = jax.device_put(params, param_shardings(params, mesh))
-    tx = make_optimizer(config, placed)
+    tx = make_optimizer(config_of(name), placed)
     shapes = abstract_state(tx, placed, mesh)
     where = jax.tree.map(lambda x: x.sharding, shapes)
     state = jax.jit(lambda p: init_state(tx, p), out_shardings=where)(placed)
@@ -188,7 +189,7 @@ def test_a_sharded_step_is_the_unsharded_one(name):
     update = jax.jit(lambda s, g: apply_gradients(tx, s, g)[0], out_shardings=where, donate_argnums=0)
     for step in range(2):
         state = update(state, jax.device_put(tree(step + 1), param_shardings(params, mesh)))
-    want = run(config, steps=2)[-1]
+    want = stepped(name)[1][2]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), state, want)
     for path, x in jax.tree_util.tree_leaves_with_path(state.optimizer):
         if x.size >= 512:
@@ -205,19 +206,17 @@ def test_factors_lie_as_the_axes_that_they_have():
     assert factored.v["text"]["layers"]["q"]["kernel"].sharding.spec == jax.P()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_resumed_run_is_the_same_to_the_bit(name, tmp_path):
-    config = OptimizerConfig(name=name, learning_rate=0.02, weight_decay=0.1)
-    states = run(config, steps=4)
+    update, states = stepped(name)
     mesh = make_mesh({"data": 1}, jax.devices()[:1])
     params = jax.device_put(tree(0), param_shardings(tree(0), mesh))
-    tx = make_optimizer(config, params)
-    shapes = abstract_state(tx, params, mesh)
+    shapes = abstract_state(make_optimizer(config_of(name), params), params, mesh)
     with checkpoints(tmp_path) as manager:
         manager.save(2, states[2].params, beside_params(states[2]), {})
         got, beside, _ = manager.restore(shapes.params, beside_params(shapes))
     state = states[2]._replace(params=got, **beside)
-    update = jax.jit(lambda state, grads: apply_gradients(tx, state, grads)[0])
     for step in (2, 3):
         state = update(state, tree(step + 1))
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b, strict=True), state, states[4])
@@ -225,11 +224,12 @@ def test_a_resumed_run_is_the_same_to_the_bit(name, tmp_path):
 
 
 def test_muons_momentum_in_bfloat16():
-    config = OptimizerConfig(name="muon", moment_dtype="bfloat16")
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), tree(0))
-    state = run(config, steps=1, params=half)[-1]
+    tx = make_optimizer(OptimizerConfig(name="muon", moment_dtype="bfloat16"), half)
+    state, _ = jax.eval_shape(lambda p: apply_gradients(tx, init_state(tx, p), p), half)
     dtypes: dict[str, set[str]] = {}
-    for name, x in named(state.optimizer).items():
+    for path, x in jax.tree_util.tree_leaves_with_path(state.optimizer):
+        name = path_name(path)
         kind = "mu" if "/mu/" in name else "nu" if "/nu/" in name else "other"
         dtypes.setdefault(kind, set()).add(str(x.dtype))
     assert dtypes == {"mu": {"bfloat16"}, "nu": {"float32"}, "other": {"int32", "float32"}}
