@@ -234,8 +234,13 @@ TUNABLE = ("rl.", "reward.", "sampling.", "optimizer.", "sft.", "bestofn.")
 """Those that change what a run learns from there on: a resumed run says so. Any other keeps its workdir."""
 
 
+FIXED = ("optimizer.name",)
+"""Those among them that may not change: another optimizer has another state."""
+
+
 def may_change(name: str) -> bool:
-    return name.startswith(FREE + TUNABLE)
+    """Whether a run may be resumed with another value of the setting."""
+    return name not in FIXED and name.startswith(FREE + TUNABLE)
 
 
 def changes(kept: str, config: ConfigDict, name: str) -> dict[str, str]:

@@ -1,9 +1,8 @@
-"""Where things live: the mesh, the one table from parameter path to PartitionSpec, batches onto devices."""
+"""Where things live: the mesh, the PartitionSpec of a parameter by its logical axes, batches onto devices."""
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,38 +15,9 @@ from jax.sharding import PartitionSpec as P
 from jvr1.errors import UserError
 from jvr1.model.config import ModelConfig
 from jvr1.model.layers import BATCH
+from jvr1.model.parameters import MESH_AXES, is_stacked, known
 
 AXES = ("data", "fsdp", "tensor")
-
-TRAIN_TABLE: tuple[tuple[str, P], ...] = (
-    (r"text/embedding", P("tensor", "fsdp")),
-    (r"text/head/kernel", P("fsdp", "tensor")),
-    (r"text/layers/(q|k|v)/kernel", P(None, "fsdp", "tensor", None)),
-    (r"text/layers/(q|k|v)/bias", P(None, "tensor", None)),
-    (r"text/layers/o/kernel", P(None, "tensor", None, "fsdp")),
-    (r"(text/layers|visual/blocks)/mlp/(gate|up)/kernel", P(None, "fsdp", "tensor")),
-    (r"(text/layers|visual/blocks)/mlp/down/kernel", P(None, "tensor", "fsdp")),
-    (r"visual/blocks/qkv/kernel", P(None, "fsdp", None, "tensor", None)),
-    (r"visual/blocks/qkv/bias", P(None, None, "tensor", None)),
-    (r"visual/blocks/proj/kernel", P(None, "tensor", None, "fsdp")),
-    (r"visual/blocks/mlp/(gate|up)/bias", P(None, "tensor")),
-    (r"visual/merge_in/kernel", P("fsdp", "tensor")),
-    (r"visual/merge_out/kernel", P("tensor", "fsdp")),
-    # adapters (jvr1.model.lora), split as the kernels beside them; the axis of their rank is small and stays whole
-    (r".*/(q|k|v|qkv|mlp/gate|mlp/up)/lora_a", P(None, "fsdp")),
-    (r".*/(q|k|v|mlp/gate|mlp/up)/lora_b", P(None, None, "tensor")),
-    (r".*/qkv/lora_b", P(None, None, None, "tensor")),
-    (r".*/(o|proj|mlp/down)/lora_a", P(None, "tensor")),
-    (r".*/(o|proj|mlp/down)/lora_b", P(None, None, "fsdp")),
-    (r".*/merge_in/lora_a", P("fsdp")),
-    (r".*/merge_in/lora_b", P(None, "tensor")),
-    (r".*/merge_out/lora_a", P("tensor")),
-    (r".*/merge_out/lora_b", P(None, "fsdp")),
-    (r".*", P()),
-)
-"""First match rules. An axis whose size the mesh axis does not divide stays whole; a parameter that this leaves
-without `fsdp` gets it on its largest divisible axis; on the layer axis, over which the layers are scanned, only
-where no other divides (the 3420 biases of the vision tower on 8 devices)."""
 
 
 def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -123,18 +93,18 @@ def path_name(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def is_stacked(path: str) -> bool:
-    """Whether the parameter's leading axis counts layers."""
-    return path.startswith(("text/layers/", "visual/blocks/"))
-
-
 def partition_spec(
-    path: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh, table: Sequence[tuple[str, P]] = TRAIN_TABLE
+    path: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh, rules: Mapping[str, str] = MESH_AXES
 ) -> P:
-    """The PartitionSpec of one parameter."""
-    spec = next(spec for pattern, spec in table if re.fullmatch(pattern, path))
-    axes = [*spec, *(None,) * (len(shape) - len(spec))]
-    axes = [a if a is not None and size % mesh.shape[a] == 0 else None for a, size in zip(axes, shape, strict=True)]
+    """The PartitionSpec of one parameter, from its logical axes.
+
+    An axis whose size the mesh axis does not divide stays whole; a parameter that this leaves without `fsdp` gets it on
+    its largest divisible axis; on the layer axis, over which the layers are scanned, only where no other divides (the
+    3420 biases of the vision tower on 8 devices).
+    """
+    wanted = [rules.get(axis) for axis in known(path).axes]
+    wanted += [None] * (len(shape) - len(wanted))
+    axes = [a if a is not None and size % mesh.shape[a] == 0 else None for a, size in zip(wanted, shape, strict=True)]
     if "fsdp" not in axes and mesh.shape["fsdp"] > 1:
         free = [
             (not (i == 0 and is_stacked(path)), size, -i)
@@ -146,10 +116,10 @@ def partition_spec(
     return P(*axes)
 
 
-def param_shardings(params: Any, mesh: Mesh | AbstractMesh, table: Sequence[tuple[str, P]] = TRAIN_TABLE) -> Any:
+def param_shardings(params: Any, mesh: Mesh | AbstractMesh, rules: Mapping[str, str] = MESH_AXES) -> Any:
     """NamedShardings of a tree of parameters (arrays or shapes)."""
     return jax.tree_util.tree_map_with_path(
-        lambda path, x: NamedSharding(mesh, partition_spec(path_name(path), x.shape, mesh, table)), params
+        lambda path, x: NamedSharding(mesh, partition_spec(path_name(path), x.shape, mesh, rules)), params
     )
 
 

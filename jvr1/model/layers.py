@@ -9,9 +9,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import PartitionSpec
+from jax.sharding import AbstractMesh, PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
+
+from jvr1.model.parameters import MESH_AXES
 
 BATCH = ("data", "fsdp")
 """Mesh axes over which the batch axis of every activation is split."""
@@ -133,11 +135,11 @@ def constrain(x: Array, *spec: Any) -> Array:
 
 
 def constrain_rows(table: Float[Array, "V D"]) -> Float[Array, "V D"]:
-    """Splits a table's rows over `tensor` of the mesh in force where it divides, and nothing else of it."""
+    """Splits a table's rows, words, over the mesh in force where it divides, and nothing else of it."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return table
-    return constrain(table, "tensor" if table.shape[0] % mesh.shape.get("tensor", 1) == 0 else None, None)
+    return constrain(table, _over_vocab(mesh, table.shape[0]), None)
 
 
 def constrain_batch(x: Array) -> Array:
@@ -149,25 +151,29 @@ def constrain_batch(x: Array) -> Array:
 
 
 def constrain_vocab(logits: Array) -> Array:
-    """Splits logits [B,...,V] as `constrain_batch` does, and V over `tensor`, as the head is, where it divides.
+    """Splits logits [B,...,V] as `constrain_batch` does, and V over the mesh as the head is, where it divides.
 
     Logits asked for whole would make XLA gather the head instead.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or logits.shape[0] % math.prod(mesh.shape.get(axis, 1) for axis in BATCH):
         return logits
-    vocab = "tensor" if logits.shape[-1] % mesh.shape.get("tensor", 1) == 0 else None
-    return constrain(logits, BATCH, *(None,) * (logits.ndim - 2), vocab)
+    return constrain(logits, BATCH, *(None,) * (logits.ndim - 2), _over_vocab(mesh, logits.shape[-1]))
+
+
+def _over_vocab(mesh: AbstractMesh, size: int) -> str | None:
+    axis = MESH_AXES["vocab"]
+    return axis if size % mesh.shape.get(axis, 1) == 0 else None
 
 
 def constrain_head(kernel: Float[Array, "D V"]) -> Float[Array, "D V"]:
-    """Keeps the head split as its parameter is (`sharding.TRAIN_TABLE`), and so its gradient.
+    """Keeps the head split as its parameter is (`parameters.MESH_AXES`), and so its gradient.
 
     Without this each chunk of logits adds a whole gradient on every device, and an all-reduce of it.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return kernel
-    ways = [(axis, mesh.shape.get(axis, 1)) for axis in ("fsdp", "tensor")]
+    ways = [(axis, mesh.shape.get(axis, 1)) for axis in (MESH_AXES["width"], MESH_AXES["vocab"])]
     spec = [a if n > 1 and size % n == 0 else None for (a, n), size in zip(ways, kernel.shape, strict=True)]
     return constrain(kernel, *spec)

@@ -22,18 +22,11 @@ from jaxtyping import Array
 
 from jvr1.errors import UserError
 from jvr1.model.layers import Linear
+from jvr1.model.parameters import LINEAR, A, B, is_stacked
 
-A, B = "lora_a", "lora_b"
 ADAPTERS = rf".*/({A}|{B})"
 """Matches the paths of adapters, and of nothing else."""
-
-_MLP = ("mlp/gate", "mlp/up", "mlp/down")
-ADAPTABLE = (
-    *(f"text/layers/{name}" for name in ("q", "k", "v", "o", *_MLP)),
-    *(f"visual/blocks/{name}" for name in ("qkv", "proj", *_MLP)),
-    "visual/merge_in",
-    "visual/merge_out",
-)
+ADAPTABLE = tuple(LINEAR)
 """Linear maps that can have an adapter: all but the patch embedding and the head."""
 LANGUAGE = ("text/layers/.*",)
 """All linear maps of the decoder's layers."""
@@ -90,7 +83,7 @@ def with_adapters(graphdef: nnx.GraphDef, params: dict, config: LoRAConfig) -> t
         if not config.matches(name):
             continue
         shape, inputs = linear.kernel.get_value().shape, linear.contracted
-        layers = 1 if name.startswith(("text/layers/", "visual/blocks/")) else 0
+        layers = int(is_stacked(name))
         a = (*shape[: layers + inputs], config.rank)
         b = (*shape[:layers], config.rank, *shape[layers + inputs :])
         linear.lora_a = nnx.Param(jax.ShapeDtypeStruct(a, jnp.dtype(config.dtype)))
@@ -162,7 +155,7 @@ def initial(path: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
     whose bound is sqrt(6 / ((1 + 5) inputs)))."""
     if path.endswith(f"/{B}"):
         return np.zeros(shape, np.float32)
-    layers = shape[0] if path.startswith(("text/layers/", "visual/blocks/")) else 1
+    layers = shape[0] if is_stacked(path) else 1
     bound = np.float32((math.prod(shape[:-1]) // layers) ** -0.5)
     rng = np.random.default_rng([seed, zlib.crc32(path.encode())])
     return (2 * rng.random(shape, np.float32) - 1) * bound

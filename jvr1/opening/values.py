@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jvr1.errors import UserError
+from jvr1.model.parameters import STACKS
 from jvr1.sharding import path_name
 
-_STACKS = ("text/layers/", "visual/blocks/")
 SMALL = 2**26
 """Bytes up to which arrays of this process' own memory are looked at where they are: compiling would take longer."""
 
@@ -27,7 +27,7 @@ def not_finite(tree: Any) -> str | None:
     floats = {name: x for name, x in _named(tree).items() if jnp.issubdtype(x.dtype, jnp.inexact) and x.size}
     finite = _each(_finite, floats)
     name = next((name for name in sorted(floats) if not finite[name]), None)
-    if name is None or not any(stack in name for stack in _STACKS):
+    if name is None or not any(stack in name for stack in STACKS):
         return name
     layers = _each(_finite_layers, {name: floats[name]})[name]
     return f"{name}, layer {int(np.argmin(layers))}"

@@ -18,9 +18,10 @@ import jax
 from jvr1.data.batch import Bucket
 from jvr1.model.blockwise import score_counts
 from jvr1.model.config import ModelConfig
+from jvr1.model.parameters import is_stacked
 from jvr1.plan.programs import Shapes, batch_shapes, chip_bytes, row_counts, slot_count
 from jvr1.rollout.decoder import at_a_time
-from jvr1.sharding import is_stacked, path_name
+from jvr1.sharding import path_name
 
 FLOAT = 4
 SCORES = {"forward": 1.75, "backward": 5.5}

@@ -1,10 +1,11 @@
-"""AdamW of optax with schedule, clipping, decay mask, and parameters split into trained and frozen ones."""
+"""Optimizers with schedule, clipping and decay, and parameters split into trained and frozen ones."""
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import jax
@@ -14,7 +15,9 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from jvr1.errors import UserError
+from jvr1.model.parameters import known
 from jvr1.sharding import path_name
+from jvr1.train.optimizers import OPTIMIZERS
 
 Params = dict[str, Any]
 """Nested dicts with arrays (or their shapes) as leaves."""
@@ -24,16 +27,19 @@ _CHOICES = {"schedule": ("constant", "linear", "cosine"), "moment_dtype": ("floa
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW (Loshchilov & Hutter, arXiv 1711.05101), decoupled decay times the learning rate as in torch.
+    """One of `jvr1.train.optimizers`, with decoupled decay times the learning rate as torch's AdamW has it.
 
+    name: adamw, adafactor or muon. Settings that not all read must be as they are by default where one does not:
+    b1, b2 and eps (adamw, muon), momentum (muon), moment_dtype (adamw, muon).
     schedule: after a linear rise over `warmup_steps`, constant, or falling to 0 at `steps` linearly or as a cosine
     (HF `get_scheduler`). clip_norm: bound on the global gradient norm; None: no clipping. freeze: patterns that match
-    the whole path of parameters to leave as they are, such as 'visual/.*'. moment_dtype: of the first moment; the
-    second stays in fp32, because with b2 = 0.999 its changes are below bf16's resolution. max_bad_steps: non-finite
-    gradients in a row that end the run.
+    the whole path of parameters to leave as they are, such as 'visual/.*'. moment_dtype: of first moments and momentum;
+    second moments stay in fp32, because with b2 = 0.999 their changes are below bf16's resolution. max_bad_steps:
+    non-finite gradients in a row that end the run.
     Errors: UserError for a value that is not possible.
     """
 
+    name: str = "adamw"
     learning_rate: float = 1e-6
     schedule: str = "constant"
     warmup_steps: int = 0
@@ -42,13 +48,14 @@ class OptimizerConfig:
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8
+    momentum: float = 0.95
     clip_norm: float | None = 1.0
     freeze: tuple[str, ...] = ()
     moment_dtype: str = "float32"
     max_bad_steps: int = 5
 
     def __post_init__(self) -> None:
-        for name, choices in _CHOICES.items():
+        for name, choices in (_CHOICES | {"name": tuple(OPTIMIZERS)}).items():
             if getattr(self, name) not in choices:
                 raise UserError(f"optimizer.{name} is {getattr(self, name)!r}; use one of {', '.join(choices)}")
         for name in ("learning_rate", "eps"):
@@ -56,7 +63,7 @@ class OptimizerConfig:
                 raise UserError(f"optimizer.{name} is {getattr(self, name)}; it must be positive")
         if not self.weight_decay >= 0:
             raise UserError(f"optimizer.weight_decay is {self.weight_decay}; it must not be negative")
-        for name in ("b1", "b2"):
+        for name in ("b1", "b2", "momentum"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"optimizer.{name} is {getattr(self, name)}; it must lie in [0, 1)")
         if self.clip_norm is not None and not self.clip_norm > 0:
@@ -68,6 +75,17 @@ class OptimizerConfig:
                 f"optimizer.warmup_steps is {self.warmup_steps}; it must lie between 0 and "
                 f"optimizer.steps, {self.steps}"
             )
+        for field in fields(self):
+            if field.name in _read_by(*OPTIMIZERS) - _read_by(self.name) and getattr(self, field.name) != field.default:
+                raise UserError(
+                    f"optimizer.{field.name} is {getattr(self, field.name)!r}, which optimizer.name={self.name!r} does "
+                    f"not read; leave it at {field.default!r}"
+                )
+
+
+def _read_by(*names: str) -> set[str]:
+    """Settings that not all optimizers have, read by any of these."""
+    return {setting for name in names for setting in inspect.signature(OPTIMIZERS[name]).parameters}
 
 
 def make_schedule(config: OptimizerConfig) -> Callable[[ArrayLike], Float[Array, ""]]:
@@ -85,13 +103,14 @@ def make_schedule(config: OptimizerConfig) -> Callable[[ArrayLike], Float[Array,
 
 
 def make_optimizer(config: OptimizerConfig, params: Params) -> optax.GradientTransformationExtraArgs:
-    """Clip, Adam, decay, learning rate, all in fp32 whatever the parameters' dtype. `params` are the trainable ones.
+    """Clip, the direction of `config.name`, decay, learning rate, all in fp32 whatever the parameters' dtype. `params`
+    are the trainable ones.
 
     Its `update` takes `step=`: the learning rate follows the run's step, whatever steps were skipped.
     """
     schedule = make_schedule(config)
     parts = [] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]
-    parts.append(optax.scale_by_adam(config.b1, config.b2, config.eps, mu_dtype=config.moment_dtype))
+    parts.append(OPTIMIZERS[config.name](**{name: getattr(config, name) for name in _read_by(config.name)}))
     if config.weight_decay:
         parts.append(optax.add_decayed_weights(config.weight_decay, mask=decay_mask(params)))
     return _in_float32(optax.chain(*parts, _scale_by_rate(schedule)))
@@ -99,9 +118,7 @@ def make_optimizer(config: OptimizerConfig, params: Params) -> optax.GradientTra
 
 def decay_mask(params: Params) -> Params:
     """True for kernels, the embedding and adapters, which decay; False for norms and biases."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: path_name(path).endswith(("/kernel", "text/embedding", "/lora_a", "/lora_b")), params
-    )
+    return jax.tree_util.tree_map_with_path(lambda path, _: known(path_name(path)).decays, params)
 
 
 def partition(params: Params, patterns: Sequence[str], only: str = ".*") -> tuple[Params, Params]:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import combinations
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import AbstractMesh, Mesh
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 from jvr1.errors import UserError
-from jvr1.sharding import replicated
+from jvr1.sharding import path_name, replicated
 from jvr1.train.optimizer import Params
 
 
@@ -44,7 +45,8 @@ def init_state(tx: optax.GradientTransformation, params: Params) -> TrainState:
 
 
 def abstract_state(tx: optax.GradientTransformation, params: Params, mesh: Mesh | AbstractMesh) -> TrainState:
-    """Shapes and shardings of `init_state`: moments lie as their parameters do, counters everywhere.
+    """Shapes and shardings of `init_state`: moments lie as their parameters do, factors of moments as the axes of these
+    that they have, anything else everywhere.
 
     `params` are arrays or ShapeDtypeStructs with a `.sharding`. To restore into, and for `out_shardings`.
     """
@@ -53,15 +55,27 @@ def abstract_state(tx: optax.GradientTransformation, params: Params, mesh: Mesh 
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
     state = jax.eval_shape(lambda p: init_state(tx, p), params)
-    optimizer = optax.tree_utils.tree_map_params(
-        tx,
-        lambda x, p: place(x, p.sharding),
-        state.optimizer,
-        params,
-        transform_non_params=lambda x: place(x, replicated(mesh)),
-    )
+    there = {path_name(path): p for path, p in jax.tree_util.tree_leaves_with_path(params)}
+
+    def beside(path: tuple[Any, ...], x: Any) -> Any:
+        names = (path_name(path[i:]) for i in range(len(path)))  # the longest first
+        param = next((there[name] for name in names if name in there), None)
+        return place(x, replicated(mesh) if param is None else NamedSharding(mesh, _spec_beside(param, x.shape)))
+
+    optimizer = jax.tree_util.tree_map_with_path(beside, state.optimizer)
     counters = {name: place(getattr(state, name), replicated(mesh)) for name in ("step", "bad_steps", "skipped")}
     return TrainState(params=jax.tree.map(lambda p: place(p, p.sharding), params), optimizer=optimizer, **counters)
+
+
+def _spec_beside(param: Any, shape: tuple[int, ...]) -> PartitionSpec:
+    """That of the parameter, of the axes it keeps where it has that shape without some of them; else whole."""
+    spec = [*param.sharding.spec, *(None,) * (param.ndim - len(param.sharding.spec))]
+    kept = (axes for axes in combinations(range(param.ndim), len(shape)) if _sizes(param.shape, axes) == shape)
+    return PartitionSpec(*(spec[i] for i in next(kept, ())))
+
+
+def _sizes(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(shape[i] for i in axes)
 
 
 def beside_params(state: TrainState) -> dict[str, Any]:

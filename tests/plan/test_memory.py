@@ -127,6 +127,20 @@ def test_a_setting_changes_its_part(changes, phase, part, factor):
     assert after[phase][part] == pytest.approx(factor * before[phase][part], rel=2e-3)
 
 
+@pytest.mark.parametrize("name", ["muon", "adafactor"])
+def test_states_of_other_optimizers(name):
+    """7B on 8 chips. Muon: one moment, not two, of what is neither embedding, head, norm nor bias. Adafactor: next to
+    nothing."""
+    config = changed(TGRPO, {"mesh.fsdp": 8, "optimizer.name": name})
+    moments = memory.phase_memory(counted_shapes(config, published("7b")), BUCKET)["update"]["moments"]
+    text = 28 * (2 * 3584 * 3584 + 2 * 3584 * 512 + 3 * 3584 * 18944)
+    vision = 32 * (4 * 1280 * 1280 + 3 * 1280 * 3420) + 5120 * 5120 + 5120 * 3584
+    if name == "muon":
+        assert moments == pytest.approx(4 * (2 * 8_292_166_656 - (text + vision)) / 8, rel=1e-3)
+    else:
+        assert 0 < moments < 0.002 * (8 * 8_292_166_656 / 8)
+
+
 def test_with_adapters_the_base_serves_all():
     """7B on one chip: the base in bf16 is policy, reference and weights of generation; adapters alone have moments."""
     config = changed(TGRPO, {"mesh.fsdp": 1, "batch.micro": 1, "lora.rank": 32})

@@ -109,6 +109,7 @@ CHANGES = [
     ("batch__micro", 2, "batch.micro: 3 -> 2"),
     ("data__train", "rl.json", "data.train: ['sft.json'] -> ['rl.json']"),
     ("model__source", "other", "model.source: "),
+    ("optimizer__name", "muon", "optimizer.name: adamw -> muon"),
 ]
 
 
