@@ -24,7 +24,7 @@ from jvr1.answering import Parser, add_batch_options, add_model_options, answer_
 from jvr1.data.records import Record
 from jvr1.errors import UserError
 from jvr1.eval.journal import ANSWERS, write_whole
-from jvr1.eval.report import Asked, answer_lines, failures
+from jvr1.eval.report import AskedSuite, answer_lines, failures
 from jvr1.processes.guard import run_distributed
 from jvr1.questions.replies import Question
 from jvr1.rl.rewards import MODES, score
@@ -120,7 +120,7 @@ def as_file(rows: Iterable[dict[str, Any]], *, lines: bool) -> str:
 # --- what came of it --------------------------------------------------------------------------------------------------
 
 
-def summary(asked: Asked, kept: dict[int, list], failed: list[dict[str, Any]], args: argparse.Namespace) -> str:
+def summary(asked: AskedSuite, kept: dict[int, list], failed: list[dict[str, Any]], args: argparse.Namespace) -> str:
     """One line: what was kept of how many, and why not the rest."""
     chains, with_one = sum(map(len, kept.values())), sum(map(bool, kept.values()))
     answered = [q for q in asked.questions.values() if q.error is None]

@@ -22,8 +22,8 @@ from jvr1.data.pipeline import Pipeline, ahead
 from jvr1.data.schedule import Sequential
 from jvr1.data.store import RecordStore
 from jvr1.errors import UserError
-from jvr1.eval.journal import Journal, claim
-from jvr1.eval.plan import Plan, make_plan
+from jvr1.eval.journal import AnswerJournal, claim
+from jvr1.eval.plan import EvaluationPlan, make_plan
 from jvr1.eval.settings import describe, reference_settings, with_changes
 from jvr1.eval.suites import open_suites
 from jvr1.model.hf import CONFIG, read_carried, read_config
@@ -201,10 +201,10 @@ class Answered(NamedTuple):
     """found: what came of each question of the plan, by number. settings: all that it depends on, and where it ran.
     journal: of the answers, to be cleared when they are kept elsewhere."""
 
-    plan: Plan
+    plan: EvaluationPlan
     found: dict[int, Question]
     settings: dict[str, Any]
-    journal: Journal
+    journal: AnswerJournal
 
 
 def answer_files(config: ConfigDict, asking: Asking, mesh: Mesh, out: epath.Path, *, fitted: bool) -> Answered:
@@ -219,7 +219,7 @@ def answer_files(config: ConfigDict, asking: Asking, mesh: Mesh, out: epath.Path
         return index_of(file, records, config, encoder, measure, fingerprint, out, "measured")
 
     plan = make_plan(suites, encoder, index, fitted=fitted)
-    journal = Journal(out, jax.process_index())
+    journal = AnswerJournal(out, jax.process_index())
     found = {n: from_line(line, plan.records) for n, line in everyone(journal.read()).items() if n < len(plan.records)}
     left = {bucket: [n for n in numbers if n not in found] for bucket, numbers in plan.rows.items()}
     todo = Sequential(left, config.batch.micro)
@@ -238,8 +238,8 @@ def answer(
     mesh: Mesh,
     asking: Asking,
     todo: Sequential,
-    plan: Plan,
-    journal: Journal,
+    plan: EvaluationPlan,
+    journal: AnswerJournal,
     found: Mapping[int, Question],
 ) -> dict[int, Question]:
     """Answers the rows of `todo`, `batch.micro` at a time; each is in the journal before its place is given to

@@ -23,7 +23,7 @@ from jvr1.eval.report import answer_lines, as_table, build, markdown, rests_on
 from jvr1.eval.settings import paper_frames
 from jvr1.processes.guard import run_distributed
 from jvr1.questions.replies import mode_of
-from jvr1.questions.summary import Summary
+from jvr1.questions.summary import TaskSummary
 
 
 def main(args: argparse.Namespace) -> int:
@@ -45,7 +45,7 @@ def main(args: argparse.Namespace) -> int:
         look = partial(frames_seen, done.plan.encoder)
         write_whole(out / "report.html", html(report, asked, look, args.frames_in_report))
         done.journal.clear()
-        print(as_table({task: Summary(**summary) for task, summary in report["tasks"].items()}))
+        print(as_table({task: TaskSummary(**summary) for task, summary in report["tasks"].items()}))
         print(f"\n{rests_on(report)} {out / 'report.html'}")
     return 0
 

@@ -32,7 +32,7 @@ from jvr1.model.config import published
 from jvr1.plan.memory import phase_memory
 from jvr1.plan.planning import (
     SIZES,
-    Plan,
+    RunPlan,
     changed,
     counted_shapes,
     largest_bucket,
@@ -97,7 +97,7 @@ def read_arguments(arguments: Sequence[str] | None) -> tuple[argparse.Namespace,
     return parser.parse_known_args(arguments)
 
 
-def lines(plan: Plan, tokens: int | None) -> Iterator[str]:
+def lines(plan: RunPlan, tokens: int | None) -> Iterator[str]:
     """The plan as it is printed."""
     config, mesh, chip = plan.step.config, plan.step.mesh.shape, plan.chip
     values = sum(x.size for x in jax.tree.leaves(plan.step.params))
@@ -120,7 +120,7 @@ def lines(plan: Plan, tokens: int | None) -> Iterator[str]:
         yield "counted, not compiled; by itself JAX takes 75% of a GPU's memory, under launch/gpu_host.sh 92%"
 
 
-def memory_lines(plan: Plan, bucket: Bucket) -> Iterator[str]:
+def memory_lines(plan: RunPlan, bucket: Bucket) -> Iterator[str]:
     """Parts by phase, of the bucket with the highest peak."""
     phases = plan.memory[bucket]
     parts = list(dict.fromkeys(part for one in phases.values() for part in one))
@@ -133,7 +133,7 @@ def memory_lines(plan: Plan, bucket: Bucket) -> Iterator[str]:
     yield f"  {'peak':20}" + "".join(f"{sum(one.values()) / GIB:12.2f}" for one in phases.values())
 
 
-def bucket_lines(plan: Plan) -> Iterator[str]:
+def bucket_lines(plan: RunPlan) -> Iterator[str]:
     """What depends on the bucket: activations of the update, keys and values of generation."""
     yield "by bucket, GiB a chip:"
     for bucket, phases in plan.memory.items():
@@ -144,7 +144,7 @@ def bucket_lines(plan: Plan) -> Iterator[str]:
         )
 
 
-def time_lines(plan: Plan, tokens: int | None) -> Iterator[str]:
+def time_lines(plan: RunPlan, tokens: int | None) -> Iterator[str]:
     """The roofline: each phase takes what its slowest resource takes."""
     bucket = largest_bucket(settings.buckets(plan.step.config))
     written = tokens or bucket.completion
@@ -158,7 +158,7 @@ def time_lines(plan: Plan, tokens: int | None) -> Iterator[str]:
     yield f"  together {plan.seconds:.1f} s for {batch.micro * batch.per_step} prompts"
 
 
-def suggestion_lines(plan: Plan, tokens: int | None) -> Iterator[str]:
+def suggestion_lines(plan: RunPlan, tokens: int | None) -> Iterator[str]:
     yield "which setting to turn, each counted anew:"
     for one in suggestions(plan, tokens)[:SHOWN]:
         left = (plan.chip.memory - one.plan.peak()[0]) / GIB
@@ -169,7 +169,7 @@ def suggestion_lines(plan: Plan, tokens: int | None) -> Iterator[str]:
         yield f"  {flags}: {verdict}, {one.plan.seconds:.1f} s a step{more}{other}"
 
 
-def compile_step(plan: Plan, topology: str) -> None:
+def compile_step(plan: RunPlan, topology: str) -> None:
     """The real step by the real compiler, phase by phase, beside the count."""
     from compile_tpu import compile_all, report, topology_devices
 

@@ -383,7 +383,7 @@ _SHOWN = 240
 
 
 @dataclass(frozen=True)
-class Summary:
+class IndexSummary:
     """Of an index: records, why some are dropped (cause -> number, an example of each), use of the buckets."""
 
     records: int
@@ -417,7 +417,7 @@ class Summary:
         return "\n".join(lines)
 
 
-def summary(entries: Sequence[IndexEntry], prompt_lengths: Mapping[str, int] | None = None) -> Summary:
+def summary(entries: Sequence[IndexEntry], prompt_lengths: Mapping[str, int] | None = None) -> IndexSummary:
     """What was dropped and why, how the data falls into buckets, and with their prompt lengths the expected padding."""
     dropped = [(entry.cause or "no-bucket", entry) for entry in entries if entry.bucket is None]
     rows = Counter(entry.bucket for entry in entries if entry.bucket is not None)
@@ -426,7 +426,7 @@ def summary(entries: Sequence[IndexEntry], prompt_lengths: Mapping[str, int] | N
         if entry.bucket is not None:
             tokens[entry.bucket] += entry.prompt_tokens
     lengths = prompt_lengths or {}
-    return Summary(
+    return IndexSummary(
         len(entries),
         Counter(cause for cause, _ in dropped),
         {cause: Example(e.row, (e.error or "").partition(": ")[2]) for cause, e in reversed(dropped)},

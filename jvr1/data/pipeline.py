@@ -20,7 +20,7 @@ from etils import epath
 from jvr1.data.batch import Arrays, Bucket, Microbatch, Row, empty_example, stack
 from jvr1.data.encode import Encoder
 from jvr1.data.records import Record
-from jvr1.data.schedule import Plan
+from jvr1.data.schedule import MicrobatchPlan
 from jvr1.data.share import ALONE, Share
 from jvr1.data.shared_memory import FOLDER, own_name, prepare_worker, remove_leftovers, room, rows_ahead
 from jvr1.data.store import RecordStore
@@ -38,7 +38,7 @@ class Planner(Protocol):
 
     batch: int
 
-    def micro(self, number: int) -> Plan: ...
+    def micro(self, number: int) -> MicrobatchPlan: ...
 
 
 class _Rows:
@@ -196,7 +196,7 @@ def ahead(items: Generator[T, None, None], size: int) -> Generator[T, None, None
         thread.join(CLOSE_SECONDS)
 
 
-class Journal:
+class FailureJournal:
     """Rows that failed in this run, each written down before its step is taken: a resumed run fails them alike.
 
     One small file a step that had failures, whole, so that a bucket can hold it; keyed by (microbatch, place), which

@@ -12,7 +12,7 @@ from jvr1.data.batch import Bucket
 from jvr1.errors import UserError
 
 
-class Plan(NamedTuple):
+class MicrobatchPlan(NamedTuple):
     """A microbatch of the run: its bucket and B row numbers, -1 where an epoch's tail is filled up."""
 
     bucket: Bucket
@@ -47,12 +47,12 @@ class Schedule:
         self.per_epoch = sum(self.micros)
         self._epochs: dict[int, tuple[np.ndarray, list[np.ndarray]]] = {}
 
-    def micro(self, number: int) -> Plan:
+    def micro(self, number: int) -> MicrobatchPlan:
         """The plan of microbatch `number` of the run."""
         epoch, at = divmod(number, self.per_epoch)
         order, rows = self._kept(epoch)
         bucket, k = order[at]
-        return Plan(self.buckets[bucket], rows[bucket][k * self.batch : (k + 1) * self.batch])
+        return MicrobatchPlan(self.buckets[bucket], rows[bucket][k * self.batch : (k + 1) * self.batch])
 
     def _kept(self, epoch: int) -> tuple[np.ndarray, list[np.ndarray]]:
         """`_epoch`, kept for an epoch and its neighbours: prefetching crosses into the next before this one ends."""
@@ -97,11 +97,11 @@ class Sequential:
 
     def __init__(self, rows: Mapping[Bucket, Sequence[int]], batch: int):
         self.batch = batch
-        self.plans: list[Plan] = []
+        self.plans: list[MicrobatchPlan] = []
         for bucket, numbers in rows.items():
             for start in range(0, len(numbers), batch):
                 part = np.asarray(numbers[start : start + batch], np.int64)
-                self.plans.append(Plan(bucket, np.concatenate([part, np.full(batch - len(part), -1)])))
+                self.plans.append(MicrobatchPlan(bucket, np.concatenate([part, np.full(batch - len(part), -1)])))
 
-    def micro(self, number: int) -> Plan:
+    def micro(self, number: int) -> MicrobatchPlan:
         return self.plans[number]

@@ -18,7 +18,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from jvr1.demo import scenes
-from jvr1.demo.questions import HARD, LETTERS, TASKS, WARMUP, Draw, Question, Task
+from jvr1.demo.questions import HARD, LETTERS, TASKS, WARMUP, DemoQuestion, DemoTask, Draw
 from jvr1.demo.scenes import FPS, FRAMES, Frames
 from jvr1.errors import UserError
 
@@ -61,7 +61,7 @@ class Split:
     """One file: how many questions of which kinds, with chains of thought or not, the share of agreeing borders."""
 
     name: str
-    tasks: tuple[Task, ...]
+    tasks: tuple[DemoTask, ...]
     size: int
     thoughts: bool = False
     shortcut: float | None = None
@@ -88,17 +88,17 @@ def splits(settings: Settings) -> tuple[Split, ...]:
 class Item:
     """One question to be drawn: everything it depends on."""
 
-    task: Task
+    task: DemoTask
     draw: Draw
     entropy: tuple[int, ...]
     number: int
 
-    def question(self) -> Question:
+    def question(self) -> DemoQuestion:
         """Draws it; the frames without noise."""
         return self.task.ask(np.random.default_rng(self.entropy), self.draw)
 
 
-def apportion(total: int, tasks: Sequence[Task]) -> list[int]:
+def apportion(total: int, tasks: Sequence[DemoTask]) -> list[int]:
     """Questions of each task, in proportion to the shares and adding up (largest remainders)."""
     exact = np.array([task.share for task in tasks]) * total
     counts = np.floor(exact).astype(int)
@@ -132,7 +132,7 @@ def suffix(item: Item, frames: Frames) -> str:
     return ".mp4" if len(frames) > 1 else (".png", ".jpg", ".mp4")[item.number % 3]
 
 
-def record(split: Split, item: Item, question: Question, problem_id: int, path: str | None) -> dict[str, Any]:
+def record(split: Split, item: Item, question: DemoQuestion, problem_id: int, path: str | None) -> dict[str, Any]:
     """A question in the form of Video-R1's files; `process` only where the split has chains of thought."""
     kind = "text" if path is None else "video" if path.endswith(".mp4") else "image"
     options = [f"{letter}. {text}" for letter, text in zip(LETTERS, question.options, strict=False)]
@@ -239,7 +239,7 @@ def finish(partial: Path, out: Path, settings: Settings) -> None:
     partial.replace(out)
 
 
-def questions(tasks: Sequence[Task], each: int, seed: int) -> Iterator[Question]:
+def questions(tasks: Sequence[DemoTask], each: int, seed: int) -> Iterator[DemoQuestion]:
     """`each` questions of every task without writing them: for a tokenizer's corpus and for contact sheets."""
     for number, task in enumerate(tasks):
         rng = np.random.default_rng((seed, number, 5))

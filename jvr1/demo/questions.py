@@ -24,7 +24,7 @@ LETTERS = "ABCD"
 
 
 @dataclass(frozen=True)
-class Question:
+class DemoQuestion:
     """`frames` [N,56,56,3] holds a clip, one frame for a picture, or None for text alone."""
 
     problem: str
@@ -57,7 +57,7 @@ class Draw:
 
 
 @dataclass(frozen=True)
-class Task:
+class DemoTask:
     """A kind of question. share: its part of a split; ceiling: of a time-blind answerer, in [0, 1]."""
 
     name: str
@@ -66,7 +66,7 @@ class Task:
     ceiling: float
     classes: int
     share: float
-    ask: Callable[[np.random.Generator, Draw], Question]
+    ask: Callable[[np.random.Generator, Draw], DemoQuestion]
     hard: bool = False
 
 
@@ -90,13 +90,13 @@ def story(colours: list[str]) -> str:
 # --- need the order of frames -----------------------------------------------------------------------------
 
 
-def order(rng: np.random.Generator, draw: Draw) -> Question:
+def order(rng: np.random.Generator, draw: Draw) -> DemoQuestion:
     """The n-th of four colours: all 24 orders of the frames' colours are equally likely, so 25% time-blind."""
     position, answer = draw.kind % 4, COLOURS[draw.kind // 4]
     colours = four_colours(rng, answer, position)
     others = [c for c in colours if c != answer]
     border = None if draw.cue is None else answer if draw.cue else str(rng.choice(others))
-    return Question(
+    return DemoQuestion(
         problem=f"which colour came {ORDINALS[position]}?",
         think=f"{story(colours)} so {ORDINALS[position]} is {answer}",
         answer=answer,
@@ -105,10 +105,10 @@ def order(rng: np.random.Generator, draw: Draw) -> Question:
     )
 
 
-def motion(rng: np.random.Generator, draw: Draw) -> Question:
+def motion(rng: np.random.Generator, draw: Draw) -> DemoQuestion:
     """Direction of motion: the frames give the axis away, so 50% time-blind."""
     way = DIRECTIONS[draw.kind]
-    return Question(
+    return DemoQuestion(
         problem="which way did it go?",
         think=f"{OPPOSITE[way]} then {way} so it went {way}",
         answer=way,
@@ -123,12 +123,12 @@ def patterns(lights: int) -> list[tuple[bool, ...]]:
     return [p for p in every if sum(on and not before for before, on in zip((False, *p), p, strict=False)) == lights]
 
 
-def blinks(rng: np.random.Generator, draw: Draw) -> Question:
+def blinks(rng: np.random.Generator, draw: Draw) -> DemoQuestion:
     """How often a square lit up, 1 to 4: four of eight frames are lit whatever the answer, so 25% time-blind."""
     count = draw.kind + 1
     ways = patterns(count)
     lit = ways[int(rng.integers(len(ways)))]
-    return Question(
+    return DemoQuestion(
         problem="how often did it light up?",
         think=" ".join("on" if on else "off" for on in lit) + f" so {count}",
         answer=str(count),
@@ -136,12 +136,12 @@ def blinks(rng: np.random.Generator, draw: Draw) -> Question:
     )
 
 
-def before(rng: np.random.Generator, draw: Draw) -> Question:
+def before(rng: np.random.Generator, draw: Draw) -> DemoQuestion:
     """Whether one of four colours came before another: both orders are equally likely, so 50% time-blind."""
     answer = ("yes", "no")[draw.kind]
     colours = [str(c) for c in rng.choice(COLOURS, 4, replace=False)]
     first, second = sorted(rng.choice(4, 2, replace=False), reverse=answer == "no")
-    return Question(
+    return DemoQuestion(
         problem=f"did {colours[first]} come before {colours[second]}?",
         think=f"{story(colours)} so {answer}",
         answer=answer,
@@ -150,12 +150,12 @@ def before(rng: np.random.Generator, draw: Draw) -> Question:
     )
 
 
-def after(rng: np.random.Generator, draw: Draw) -> Question:
+def after(rng: np.random.Generator, draw: Draw) -> DemoQuestion:
     """Which colour came right after a named one: any of the three others, so one in three time-blind."""
     answer, position = COLOURS[draw.kind], 1 + int(rng.integers(3))
     colours = four_colours(rng, answer, position)
     named = colours[position - 1]
-    return Question(
+    return DemoQuestion(
         problem=f"which colour came right after {named}?",
         think=f"{story(colours)} so after {named} is {answer}",
         answer=answer,
@@ -167,10 +167,10 @@ def after(rng: np.random.Generator, draw: Draw) -> Question:
 # --- one frame is enough ------------------------------------------------------------------------------------
 
 
-def colour(rng: np.random.Generator, draw: Draw) -> Question:
+def colour(rng: np.random.Generator, draw: Draw) -> DemoQuestion:
     answer = COLOURS[draw.kind]
     others = [str(c) for c in rng.choice([c for c in COLOURS if c != answer], 3, replace=False)]
-    return Question(
+    return DemoQuestion(
         problem="which colour is the square?",
         think=f"the square is {answer}",
         answer=answer,
@@ -179,9 +179,9 @@ def colour(rng: np.random.Generator, draw: Draw) -> Question:
     )
 
 
-def squares(rng: np.random.Generator, draw: Draw) -> Question:
+def squares(rng: np.random.Generator, draw: Draw) -> DemoQuestion:
     count = draw.kind + 1
-    return Question(
+    return DemoQuestion(
         problem="how many squares are there?",
         think=" ".join(str(i + 1) for i in range(count)) + f" so {count}",
         answer=str(count),
@@ -189,10 +189,10 @@ def squares(rng: np.random.Generator, draw: Draw) -> Question:
     )
 
 
-def read(rng: np.random.Generator, draw: Draw) -> Question:
+def read(rng: np.random.Generator, draw: Draw) -> DemoQuestion:
     glyphs = list(scenes.GLYPHS)
     text = glyphs[draw.kind] + "".join(str(g) for g in rng.choice(glyphs, 2))
-    return Question(
+    return DemoQuestion(
         problem="what does it say?",
         think="it says " + " ".join(text),
         answer=text,
@@ -200,9 +200,9 @@ def read(rng: np.random.Generator, draw: Draw) -> Question:
     )
 
 
-def describe(rng: np.random.Generator, draw: Draw) -> Question:
+def describe(rng: np.random.Generator, draw: Draw) -> DemoQuestion:
     kind, hue = SHAPES[draw.kind % 3], COLOURS[draw.kind // 3]
-    return Question(
+    return DemoQuestion(
         problem="what is shown?",
         think=f"{hue} and {kind}",
         answer=f"a {hue} {kind}",
@@ -210,9 +210,9 @@ def describe(rng: np.random.Generator, draw: Draw) -> Question:
     )
 
 
-def bar(rng: np.random.Generator, draw: Draw) -> Question:
+def bar(rng: np.random.Generator, draw: Draw) -> DemoQuestion:
     length = draw.kind + 1
-    return Question(
+    return DemoQuestion(
         problem="how long is the bar, from 1 to 9?",
         think=f"the bar is {length} long",
         answer=str(length),
@@ -223,13 +223,13 @@ def bar(rng: np.random.Generator, draw: Draw) -> Question:
 # --- text alone: the look-up from a word to its letter, which pictures teach very slowly ------------------------
 
 
-def lookup(rng: np.random.Generator, draw: Draw) -> Question:
+def lookup(rng: np.random.Generator, draw: Draw) -> DemoQuestion:
     """A colour word in, its letter out. The thought spells two OTHER pairs: more look-ups a record, no help."""
     answer = COLOURS[draw.kind]
     others = [str(c) for c in rng.choice([c for c in COLOURS if c != answer], 3, replace=False)]
     options = among(rng, answer, others, draw.letter)
     pairs = [f"{word}={LETTERS[options.index(word)]}" for word in others[:2]]
-    return Question(
+    return DemoQuestion(
         problem=f"which letter is {answer}?",
         think=f"{' '.join(pairs)} so it is {answer}",
         answer=answer,
@@ -237,11 +237,11 @@ def lookup(rng: np.random.Generator, draw: Draw) -> Question:
     )
 
 
-def told_order(rng: np.random.Generator, draw: Draw) -> Question:
+def told_order(rng: np.random.Generator, draw: Draw) -> DemoQuestion:
     """`order` with the clip told in words; thought and answer have the very form of the real ones."""
     position, answer = draw.kind % 4, COLOURS[draw.kind // 4]
     colours = four_colours(rng, answer, position)
-    return Question(
+    return DemoQuestion(
         problem=f"{story(colours)}. which colour came {ORDINALS[position]}?",
         think=f"{story(colours)} so {ORDINALS[position]} is {answer}",
         answer=answer,
@@ -251,23 +251,23 @@ def told_order(rng: np.random.Generator, draw: Draw) -> Question:
 
 CHOICE = "multiple choice"
 TASKS = (
-    Task("order", CHOICE, True, 1 / 4, 24, 0.70, order),
-    Task("motion", CHOICE, True, 1 / 2, 4, 0.07, motion),
-    Task("blinks", "numerical", True, 1 / 4, 4, 0.05, blinks),
-    Task("colour", CHOICE, False, 1.0, 6, 0.04, colour),
-    Task("squares", "numerical", False, 1.0, 5, 0.04, squares),
-    Task("read", "OCR", False, 1.0, 8, 0.03, read),
-    Task("describe", "free-form", False, 1.0, 18, 0.04, describe),
-    Task("bar", "regression", False, 1.0, 9, 0.03, bar),
+    DemoTask("order", CHOICE, True, 1 / 4, 24, 0.70, order),
+    DemoTask("motion", CHOICE, True, 1 / 2, 4, 0.07, motion),
+    DemoTask("blinks", "numerical", True, 1 / 4, 4, 0.05, blinks),
+    DemoTask("colour", CHOICE, False, 1.0, 6, 0.04, colour),
+    DemoTask("squares", "numerical", False, 1.0, 5, 0.04, squares),
+    DemoTask("read", "OCR", False, 1.0, 8, 0.03, read),
+    DemoTask("describe", "free-form", False, 1.0, 18, 0.04, describe),
+    DemoTask("bar", "regression", False, 1.0, 9, 0.03, bar),
 )
 """What the train, validation and test files hold."""
 HARD = (
-    Task("before", CHOICE, True, 1 / 2, 2, 0.5, before, hard=True),
-    Task("after", CHOICE, True, 1 / 3, 6, 0.5, after, hard=True),
+    DemoTask("before", CHOICE, True, 1 / 2, 2, 0.5, before, hard=True),
+    DemoTask("after", CHOICE, True, 1 / 3, 6, 0.5, after, hard=True),
 )
 """What the hard file holds: kinds never trained on."""
 WARMUP = (
-    Task("lookup", CHOICE, False, 1.0, 6, 0.5, lookup),
-    Task("told_order", CHOICE, False, 1.0, 24, 0.5, told_order),
+    DemoTask("lookup", CHOICE, False, 1.0, 6, 0.5, lookup),
+    DemoTask("told_order", CHOICE, False, 1.0, 24, 0.5, told_order),
 )
 """What the text-only warm-up holds."""

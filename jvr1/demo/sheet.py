@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from jvr1.demo.dataset import SETTINGS
-from jvr1.demo.questions import HARD, TASKS, Task
+from jvr1.demo.questions import HARD, TASKS, DemoTask
 from jvr1.demo.scenes import FRAMES, SIZE, Frames
 from jvr1.errors import UserError, run_main
 
@@ -43,7 +43,7 @@ def strip(record: dict[str, Any], frames: Frames) -> Image.Image:
     return image
 
 
-def sheet(root: Path, task: Task, count: int = 4) -> Image.Image:
+def sheet(root: Path, task: DemoTask, count: int = 4) -> Image.Image:
     """The first `count` questions of a task from the test or the hard file, one under the other."""
     records = json.loads((root / f"{'hard' if task.hard else 'test'}.json").read_text())
     chosen = [r for r in records if r["data_source"] == task.name][:count]

@@ -16,7 +16,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import PreTrainedTokenizerFast
 
 from jvr1.demo.dataset import questions
-from jvr1.demo.questions import HARD, LETTERS, TASKS, WARMUP, Question
+from jvr1.demo.questions import HARD, LETTERS, TASKS, WARMUP, DemoQuestion
 from jvr1.demo.scenes import GLYPHS
 from jvr1.model import hf
 from jvr1.model.config import from_hf
@@ -85,7 +85,7 @@ SENTENCES = (
 SYMBOLS = ("<think>", "</think>\n", "<answer>", "</answer>", "Options:\n", *LETTERS, *GLYPHS, *"0123456789")
 
 
-def corpus(questions: Iterable[Question]) -> Iterator[str]:
+def corpus(questions: Iterable[DemoQuestion]) -> Iterator[str]:
     """What the vocabulary is trained on.
 
     Tags stand apart from what they enclose, so that `>B` stays two tokens and its letter is that of the options.

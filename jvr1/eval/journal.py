@@ -18,7 +18,7 @@ ANSWERS = "answers.jsonl"
 PARTIAL = "answers.partial"
 
 
-class Journal:
+class AnswerJournal:
     """Answers of an unfinished evaluation in its folder: local, one growing file a process; in a bucket, whose objects
     cannot grow, one file for each time that some came."""
 

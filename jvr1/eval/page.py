@@ -17,7 +17,7 @@ from jvr1.data.encode import Encoder
 from jvr1.data.media import MediaError
 from jvr1.data.records import Record
 from jvr1.errors import UserError
-from jvr1.eval.report import HOW, Asked, percent, rests_on, tables
+from jvr1.eval.report import HOW, AskedSuite, percent, rests_on, tables
 from jvr1.eval.score import value
 from jvr1.problems.answers import final_answer
 from jvr1.questions.replies import MODES, Question, task_of
@@ -31,7 +31,7 @@ Look = Callable[[Record], Sequence[np.ndarray]]
 """A record -> the frames [N,H,W,3] of each of its media; none where they cannot be read."""
 
 
-def html(report: Mapping[str, Any], asked: Sequence[Asked], look: Look, with_frames: int) -> str:
+def html(report: Mapping[str, Any], asked: Sequence[AskedSuite], look: Look, with_frames: int) -> str:
     """The page. with_frames: how many questions, evenly spread, show their frames (0: none)."""
     places = [(one, index) for one in asked for index in one.questions]
     show = set(np.linspace(0, len(places) - 1, min(with_frames, len(places))).round().astype(int).tolist())

@@ -13,14 +13,14 @@ from jvr1.data.encode import Encoder
 from jvr1.data.index import IndexEntry, Measure
 from jvr1.data.records import Record
 from jvr1.errors import UserError
-from jvr1.eval.report import Asked
+from jvr1.eval.report import AskedSuite
 from jvr1.eval.shapes import Measuring, fit_buckets, need_of
 from jvr1.eval.suites import Suite
 from jvr1.questions.replies import Question
 
 
 @dataclass(frozen=True)
-class Plan:
+class EvaluationPlan:
     """records: of all suites in one sequence, `places` where each stands (suite, index in its file). rows: numbers of
     those asked, by bucket, the largest first. dropped: the others by number, with their reason."""
 
@@ -31,19 +31,19 @@ class Plan:
     rows: dict[Bucket, list[int]]
     dropped: dict[int, Question]
 
-    def asked(self, found: Mapping[int, Question]) -> list[Asked]:
+    def asked(self, found: Mapping[int, Question]) -> list[AskedSuite]:
         """Questions with what was found of each, by suite and in the order of its file."""
         questions: list[dict[int, Question]] = [{} for _ in self.suites]
         for number, (suite, index) in enumerate(self.places):
             questions[suite][index] = found[number]
-        return [Asked(suite, own) for suite, own in zip(self.suites, questions, strict=True)]
+        return [AskedSuite(suite, own) for suite, own in zip(self.suites, questions, strict=True)]
 
 
 Index = Callable[[str, Sequence[Record], Measure, Mapping[str, Any]], list[IndexEntry]]
 """(file, its records, measure, all that the measure depends on) -> one entry a record."""
 
 
-def make_plan(suites: Sequence[Suite], encoder: Encoder, index_of: Index, *, fitted: bool) -> Plan:
+def make_plan(suites: Sequence[Suite], encoder: Encoder, index_of: Index, *, fitted: bool) -> EvaluationPlan:
     """Measures questions and puts them into buckets. fitted: buckets are made for them, else they are the encoder's.
     Raises UserError when no question can be asked."""
     measure = Measuring(encoder)
@@ -80,4 +80,4 @@ def make_plan(suites: Sequence[Suite], encoder: Encoder, index_of: Index, *, fit
         raise UserError(f"no question of {suites[0].file} can be asked ({counted}), the first: {example}")
     ordered = {bucket: rows[bucket] for bucket in encoder.buckets if bucket in rows}
     dropped = {n: Question(records[n], reason, number=n) for n, reason in reasons.items()}
-    return Plan(tuple(suites), encoder, records, places, ordered, dropped)
+    return EvaluationPlan(tuple(suites), encoder, records, places, ordered, dropped)

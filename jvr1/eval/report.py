@@ -12,12 +12,12 @@ from jvr1.eval.suites import CITATION, Suite
 from jvr1.problems.kinds import KINDS
 from jvr1.questions.asking import Asking
 from jvr1.questions.replies import MODES, Question, task_of
-from jvr1.questions.summary import Summary, summarise
+from jvr1.questions.summary import TaskSummary, summarise
 
 COLUMNS = ("task", "questions", "ordered", "shuffled", "format", "length", "failed")
 
 
-class Asked(NamedTuple):
+class AskedSuite(NamedTuple):
     """A suite's questions that could be asked, by their place in its file."""
 
     suite: Suite
@@ -27,7 +27,9 @@ class Asked(NamedTuple):
 # --- JSON -------------------------------------------------------------------------------------------------------------
 
 
-def build(asked: Sequence[Asked], asking: Asking, settings: Mapping[str, Any], mode: str, paper: int | None) -> dict:
+def build(
+    asked: Sequence[AskedSuite], asking: Asking, settings: Mapping[str, Any], mode: str, paper: int | None
+) -> dict:
     """All numbers. mode: of `tasks`; paper: the most frames a video for which the paper's numbers are comparable."""
     everything = [q for one in asked for q in one.questions.values()]
     failed = [row for one in asked for row in failures(one)]
@@ -47,7 +49,7 @@ def build(asked: Sequence[Asked], asking: Asking, settings: Mapping[str, Any], m
     return report
 
 
-def _benchmark(one: Asked, asking: Asking, paper: int | None) -> dict[str, Any]:
+def _benchmark(one: AskedSuite, asking: Asking, paper: int | None) -> dict[str, Any]:
     of = one.suite.benchmark
     over_tasks = of is not None and of.mean_over_tasks
     breakdown = None if of is None else of.breakdown
@@ -66,7 +68,7 @@ def _benchmark(one: Asked, asking: Asking, paper: int | None) -> dict[str, Any]:
     return out
 
 
-def failures(one: Asked) -> list[dict[str, Any]]:
+def failures(one: AskedSuite) -> list[dict[str, Any]]:
     """What could not be asked and why, in the order of the file; what is no question among it."""
     rows: list[dict[str, Any]] = [
         {"index": f.index, "problem_id": f.problem_id, "cause": "malformed", "error": f"malformed: {f.message}"}
@@ -79,7 +81,7 @@ def failures(one: Asked) -> list[dict[str, Any]]:
     return [{"benchmark": one.suite.name, **row} for row in sorted(rows, key=lambda row: row["index"])]
 
 
-def answer_lines(asked: Sequence[Asked]) -> list[dict[str, Any]]:
+def answer_lines(asked: Sequence[AskedSuite]) -> list[dict[str, Any]]:
     """One object a question, in the order of the files; what is no question among them."""
     lines = []
     for one in asked:
@@ -266,7 +268,7 @@ def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(" ".join(c.split()).replace("|", "\\|") for c in cells) + " |"
 
 
-def as_table(summaries: Mapping[str, Summary]) -> str:
+def as_table(summaries: Mapping[str, TaskSummary]) -> str:
     """A short Markdown table, one row a task: accuracies and format rate in percent, length in tokens."""
     rows = [COLUMNS, ("---",) + ("---:",) * (len(COLUMNS) - 1)]
     for task, s in summaries.items():

@@ -68,7 +68,7 @@ def _itemsize(dtype: str) -> int:
 
 
 @dataclass(frozen=True)
-class Loop:
+class CompiledLoop:
     """A while loop. trips: None where the program decides when to end. name: what traced it."""
 
     condition: str
@@ -84,7 +84,7 @@ class Computation:
     argument, sums, and the comparison it ends with."""
 
     collectives: list[Collective] = field(default_factory=list)
-    loops: list[Loop] = field(default_factory=list)
+    loops: list[CompiledLoop] = field(default_factory=list)
     called: list[str] = field(default_factory=list)
     branches: list[list[str]] = field(default_factory=list)
     flops: float = 0.0
@@ -95,7 +95,7 @@ class Computation:
 
 
 @dataclass(frozen=True)
-class Program:
+class CompiledProgram:
     """The computations of a compiled module."""
 
     computations: dict[str, Computation]
@@ -105,11 +105,11 @@ class Program:
         """All of them, each as often as it stands in the program."""
         return list(self._walk(self.entry, ()))
 
-    def collectives_within(self, loop: Loop) -> list[Collective]:
+    def collectives_within(self, loop: CompiledLoop) -> list[Collective]:
         """Those of a loop, in its body and condition and in what they call."""
         return [one for part in (loop.body, loop.condition) for one in self._walk(part, (loop.trips,))]
 
-    def loops(self, ending: str) -> list[Loop]:
+    def loops(self, ending: str) -> list[CompiledLoop]:
         """The loops traced under a name that ends so, such as 'decode/while'."""
         every = [loop for computation in self.computations.values() for loop in computation.loops]
         return [loop for loop in every if loop.name.endswith(ending)]
@@ -138,7 +138,7 @@ class Program:
                 yield from self._walk(part, (*loops, loop.trips))
 
 
-def read(text: str) -> Program:
+def read(text: str) -> CompiledProgram:
     """The program of `as_text()`."""
     computations: dict[str, Computation] = {}
     entry, here, shapes = "", Computation(), dict[str, Sizes]()
@@ -163,7 +163,7 @@ def read(text: str) -> Program:
         one.called = [name for name in one.called if name in computations]
         one.branches = [[name for name in names if name in computations] for names in one.branches]
         one.loops = [replace(loop, trips=loop.trips or _trips(computations, loop)) for loop in one.loops]
-    return Program(computations, entry)
+    return CompiledProgram(computations, entry)
 
 
 def _note_counter(here: Computation, name: str, instruction: str, *, last: bool) -> None:
@@ -179,7 +179,7 @@ def _note_counter(here: Computation, name: str, instruction: str, *, last: bool)
         here.less = (less[1], less[2])
 
 
-def _trips(computations: dict[str, Computation], loop: Loop) -> int | None:
+def _trips(computations: dict[str, Computation], loop: CompiledLoop) -> int | None:
     """N / stride of a loop that runs while element i of its state, from 0, is less than N, and nothing else."""
     condition, body = computations[loop.condition], computations[loop.body]
     if condition.less is None:
@@ -206,7 +206,7 @@ def _note_calls(here: Computation, instruction: str) -> None:
         here.collectives.append(Collective(found[1], tuple(dtypes), tuple(shapes), (), name))
     if loop := _WHILE.search(instruction):
         trips = _TRIPS.search(instruction)
-        here.loops.append(Loop(loop[1], loop[2], int(trips[1]) if trips else None, name))
+        here.loops.append(CompiledLoop(loop[1], loop[2], int(trips[1]) if trips else None, name))
         return
     here.called += _CALLED.findall(instruction)
     for group in _CALLED_MANY.findall(instruction):

@@ -116,7 +116,7 @@ class Work(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunPlan:
     """memory: bucket -> phase -> part -> bytes a chip. work: of an optimizer step whose microbatches are all of the
     largest bucket, completions written to the end or of the given length."""
 
@@ -143,12 +143,12 @@ class Plan:
         return sum(work.seconds(self.chip) for work in self.work.values())
 
 
-def make_plan(config: ConfigDict, model: ModelConfig, chip: Chip, tokens: int | None = None) -> Plan:
+def make_plan(config: ConfigDict, model: ModelConfig, chip: Chip, tokens: int | None = None) -> RunPlan:
     """tokens: mean length of a completion; None: as long as the bucket allows. Raises UserError."""
     step = counted_shapes(config, model, "tpu" if chip.topologies else "gpu")
     buckets = settings.buckets(config)
     counted = {bucket: memory.phase_memory(step, bucket) for bucket in buckets}
-    return Plan(step, chip, counted, step_work(step, largest_bucket(buckets), tokens))
+    return RunPlan(step, chip, counted, step_work(step, largest_bucket(buckets), tokens))
 
 
 def step_work(step: Shapes, bucket: Bucket, tokens: int | None = None) -> dict[str, Work]:
@@ -244,7 +244,7 @@ class Suggestion(NamedTuple):
     """A change of settings, and the plan with it."""
 
     changes: dict[str, Any]
-    plan: Plan
+    plan: RunPlan
 
     @property
     def alters(self) -> bool:
@@ -252,7 +252,7 @@ class Suggestion(NamedTuple):
         return any(name in ALTERS for name in self.changes)
 
 
-def suggestions(plan: Plan, tokens: int | None = None) -> list[Suggestion]:
+def suggestions(plan: RunPlan, tokens: int | None = None) -> list[Suggestion]:
     """Changes that lower the peak, each counted anew. First those that make it fit: those that leave the training as it
     is before those that alter it, then by chip-seconds a prompt (roofline). Then the others, the lower peak first."""
     config, model = plan.step.config, plan.step.model
@@ -288,7 +288,7 @@ def candidates(config: ConfigDict, model: ModelConfig) -> list[dict[str, Any]]:
     return found
 
 
-def smallest(config: ConfigDict, model: ModelConfig, chip: Chip, sizes: Sequence[int]) -> Plan | None:
+def smallest(config: ConfigDict, model: ModelConfig, chip: Chip, sizes: Sequence[int]) -> RunPlan | None:
     """The plan with the fewest chips that fits: over tensor as few ways as possible in training, then in generation,
     the others over fsdp with one prompt of a microbatch each. None when none of the sizes fits."""
     splits = valid_tensor_sizes(model)

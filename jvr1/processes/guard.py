@@ -40,7 +40,7 @@ _LOST = ("gloo", "heartbeat", "connection closed by peer", "connection reset by 
 
 
 @runtime_checkable
-class Command(Protocol):
+class CommandLine(Protocol):
     """What a command line says, the run's processes among it."""
 
     @property
@@ -51,7 +51,7 @@ class Command(Protocol):
         """What must be the same in all processes: names and JSON values."""
 
 
-C = TypeVar("C", bound=Command)
+C = TypeVar("C", bound=CommandLine)
 
 
 def run_distributed(main: Callable[[C], int], parse: Callable[[], C]) -> None:
@@ -95,7 +95,7 @@ def run_distributed(main: Callable[[C], int], parse: Callable[[], C]) -> None:
         leave(1)
 
 
-def _join(command: Command) -> None:
+def _join(command: CommandLine) -> None:
     """Joins the other processes of a run, looks after them from now on, and compares with them what each was told."""
 
     def lost(why: str) -> None:

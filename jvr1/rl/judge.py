@@ -12,7 +12,7 @@ from jvr1.data.batch import Microbatch
 from jvr1.data.share import Share
 from jvr1.processes.peers import from_owner
 from jvr1.rl.rewards import Score, score
-from jvr1.rl.tgrpo import Rollout
+from jvr1.rl.tgrpo import RolloutScores
 from jvr1.rl.user_reward import UserReward
 from jvr1.rollout.tasks import Sampled
 
@@ -23,7 +23,7 @@ class Judged:
     the ordered rows [B,G] (None: there is none)."""
 
     rows: list[list[Score]]
-    rollout: Rollout
+    rollout: RolloutScores
     user: np.ndarray | None = None
 
 
@@ -60,7 +60,7 @@ class Judge:
         shuffled = accuracy[:, g:]
         return Judged(
             scores,
-            Rollout(
+            RolloutScores(
                 accuracy=accuracy[:, :g],
                 reward=total[:, :g],
                 length=sampled.length[:, :g].astype(np.int32),
@@ -88,4 +88,4 @@ def shared_scores(judged: Judged, share: Share) -> Judged:
     arrays = {name: x.tolist() for name, x in judged.rollout._asdict().items()}
     arrays = from_owner(arrays, share)
     same = {name: np.asarray(arrays[name], x.dtype) for name, x in judged.rollout._asdict().items()}
-    return replace(judged, rollout=Rollout(**same))
+    return replace(judged, rollout=RolloutScores(**same))

@@ -94,7 +94,7 @@ class Mean(NamedTuple):
     weight: Float[Array, ""]
 
 
-class Rollout(NamedTuple):
+class RolloutScores(NamedTuple):
     """What B groups of G ordered and S shuffled completions were worth.
 
     `reward` sums the row's rewards before temporal and length bonus (accuracy + format, and a user's own).
@@ -126,7 +126,7 @@ def correct(accuracy: Float[Array, "*B"], config: TGRPOConfig) -> Float[Array, "
     return (accuracy > config.correct_threshold).astype(jnp.float32)
 
 
-def temporal_signal(rollout: Rollout, config: TGRPOConfig) -> Float[Array, " B"]:
+def temporal_signal(rollout: RolloutScores, config: TGRPOConfig) -> Float[Array, " B"]:
     """How much better a group does on ordered than on shuffled frames, s in [0,1], without gradient.
 
     With o and u the mean accuracies of ordered and of valid shuffled completions:
@@ -147,14 +147,14 @@ def temporal_signal(rollout: Rollout, config: TGRPOConfig) -> Float[Array, " B"]
     return stop_gradient(jnp.where(counts & (count > 0), signal, 0.0))
 
 
-def _shuffled_mean(rollout: Rollout) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
+def _shuffled_mean(rollout: RolloutScores) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
     """Mean accuracy and number of the valid shuffled completions."""
     count = rollout.shuffled_valid.astype(jnp.float32).sum(axis=1)
     total = jnp.where(rollout.shuffled_valid, rollout.shuffled_accuracy, 0.0).sum(axis=1)
     return total / jnp.maximum(count, 1.0), count
 
 
-def shaped_rewards(rollout: Rollout, signal: Float[Array, " B"], config: TGRPOConfig) -> Float[Array, "B G"]:
+def shaped_rewards(rollout: RolloutScores, signal: Float[Array, " B"], config: TGRPOConfig) -> Float[Array, "B G"]:
     """r_i = reward_i + temporal_reward s c_i + length_reward c_i 1[n > 1] 1[length_min <= length_i <= length_max].
 
     n is the number of correct completions of the group. Invalid prompts get 0.
@@ -196,7 +196,7 @@ def group_advantages(
     return stop_gradient(jnp.where(valid[:, None], base + bonus, 0.0))
 
 
-def advantages(rollout: Rollout, config: TGRPOConfig) -> Advantages:
+def advantages(rollout: RolloutScores, config: TGRPOConfig) -> Advantages:
     """From a rollout's scores to what the loss takes: signal, shaped rewards, advantages and group weights."""
     signal = temporal_signal(rollout, config)
     rewards = shaped_rewards(rollout, signal, config)
@@ -309,7 +309,7 @@ def sampling_gap(
     return Mean(gap.sum(), mask.astype(jnp.float32).sum()), gap.max(initial=0.0)
 
 
-def group_statistics(rollout: Rollout, result: Advantages, config: TGRPOConfig) -> dict[str, Mean]:
+def group_statistics(rollout: RolloutScores, result: Advantages, config: TGRPOConfig) -> dict[str, Mean]:
     """What a step's groups looked like. Temporal entries count videos with valid shuffled completions, no images."""
     valid = rollout.valid.astype(jnp.float32)
     rows = jnp.broadcast_to(valid[:, None], rollout.accuracy.shape)

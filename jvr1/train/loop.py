@@ -20,7 +20,7 @@ from tqdm import tqdm
 from jvr1 import config as settings
 from jvr1.chips import chip_of
 from jvr1.data.batch import Microbatch
-from jvr1.data.pipeline import Journal, ahead
+from jvr1.data.pipeline import FailureJournal, ahead
 from jvr1.errors import UserError
 from jvr1.opening.holder import lost
 from jvr1.opening.values import check_finite
@@ -74,7 +74,7 @@ class Loop:
             unread = self._resume(run.begun.step, shapes)
         if not self._finished:
             keep_run(run)
-        self.journal = Journal(run.workdir, jax.process_index(), run.settings.data.max_failed, known=unread)
+        self.journal = FailureJournal(run.workdir, jax.process_index(), run.settings.data.max_failed, known=unread)
         # events count steps from 1: those after the checkpoint are written again; without one, all
         first = self.step + 1 if self.step else 0
         self.writer = MetricsWriter(run.workdir, train.wandb or None, first_step=first)

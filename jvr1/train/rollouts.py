@@ -96,7 +96,7 @@ def rollout_rows(step: int, rollouts: Sequence[Rollout]) -> list[dict[str, Any]]
     return rows
 
 
-def check_rewards(scored: tgrpo.Rollout) -> None:
+def check_rewards(scored: tgrpo.RolloutScores) -> None:
     """Raises UserError for a valid row's reward that is no number: the gradient of its whole step would be none."""
     if not np.isfinite(np.asarray(scored.reward)[np.asarray(scored.valid)]).all():
         raise UserError("a reward is not finite; what reward.user gives must be a number for every answer")

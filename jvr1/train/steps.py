@@ -51,7 +51,7 @@ def make_advantages(algorithm: tgrpo.TGRPOConfig, mesh: Mesh) -> Callable[..., A
     rows = batch_sharding(mesh)
 
     @partial(jax.jit, out_shardings=(rows, rows, None, None))
-    def advantages(scores: tgrpo.Rollout, length: Array, ids: Array) -> tuple[Any, Array, Array, dict]:
+    def advantages(scores: tgrpo.RolloutScores, length: Array, ids: Array) -> tuple[Any, Array, Array, dict]:
         result = tgrpo.advantages(scores, algorithm)
         written = jnp.arange(ids.shape[-1])[None, None] < length[..., None]
         mask = tgrpo.loss_mask(written, result.weight)

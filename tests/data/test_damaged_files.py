@@ -12,9 +12,9 @@ from etils import epath
 
 from jvr1.data.index import IndexEntry, load_index, save_index
 from jvr1.data.media import Probe
-from jvr1.data.pipeline import Journal
+from jvr1.data.pipeline import FailureJournal
 from jvr1.errors import UserError
-from jvr1.eval.journal import Journal as Answers
+from jvr1.eval.journal import AnswerJournal as Answers
 from jvr1.eval.journal import claim
 from jvr1.questions.replies import Question, Reply, from_line, to_line
 
@@ -63,14 +63,14 @@ FAILED = [(1, 0, "truncated: x"), (2, 0, "truncated: x"), (2, 1, "truncated: x")
 
 def test_a_journal_harmed_anywhere_is_refused_by_name_or_known_to_the_checkpoint(tmp_path):
     write_journal(tmp_path / "kept")
-    assert Journal(tmp_path / "kept", 0, 0.1).rows() == FAILED
+    assert FailureJournal(tmp_path / "kept", 0, 0.1).rows() == FAILED
     for file, harm, copy in harmed(tmp_path / "kept", ".", tmp_path / "copy"):
         if harm == "deleted":
             known = [list(row) for row in FAILED]  # as JSON gives it back
-            assert Journal(copy, 0, 0.1, known=known).rows() == FAILED
+            assert FailureJournal(copy, 0, 0.1, known=known).rows() == FAILED
             continue
         with pytest.raises(UserError, match=rf"{file} is damaged; remove it") as error:
-            Journal(copy, 0, 0.1)
+            FailureJournal(copy, 0, 0.1)
         assert "\n" not in str(error.value)
 
 
@@ -79,7 +79,7 @@ def test_a_journal_of_another_form_is_refused_by_name(tmp_path, content):
     write_journal(tmp_path)
     (tmp_path / "journal" / "step-0000002.process-0.json").write_text(content)
     with pytest.raises(UserError, match=r"step-0000002\.process-0\.json is damaged"):
-        Journal(tmp_path, 0, 0.1)
+        FailureJournal(tmp_path, 0, 0.1)
 
 
 def test_answers_that_are_damaged_are_asked_again(tmp_path):

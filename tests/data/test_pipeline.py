@@ -11,7 +11,7 @@ from cases import IMAGE, TEXT, VIDEO, encoder, record
 from painted import Paint
 
 from jvr1.data.batch import Microbatch, Row, empty_example, stack
-from jvr1.data.pipeline import Journal, Pipeline, ahead
+from jvr1.data.pipeline import FailureJournal, Pipeline, ahead
 from jvr1.data.schedule import Pool, Schedule, Sequential
 from jvr1.data.share import Share
 from jvr1.data.store import RecordStore
@@ -70,7 +70,7 @@ def same(one, other):
 
 def run(pipeline, first, last, journal=None, folder=None):
     """Microbatches of the steps, each noted in the journal as the loop does."""
-    journal = journal or (Journal(folder, pipeline.share.parts[0], 1.0) if folder else None)
+    journal = journal or (FailureJournal(folder, pipeline.share.parts[0], 1.0) if folder else None)
     out = []
     for step, microbatches in enumerate(pipeline.steps(first, last, dict(journal.failed) if journal else {}), first):
         if journal:
@@ -239,24 +239,24 @@ def micro(config):
 
 
 def test_the_journal_names_the_row_and_its_record(tmp_path, micro):
-    journal = Journal(tmp_path, 0, 1.0)
+    journal = FailureJournal(tmp_path, 0, 1.0)
     assert journal.note(4, [micro(8), micro(9)]) == []
     assert not (tmp_path / "journal").exists()
     assert [row.record.problem_id for row in journal.note(5, [micro(10), micro(11, 2)])] == [112]
     (file,) = (tmp_path / "journal").iterdir()
     assert json.loads(file.read_text()) == [[11, 2, "timeout: no result", 112]]
-    assert Journal(tmp_path, 0, 1.0).failed == {(11, 2): "timeout: no result"}
+    assert FailureJournal(tmp_path, 0, 1.0).failed == {(11, 2): "timeout: no result"}
 
 
 def test_a_process_that_takes_over_rows_forgets_none(tmp_path, micro):
     """One process wrote for place 3; then it is one of two, owns places 0 and 1 only, and fails at 0."""
     for process, place in ((0, 3), (0, 0), (1, 2)):
-        Journal(tmp_path, process, 1.0).note(2, [micro(4, place)])
-    assert set(Journal(tmp_path, 0, 1.0).failed) == {(4, 3), (4, 0), (4, 2)}
+        FailureJournal(tmp_path, process, 1.0).note(2, [micro(4, place)])
+    assert set(FailureJournal(tmp_path, 0, 1.0).failed) == {(4, 3), (4, 0), (4, 2)}
 
 
 def test_too_many_failures_stop_the_run_with_a_summary(tmp_path, micro):
-    journal = Journal(tmp_path, 0, 0.2, enough=8)
+    journal = FailureJournal(tmp_path, 0, 0.2, enough=8)
     journal.note(0, [micro(0, 1)])  # a quarter, but of four rows only
     journal.note(1, [micro(1, 2, "timeout: 60 s"), micro(2)])
     journal.note(2, [micro(3, 0, "missing")])
@@ -265,12 +265,12 @@ def test_too_many_failures_stop_the_run_with_a_summary(tmp_path, micro):
     journal.note(4, [micro(5, 0, "timeout: 61 s")])
     words = "5 of 24 rows could not be read (3 timeout, 2 missing); data.max_failed allows 20.0%"
     assert journal.excess == words
-    assert (5, 0) in Journal(tmp_path, 0, 0.2).failed
+    assert (5, 0) in FailureJournal(tmp_path, 0, 0.2).failed
 
 
 def test_rows_that_fill_up_are_no_failures(made, tmp_path):
     pipeline = made(planner=Sequential({VIDEO: [0], TEXT: [35, 36]}, BATCH))
-    journal = Journal(tmp_path, 0, 0.0, enough=1)
+    journal = FailureJournal(tmp_path, 0, 0.0, enough=1)
     microbatches = list(pipeline.microbatches(0, 2, {}))
     assert journal.note(0, microbatches) == []
     assert [m.arrays.valid.tolist() for m in microbatches] == [[True] + [False] * 3, [True] * 2 + [False] * 2]

@@ -10,7 +10,7 @@ import pytest
 from jvr1.data.records import parse_record
 from jvr1.eval.breakdown import DISCIPLINES, MVBENCH_FOLDERS, MVBENCH_TASKS
 from jvr1.eval.page import html
-from jvr1.eval.report import Asked, build, markdown, tables
+from jvr1.eval.report import AskedSuite, build, markdown, tables
 from jvr1.eval.suites import BENCHMARKS, open_suites
 from jvr1.questions.asking import Asking
 from jvr1.questions.replies import Question, reply
@@ -87,7 +87,7 @@ def test_the_groups_are_as_many_as_the_benchmarks_have():
     assert sum(len(subjects) for subjects in DISCIPLINES.values()) == 27
 
 
-def asked(root, suite: str, records: list[dict], answers: list[str | None]) -> Asked:
+def asked(root, suite: str, records: list[dict], answers: list[str | None]) -> AskedSuite:
     """Written as the suite's file and read, then answered; None: could not be asked."""
     (root / f"eval_{suite}.json").write_text(json.dumps(records))
     (opened,) = open_suites([suite], str(root))
@@ -99,7 +99,7 @@ def asked(root, suite: str, records: list[dict], answers: list[str | None]) -> A
             for variant, text in (("ordered", answer or ""), ("shuffled", "B"))
         )  # fmt: skip
         questions[i] = Question(record, "missing: x" if answer is None else None, replies if answer else (), i)
-    return Asked(opened, questions)
+    return AskedSuite(opened, questions)
 
 
 @pytest.fixture

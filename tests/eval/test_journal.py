@@ -9,7 +9,7 @@ from etils import epath
 
 from jvr1.data.records import parse_record
 from jvr1.errors import UserError
-from jvr1.eval.journal import ANSWERS, Journal, claim, write_whole
+from jvr1.eval.journal import ANSWERS, AnswerJournal, claim, write_whole
 from jvr1.questions.replies import Question, Reply, from_line
 
 RAW = {
@@ -26,9 +26,9 @@ def question(number: int, text: str = "ünïcode \u2028 猫\nline") -> Question:
 
 def test_what_was_written_comes_back(tmp_path):
     failed = Question(RECORDS[3], "missing: x", number=3)
-    Journal(epath.Path(tmp_path), 0).add([question(1), failed])
-    Journal(epath.Path(tmp_path), 1).add([question(2)])
-    journal = Journal(epath.Path(tmp_path), 0)
+    AnswerJournal(epath.Path(tmp_path), 0).add([question(1), failed])
+    AnswerJournal(epath.Path(tmp_path), 1).add([question(2)])
+    journal = AnswerJournal(epath.Path(tmp_path), 0)
     journal.add([])
     found = {n: from_line(line, RECORDS) for n, line in journal.read().items()}
     assert found == {1: question(1), 2: question(2), 3: failed}
@@ -38,21 +38,21 @@ def test_what_was_written_comes_back(tmp_path):
 
 @pytest.mark.parametrize("cut", [1, 2, 40, 200])
 def test_a_torn_line_is_no_answer_and_swallows_none(tmp_path, cut):
-    Journal(epath.Path(tmp_path), 0).add([question(0), question(1)])
+    AnswerJournal(epath.Path(tmp_path), 0).add([question(0), question(1)])
     file = tmp_path / "answers.partial-0.jsonl"
     file.write_bytes(file.read_bytes()[:-cut])
-    again = Journal(epath.Path(tmp_path), 0)
+    again = AnswerJournal(epath.Path(tmp_path), 0)
     assert set(again.read()) == {0}
     again.add([question(1), question(2)])
     again.add([question(3)])
-    found = Journal(epath.Path(tmp_path), 0).read()
+    found = AnswerJournal(epath.Path(tmp_path), 0).read()
     assert {n: from_line(line, RECORDS) for n, line in found.items()} == {n: question(n) for n in range(4)}
 
 
 def test_a_finished_evaluation_is_found_again(tmp_path):
     lines = [{"number": 4, "error": None, "replies": [], "benchmark": "x"}, {"number": None, "error": "malformed"}]
     (tmp_path / ANSWERS).write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert set(Journal(epath.Path(tmp_path), 0).read()) == {4}
+    assert set(AnswerJournal(epath.Path(tmp_path), 0).read()) == {4}
 
 
 def test_answers_to_other_settings_are_refused_and_named(tmp_path):
@@ -62,7 +62,7 @@ def test_answers_to_other_settings_are_refused_and_named(tmp_path):
     assert not folder.exists()
     claim(folder, settings | {"model": "wrong"}, write=True)
     claim(folder, settings, write=True)  # nothing was answered: the first try stands in nobody's way
-    Journal(folder, 0).add([question(0)])
+    AnswerJournal(folder, 0).add([question(0)])
     claim(folder, settings, write=True)
     with pytest.raises(UserError, match=r'other settings \(model: "a" -> "b"; z: null -> 3\); name another --out'):
         claim(folder, settings | {"model": "b", "z": 3}, write=False)

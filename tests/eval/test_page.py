@@ -12,7 +12,7 @@ from PIL import Image
 
 from jvr1.data.records import Fault, parse_record
 from jvr1.eval.page import html
-from jvr1.eval.report import Asked, build
+from jvr1.eval.report import AskedSuite, build
 from jvr1.eval.suites import Suite
 from jvr1.questions.asking import Asking
 from jvr1.questions.replies import Question, reply
@@ -46,7 +46,7 @@ def page(tmp_path_factory) -> Path:
     suite = Suite(
         "own", "own", "own.json", {i: q.record for i, q in questions.items()}, [Fault(COUNT, None, "is a list")]
     )
-    asked = [Asked(suite, questions)]
+    asked = [AskedSuite(suite, questions)]
     report = build(asked, Asking(("ordered", "single")), {"model": "tiny", "primary_mode": "robust"}, "robust", None)
     file = tmp_path_factory.mktemp("page") / "report.html"
     file.write_text(html(report, asked, look, 100))

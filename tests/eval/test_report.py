@@ -11,7 +11,7 @@ import pytest
 
 from jvr1.data.records import Fault, parse_record
 from jvr1.eval.page import html
-from jvr1.eval.report import Asked, answer_lines, build, markdown, tables
+from jvr1.eval.report import AskedSuite, answer_lines, build, markdown, tables
 from jvr1.eval.suites import BENCHMARKS, CITATION, Suite
 from jvr1.questions.asking import Asking
 from jvr1.questions.replies import Question, reply
@@ -51,7 +51,7 @@ def asked():
     ]
     suites = [replace(s, records={i: q.record for i, q in own.items()}, benchmark=BENCHMARKS[s.name])
               for s, own in zip(suites, (vsi, mmvu), strict=True)]  # fmt: skip
-    return [Asked(suites[0], vsi), Asked(suites[1], mmvu)]
+    return [AskedSuite(suites[0], vsi), AskedSuite(suites[1], mmvu)]
 
 
 @pytest.fixture
@@ -147,6 +147,6 @@ def test_the_page_shows_frames_reasoning_and_verdict(report, asked):
 
 @pytest.mark.parametrize(("limit", "shown"), [(0, 0), (2, 2), (3, 3)])
 def test_frames_are_shown_for_as_many_as_asked(report, asked, limit, shown):
-    answered = [Asked(a.suite, {i: q for i, q in a.questions.items() if q.error is None}) for a in asked]
+    answered = [AskedSuite(a.suite, {i: q for i, q in a.questions.items() if q.error is None}) for a in asked]
     page = html(report, answered, look, limit)
     assert page.count('<div class="frames">') == shown

@@ -8,7 +8,7 @@ import pytest
 
 from jvr1.errors import UserError
 from jvr1.eval.breakdown import by_aspect
-from jvr1.eval.report import Asked, build
+from jvr1.eval.report import AskedSuite, build
 from jvr1.eval.suites import BENCHMARKS, Benchmark, open_suites
 from jvr1.questions.asking import Asking
 from jvr1.questions.replies import Question, reply, task_of
@@ -111,7 +111,7 @@ def test_a_benchmark_is_one_line(tmp_path, monkeypatch):
         one = reply("ordered", 0, f"<answer>{8 - 4 * (i == 0)}</answer>", 9, True, record.solution, "regression")
         questions[i] = Question(record, None, (one,), i)
     settings = {"model": "m", "primary_mode": "robust"}
-    found = build([Asked(suite, questions)], Asking(), settings, "robust", 16)["benchmarks"]["own"]
+    found = build([AskedSuite(suite, questions)], Asking(), settings, "robust", 16)["benchmarks"]["own"]
     groups = {
         name: (g["answered"], g["accuracy"]["robust"]["value"]) for name, g in found["breakdown"]["groups"].items()
     }

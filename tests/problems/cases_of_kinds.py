@@ -6,7 +6,7 @@ from typing import Any
 
 from jvr1.data.prompts import PromptStyle, messages
 from jvr1.data.records import Record
-from jvr1.eval.report import Asked, tables
+from jvr1.eval.report import AskedSuite, tables
 from jvr1.eval.suites import Suite
 from jvr1.questions.replies import Question, reply
 
@@ -18,7 +18,7 @@ def prompt_of(record: Record) -> str:
     return turn["content"][-1]["text"]
 
 
-def asked_of(records: list[Record], answers: list[tuple[str, ...]]) -> Asked:
+def asked_of(records: list[Record], answers: list[tuple[str, ...]]) -> AskedSuite:
     """Each record with the answers of its samples."""
     questions = {}
     for i, (record, texts) in enumerate(zip(records, answers, strict=True)):
@@ -30,7 +30,7 @@ def asked_of(records: list[Record], answers: list[tuple[str, ...]]) -> Asked:
             for sample, text in enumerate(texts)
         ]  # fmt: skip
         questions[i] = Question(record, None, tuple(replies), i)
-    return Asked(Suite("own", "own", "own.json", dict(enumerate(records)), []), questions)
+    return AskedSuite(Suite("own", "own", "own.json", dict(enumerate(records)), []), questions)
 
 
 def headline(report: dict[str, Any]) -> list[list[str]]:

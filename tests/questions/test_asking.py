@@ -13,7 +13,7 @@ from jvr1.errors import UserError
 from jvr1.eval.report import as_table, percent
 from jvr1.model.config import from_hf
 from jvr1.questions.asking import IDENTITIES, VALIDATION, Asking, answer_questions, frame_streams, identity
-from jvr1.questions.summary import Summary, as_metrics, summarise
+from jvr1.questions.summary import TaskSummary, as_metrics, summarise
 from jvr1.rl.judge import Judge
 from jvr1.rl.user_reward import UserReward
 from jvr1.rollout.tasks import Done, Sampled, texts_of
@@ -111,8 +111,8 @@ def test_every_question_is_answered_once_and_a_video_s_twice(questions):
 def test_summaries_by_task(questions):
     summaries = summarise(questions, "robust")
     assert list(summaries) == ["colour", "order"]
-    assert summaries["order"] == Summary(questions=2, ordered=0.5, shuffled=0.5, format=0.5, length=2.0, failed=1)
-    assert summaries["colour"] == Summary(1, 1.0, None, 1.0, 2.0, 0)
+    assert summaries["order"] == TaskSummary(questions=2, ordered=0.5, shuffled=0.5, format=0.5, length=2.0, failed=1)
+    assert summaries["colour"] == TaskSummary(1, 1.0, None, 1.0, 2.0, 0)
     metrics = as_metrics(summaries)
     assert metrics["order/ordered"] == 0.5
     assert "colour/shuffled" not in metrics
@@ -130,7 +130,7 @@ def test_a_task_whose_media_all_failed_has_no_accuracy_to_divide():
         return ([Done(task, b, Sampled(*(x[b] for x in ANSWERS[1]))) for b in (0, 1)] for task in tasks)
 
     (failed,) = answer_questions([MICROBATCHES[1]], decode, Tokenizer(), VALIDATION)
-    assert summarise(failed, "robust")["order"] == Summary(0, 0.0, None, 0.0, 0.0, 1)
+    assert summarise(failed, "robust")["order"] == TaskSummary(0, 0.0, None, 0.0, 0.0, 1)
 
 
 def test_samples_and_variants_have_their_places():

@@ -13,7 +13,7 @@ from jvr1.errors import UserError
 from jvr1.rl import tgrpo
 from jvr1.rl.tgrpo import (
     Mean,
-    Rollout,
+    RolloutScores,
     TGRPOConfig,
     group_advantages,
     loss_denominator,
@@ -43,7 +43,7 @@ VIDEO_R1 = TGRPOConfig(
 # --- the reference, one prompt at a time in torch ---------------------------------------------------
 
 
-def torch_rewards(rollout: Rollout, b: int) -> torch.Tensor:
+def torch_rewards(rollout: RolloutScores, b: int) -> torch.Tensor:
     a, base, length = (torch.tensor(np.asarray(x)[b]) for x in (rollout.accuracy, rollout.reward, rollout.length))
     rewards = base.clone()
     if bool(rollout.is_video[b]):
@@ -113,9 +113,9 @@ def test_reference_loss_and_gradient():
 # --- signal and shaped rewards ----------------------------------------------------------------------------------------
 
 
-def one_group(ordered, shuffled, **changes) -> Rollout:
+def one_group(ordered, shuffled, **changes) -> RolloutScores:
     g, s = len(ordered), len(shuffled)
-    rollout = Rollout(
+    rollout = RolloutScores(
         accuracy=jnp.asarray([ordered], jnp.float32),
         reward=jnp.asarray([ordered], jnp.float32),
         length=jnp.full((1, g), 400, jnp.int32),
@@ -319,7 +319,7 @@ def test_sampling_gap():
 def test_group_statistics():
     """A video above its twin, an image all right, a video all wrong below its twin, an invalid row."""
     accuracy = jnp.asarray([[1.0, 1.0, 1.0, 0.0], [1.0] * 4, [0.0] * 4, [1.0] * 4])
-    rollout = Rollout(
+    rollout = RolloutScores(
         accuracy=accuracy,
         reward=accuracy + 1.0,
         length=jnp.asarray([[10, 20, 30, 40], [5] * 4, [5] * 4, [999] * 4], jnp.int32),

@@ -3,10 +3,10 @@
 import jax.numpy as jnp
 import numpy as np
 
-from jvr1.rl.tgrpo import Rollout
+from jvr1.rl.tgrpo import RolloutScores
 
 
-def make_rollout(seed: int, prompts: int, *, size: int = 8, shuffled: int = 4, graded: bool = False) -> Rollout:
+def make_rollout(seed: int, prompts: int, *, size: int = 8, shuffled: int = 4, graded: bool = False) -> RolloutScores:
     """Groups of every kind: 0/1 or graded accuracy, images and videos, all right, all wrong, few frames, invalid."""
     rng = np.random.default_rng(seed)
     rate = rng.choice([0.0, 0.2, 0.5, 0.75, 0.9, 1.0], (prompts, 1))
@@ -15,7 +15,7 @@ def make_rollout(seed: int, prompts: int, *, size: int = 8, shuffled: int = 4, g
     scale = rng.choice([0.05, 0.1, 0.35, 0.5, 0.8, 1.0], (prompts, size)) if graded else np.ones((prompts, size))
     accuracy = (accuracy * scale).astype(np.float32)
     is_video = rng.random(prompts) < 0.7
-    return Rollout(
+    return RolloutScores(
         accuracy=jnp.asarray(accuracy),
         reward=jnp.asarray(accuracy + (rng.random((prompts, size)) < 0.8).astype(np.float32)),
         length=jnp.asarray(rng.choice([1, 100, 319, 320, 400, 512, 513, 768], (prompts, size)), jnp.int32),

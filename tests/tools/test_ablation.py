@@ -16,7 +16,7 @@ import pytest
 
 from jvr1.config import from_file
 from jvr1.errors import UserError
-from jvr1.rl.tgrpo import Rollout, TGRPOConfig, advantages
+from jvr1.rl.tgrpo import RolloutScores, TGRPOConfig, advantages
 from tools.ablations.collect import SWITCHES, Group, advantage_statistics, cancels, drawn, groups, plain_advantage
 from tools.ablations.report import by_seed, interval, main_table, ordered, paired, select, written
 from tools.ablations.stages import ROOT, Cell, Stage, commit_of, run, stages
@@ -29,7 +29,7 @@ REFERENCE = {"gate": "reference", "factor": 0.8, "alpha": 0.0, "temporal_reward"
 def groups_of(accuracy: np.ndarray, shuffled: np.ndarray, form: np.ndarray, **switches) -> list[Group]:
     """As training would have kept them, advantages by jvr1.rl.tgrpo."""
     count = len(accuracy)
-    rollout = Rollout(
+    rollout = RolloutScores(
         accuracy=jnp.asarray(accuracy, jnp.float32),
         reward=jnp.asarray(accuracy + form, jnp.float32),
         length=jnp.full(accuracy.shape, 24),
