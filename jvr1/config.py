@@ -61,7 +61,23 @@ def default() -> ConfigDict:
     )
     config.lora = ConfigDict({"rank": 0, "alpha": 32.0, "patterns": LANGUAGE})
     config.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1, "decode_tensor": 0})
-    config.data = ConfigDict(
+    config.data = _data()
+    config.batch = ConfigDict({"micro": 1, "per_step": 8})
+    config.sampling = ConfigDict({"temperature": 1.0, "top_p": 1.0, "top_k": 0})
+    config.sft = ConfigDict({"loss_on_prompt": False})
+    config.bestofn = ConfigDict({"threshold": 1.5})
+    config.rl = section(TGRPOConfig())
+    config.rl.update({"group": 8, "shuffled": 4, "updates": 1, "format_weight": 1.0, "slots": 0, "lanes": 0})
+    config.reward = ConfigDict(
+        {"mode": "robust", "user": "", "user_weight": 1.0, "user_timeout": 2.0, "user_failure": 0.0}
+    )
+    config.optimizer = section(OptimizerConfig())
+    config.train = _train()
+    return config.lock()
+
+
+def _data() -> ConfigDict:
+    return ConfigDict(
         {
             "root": "",
             "train": (),
@@ -90,17 +106,10 @@ def default() -> ConfigDict:
             "max_failed": 0.05,
         }
     )
-    config.batch = ConfigDict({"micro": 1, "per_step": 8})
-    config.sampling = ConfigDict({"temperature": 1.0, "top_p": 1.0, "top_k": 0})
-    config.sft = ConfigDict({"loss_on_prompt": False})
-    config.bestofn = ConfigDict({"threshold": 1.5})
-    config.rl = section(TGRPOConfig())
-    config.rl.update({"group": 8, "shuffled": 4, "updates": 1, "format_weight": 1.0, "slots": 0, "lanes": 0})
-    config.reward = ConfigDict(
-        {"mode": "robust", "user": "", "user_weight": 1.0, "user_timeout": 2.0, "user_failure": 0.0}
-    )
-    config.optimizer = section(OptimizerConfig())
-    config.train = ConfigDict(
+
+
+def _train() -> ConfigDict:
+    return ConfigDict(
         {
             "steps": 1000,
             "save_every": 100,
@@ -114,7 +123,6 @@ def default() -> ConfigDict:
             "wandb": "",
         }
     )
-    return config.lock()
 
 
 class Command(NamedTuple):

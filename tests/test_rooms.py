@@ -88,6 +88,19 @@ def test_rooms_of_numpy_import_no_jax(name):
             assert not any(n.split(".")[0] in ("jax", "flax") for n in names), (file, names)
 
 
+def test_files_and_functions_can_be_read_at_a_sitting():
+    files = {str(p.relative_to(PACKAGE)): p.read_text() for p in PACKAGE.rglob("*.py")}
+    assert {name for name, text in files.items() if text.count("\n") > 400} == set()
+    functions = [
+        (name, node.name, int(node.end_lineno or 0) - node.lineno + 1)
+        for name, text in files.items()
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.FunctionDef)
+    ]
+    long = {(file, function) for file, function, lines in functions if lines > 60 and function != "main"}
+    assert long <= {("rollout/queue.py", "make_programs")}, long  # the programs of a queue, which share their layout
+
+
 def test_a_type_s_name_means_one_thing():
     homes: dict[str, list[str]] = {}
     for file in PACKAGE.rglob("*.py"):

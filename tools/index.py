@@ -16,7 +16,8 @@ from pathlib import Path
 from etils import epath
 
 from jvr1.data.cache import MediaCache
-from jvr1.data.index import VisualTokens, build_index, describe, file_stamp, save_index, settings_hash, summary
+from jvr1.data.index import VisualTokens, build_index, describe, file_stamp, save_index, settings_hash
+from jvr1.data.index_summary import summary
 from jvr1.data.media import PixelLimits, VideoSampling
 from jvr1.data.memory import MAX_DECODED_MB
 from jvr1.data.records import load_records

@@ -11,19 +11,16 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import av
 import numpy as np
 from av.container import InputContainer
-from av.sidedata.sidedata import SideData, Type
 from av.stream import Disposition
-from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
-from jaxtyping import Bool, Float64, Int64, UInt8
+from jaxtyping import Float64, Int64, UInt8
 from PIL import Image
 
 from jvr1.data import memory
@@ -38,6 +35,8 @@ from jvr1.data.media import (
     seconds_per_step,
     target_size,
 )
+from jvr1.data.packets import Packets
+from jvr1.data.upright import upright
 
 av.logging.set_level(None)
 
@@ -68,27 +67,6 @@ THREADS = 2
 
 CHECKED = 4
 """Frames that are compared with the packets before a file is taken for what its packets say."""
-
-
-@dataclass(frozen=True)
-class Packets:
-    """What the packets of the video stream say, in the order of the file (P packets).
-
-    pts: when each is shown, in `tick`s; entry: decoding may begin there; shown: not hidden; frames: whether each
-    shown packet is one frame at its pts; end: of all streams, in seconds.
-    """
-
-    pts: Int64[np.ndarray, " P"]
-    entry: Bool[np.ndarray, " P"]
-    shown: Bool[np.ndarray, " P"]
-    frames: bool
-    tick: float
-    end: float
-
-    @property
-    def times(self) -> Int64[np.ndarray, " N"]:
-        """pts of the frames in the order in which they are shown."""
-        return np.sort(self.pts[self.shown])
 
 
 class _OtherFrames(Exception):
@@ -385,26 +363,6 @@ class VideoFile:
             raise _OtherFrames
         at = np.searchsorted(packets.pts[entries], wanted, side="right") - 1
         return entries[np.maximum(at, 0)].tolist()
-
-
-def upright(frame: av.VideoFrame) -> UInt8[np.ndarray, "H W 3"]:
-    """RGB as a player shows it: turned and mirrored by the display matrix, nearest right angle."""
-    pixels = _REFORMATTER.reformat(frame, format="rgb24", threads=1).to_ndarray()
-    for data in cast(Iterable[SideData], frame.side_data):
-        if data.type == Type.DISPLAYMATRIX:
-            return _turned(pixels, np.frombuffer(bytes(data), np.int32))
-    return pixels
-
-
-_REFORMATTER = VideoReformatter()
-
-
-def _turned(pixels: UInt8[np.ndarray, "H W 3"], matrix: np.ndarray) -> UInt8[np.ndarray, "h w 3"]:
-    a, b, _, c, d = matrix[:5].astype(np.float64)
-    if a * d - b * c < 0:  # mirrored: as if the picture were, before it is turned
-        pixels, a, b = pixels[:, ::-1], -a, -b
-    quarters = round(math.degrees(math.atan2(b, a)) / 90) % 4
-    return np.ascontiguousarray(np.rot90(pixels, -quarters))
 
 
 def _main_stream(container: InputContainer) -> VideoStream | None:

@@ -21,7 +21,8 @@ from jvr1.data.cache import MediaCache, MediaReader
 from jvr1.data.chat import check_tokenizer
 from jvr1.data.encode import Encoder
 from jvr1.data.frame_cache import FrameCache
-from jvr1.data.index import IndexEntry, Measure, build_index, file_stamp, load_index, save_index, settings_hash, summary
+from jvr1.data.index import IndexEntry, Measure, build_index, file_stamp, load_index, save_index, settings_hash
+from jvr1.data.index_summary import summary
 from jvr1.data.records import Record, load_records
 from jvr1.data.sandbox import Sandbox
 from jvr1.errors import UserError

@@ -9,7 +9,8 @@ import media_files
 import pytest
 from PIL import Image
 
-from jvr1.data.index import VisualTokens, build_index, summary
+from jvr1.data.index import VisualTokens, build_index
+from jvr1.data.index_summary import summary
 from jvr1.data.media import PixelLimits, VideoSampling
 from jvr1.data.records import load_records, read_records
 from jvr1.data.store import RecordStore

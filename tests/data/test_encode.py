@@ -16,7 +16,8 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from jvr1.data.batch import make_buckets
 from jvr1.data.cache import MediaCache, MediaReader
-from jvr1.data.index import build_index, summary
+from jvr1.data.index import build_index
+from jvr1.data.index_summary import summary
 from jvr1.data.media import PixelLimits, Probe, VideoSampling
 from jvr1.data.prompts import TEMPLATES, PromptStyle
 from jvr1.model.vision import IMAGE_MEAN, IMAGE_STD

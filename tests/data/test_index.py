@@ -21,8 +21,8 @@ from jvr1.data.index import (
     load_index,
     save_index,
     settings_hash,
-    summary,
 )
+from jvr1.data.index_summary import summary
 from jvr1.data.media import PixelLimits, Probe, VideoSampling
 from jvr1.data.records import Record, parse_record
 from jvr1.errors import UserError

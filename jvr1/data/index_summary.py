@@ -1,0 +1,90 @@
+"""What an index came to: how many of its records are kept, what was dropped and why, what padding costs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from jvr1.data.index import IndexEntry
+
+
+@dataclass(frozen=True)
+class BucketUse:
+    """How a bucket is used: records in it, their prompt tokens in all, its prompt length (None: not known)."""
+
+    records: int
+    tokens: int
+    length: int | None
+
+    @property
+    def padding(self) -> float | None:
+        """Expected share of padding among the bucket's prompt tokens."""
+        return None if self.length is None else 1 - self.tokens / (self.records * self.length)
+
+
+@dataclass(frozen=True)
+class Example:
+    """A record that was dropped: its row and what was wrong with it, '' where the cause says all."""
+
+    row: int
+    message: str
+
+    def __str__(self) -> str:
+        told = self.message if len(self.message) <= _SHOWN else f"{self.message[: _SHOWN - 60]} .. {self.message[-56:]}"
+        return f"such as record {self.row}{': ' if told else ''}{told}"
+
+
+_SHOWN = 240
+
+
+@dataclass(frozen=True)
+class IndexSummary:
+    """Of an index: records, why some are dropped (cause -> number, an example of each), use of the buckets."""
+
+    records: int
+    dropped: Mapping[str, int]
+    examples: Mapping[str, Example]
+    buckets: Mapping[str, BucketUse] = field(default_factory=dict)
+
+    @property
+    def padding(self) -> float | None:
+        """Expected share of padding among all prompt tokens."""
+        used = self.buckets.values()
+        if not used or any(use.length is None for use in used):
+            return None
+        return 1 - sum(use.tokens for use in used) / sum(use.records * (use.length or 0) for use in used)
+
+    def __str__(self) -> str:
+        return self.told("kept")
+
+    def told(self, kept_as: str) -> str:
+        """kept_as: what became of those not dropped; an evaluation that has only measured them keeps none yet."""
+        kept = self.records - sum(self.dropped.values())
+        lines = [f"{self.records} records, {kept} {kept_as}, {self.records - kept} dropped"]
+        for cause, count in sorted(self.dropped.items(), key=lambda item: (-item[1], item[0])):
+            lines.append(f"  dropped {count:>8}  {cause} ({self.examples[cause]})")
+        for name, use in sorted(self.buckets.items()):
+            share = f", {use.padding:.1%} padding of {use.length}" if use.padding is not None else ""
+            mean = use.tokens / use.records
+            lines.append(f"  bucket  {use.records:>8}  {name}: {mean:.0f} prompt tokens on average{share}")
+        if self.padding is not None:
+            lines.append(f"expected padding of prompts: {self.padding:.1%}")
+        return "\n".join(lines)
+
+
+def summary(entries: Sequence[IndexEntry], prompt_lengths: Mapping[str, int] | None = None) -> IndexSummary:
+    """What was dropped and why, how the data falls into buckets, and with their prompt lengths the expected padding."""
+    dropped = [(entry.cause or "no-bucket", entry) for entry in entries if entry.bucket is None]
+    rows = Counter(entry.bucket for entry in entries if entry.bucket is not None)
+    tokens: Counter[str] = Counter()
+    for entry in entries:
+        if entry.bucket is not None:
+            tokens[entry.bucket] += entry.prompt_tokens
+    lengths = prompt_lengths or {}
+    return IndexSummary(
+        len(entries),
+        Counter(cause for cause, _ in dropped),
+        {cause: Example(e.row, (e.error or "").partition(": ")[2]) for cause, e in reversed(dropped)},
+        {name: BucketUse(rows[name], tokens[name], lengths.get(name)) for name in rows},
+    )
