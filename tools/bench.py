@@ -6,6 +6,7 @@ against: the step beside the usual way with transformers + torch (against.py; ne
 shared: the update beside one that repeats the prompt for each completion (shared.py).
 queue: a batch kept full beside fixed batches (queue.py). data: decoding, preparing, padding (data.py).
 video: reading frames beside decord (video.py; needs the test dependencies).
+decoding: memory that decoding a medium takes beside what is counted from its header (decoding.py).
 frames: samples with and without decoded frames kept on disk (frames.py; needs the ffmpeg command).
 answers: scores of numbers beside math-verify's (answers.py; needs the tests and math-verify).
 suites: scores of answers beside those of the benchmarks' published code (suites.py; needs the tests).
@@ -27,7 +28,7 @@ from jvr1.errors import UserError, run_main
 
 PHASES = ("vision", "prefill", "decode", "score", "update", "step")
 SHAPED = ("growth", "against", "shared", "queue")
-UNSHAPED = ("answers", "data", "frames", "suites", "video")
+UNSHAPED = ("answers", "data", "decoding", "frames", "suites", "video")
 
 
 def main(arguments: list[str] | None = None) -> None:

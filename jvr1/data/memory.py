@@ -14,7 +14,7 @@ from jvr1.errors import MediaError
 MEGABYTE = 2**20
 MAX_DECODED_MB = 2048
 
-FRAMES = {"h264": 26, "hevc": 24, "av1": 24, "vp9": 16, "vp8": 12}
+FRAMES = {"h264": 28, "hevc": 24, "av1": 24, "vp9": 16, "vp8": 12}
 """Frames that a decoder of two threads holds at most: those it refers to, those in work, those in order of showing.
 Other codecs OTHER_FRAMES. Measured (docs/data.md), and rounded up."""
 OTHER_FRAMES = 10
@@ -106,7 +106,9 @@ class Bound:
     def spent(self) -> bool:
         """Whether so much was left behind that a new process is due."""
         now = kept("VmData")
-        return None not in (self.allowed_mb, self.start, now) and now - self.start > SLACK  # type: ignore[operator]
+        if self.allowed_mb is None or self.start is None or now is None:
+            return False
+        return now - self.start > SLACK
 
 
 def mark() -> int | None:

@@ -22,7 +22,7 @@ TELL_SECONDS = 2.0
 GRACE_SECONDS = 2.0
 """How long a process that hears of another's end may take to end by itself."""
 HEAR_SECONDS = 0.5
-"""Between two looks for another's end."""
+"""Between two looks for another's end, at most."""
 FIRST_SAID, THEN_SAID = 10.0, 30.0
 """After how many seconds a process says whom it waits for at the start, and how often then."""
 
@@ -114,7 +114,7 @@ class Watch:
 
     def __init__(self, follow: Callable[[int, int, str], Any], lost: Callable[[str], Any], limit: float):
         self._follow, self._lost, self._limit = follow, lost, limit
-        self._every = min(HEAR_SECONDS, limit / 4)
+        self._every = min(HEAR_SECONDS, limit / 20)  # a beat each fourth time: several within the limit
         self._heard: dict[int, float] = {}
         self._beats: dict[str, str] = {}
 

@@ -79,16 +79,17 @@ class Programs:
     ready: set[str] = field(default_factory=set)
 
 
-def make_programs(graphdef: nnx.GraphDef, mesh: Mesh, generation: Mesh, kv_heads: int) -> Programs:
-    """generation: the devices of `mesh`, arranged as they are for generation (`sharding.decode_mesh`)."""
-    batch, everywhere = batch_sharding(generation), replicated(generation)
-    heads = "tensor" if kv_heads % generation.shape["tensor"] == 0 else None
+def _layout(generation: Mesh, kv_heads: int) -> Slots:
+    """How slots lie on the devices: a sharding in the place of each array."""
+    batch, heads = batch_sharding(generation), "tensor" if kv_heads % generation.shape["tensor"] == 0 else None
     kv = KV(*(NamedSharding(generation, P(None, BATCH, None, heads, None, None)),) * 2)
-    scalar = jax.ShapeDtypeStruct((), jnp.int32)
     held, lanes = Held(kv, *(batch,) * (len(Held._fields) - 1)), Lanes(*(batch,) * len(Lanes._fields))
-    jit = partial(jax.jit, static_argnames=("rows", "lanes", "sampling"))
+    return Slots(held, lanes, kv, replicated(generation))
 
-    layout = Slots(held, lanes, kv, everywhere)
+
+def _jitted(graphdef: nnx.GraphDef, layout: Slots) -> tuple[jax.stages.Wrapped, ...]:
+    """The programs on the device: begin, refill, advance."""
+    jit = partial(jax.jit, static_argnames=("rows", "lanes", "sampling"))
 
     @partial(jit, out_shardings=layout)
     def begin_slots(
@@ -96,7 +97,7 @@ def make_programs(graphdef: nnx.GraphDef, mesh: Mesh, generation: Mesh, kv_heads
     ) -> Slots:
         return begin(merge(graphdef, weights), _asked(inputs, rows, sampling), _key(bits), rows, lanes, sampling)
 
-    @partial(jit, donate_argnums=(2, 3), out_shardings=(held, lanes))
+    @partial(jit, donate_argnums=(2, 3), out_shardings=(layout.held, layout.lanes))
     def refill_slots(
         weights: dict, bits: Array, held: Held, state: Lanes, inputs: Inputs, into: Array, *, rows: Rows, lanes: Rows,
         sampling: Sampling,
@@ -105,7 +106,7 @@ def make_programs(graphdef: nnx.GraphDef, mesh: Mesh, generation: Mesh, kv_heads
         fresh = enter(merge(graphdef, weights), asked, _key(bits), rows, lanes, sampling)
         return place(held, state, *fresh, into)
 
-    @partial(jit, donate_argnums=(3, 4, 5), out_shardings=(lanes, kv, everywhere, everywhere))
+    @partial(jit, donate_argnums=(3, 4, 5), out_shardings=(*layout[1:], layout.steps))
     def advance_slots(
         weights: dict, bits: Array, held: Held, state: Lanes, cache: KV, steps: Array, enough: Array, more: Array, *,
         rows: Rows, lanes: Rows, sampling: Sampling,
@@ -114,6 +115,14 @@ def make_programs(graphdef: nnx.GraphDef, mesh: Mesh, generation: Mesh, kv_heads
         slots = advance(model, slots, _key(bits), rows, lanes, sampling, enough, more)
         return *slots[1:], slots.lanes.idle
 
+    return begin_slots, refill_slots, advance_slots
+
+
+def make_programs(graphdef: nnx.GraphDef, mesh: Mesh, generation: Mesh, kv_heads: int) -> Programs:
+    """generation: the devices of `mesh`, arranged as they are for generation (`sharding.decode_mesh`)."""
+    batch, scalar = batch_sharding(generation), jax.ShapeDtypeStruct((), jnp.int32)
+    layout = _layout(generation, kv_heads)
+    begin_slots, refill_slots, advance_slots = _jitted(graphdef, layout)
     collect = jax.jit(lambda x: (x.ids, x.length, x.ended, x.logprobs), out_shardings=batch_sharding(mesh))
 
     def results(slots: Slots) -> Sampled:

@@ -12,6 +12,7 @@ import pytest
 from processes.ends import ROWS, play
 from runs import REPOSITORY, STEPS, free_port
 
+from jvr1.processes.ends import Watch
 from jvr1.processes.peers import different
 
 
@@ -31,6 +32,12 @@ def test_all_end_with_the_documented_code_and_the_cause(row, played):
     for line, text in zip(row.said, seen.said, strict=True):
         assert line in text
         assert ("Traceback" in text) == line.startswith("ValueError"), text
+
+
+@pytest.mark.parametrize("limit", [1.0, 2.0, 3.0, 100.0])
+def test_within_any_limit_there_is_a_beat_more_than_once(limit):
+    watch = Watch(lambda *_: None, lambda *_: None, limit)
+    assert 4 * watch._every <= limit / 4
 
 
 def test_the_documented_table_has_each_row_as_it_is_tried():

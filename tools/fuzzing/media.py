@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -87,10 +88,9 @@ def _sizes(rng: Rng, folder: Path, name: str, good: dict[str, bytes], canaries: 
     """Wherever the width or height stands as a number, another."""
     data, put = good[name], NUMBERS[-int(rng.integers(1, 9))]
     for side in (WIDTH, HEIGHT):
-        for width, order in ((4, "big"), (4, "little"), (2, "big"), (2, "little")):
-            new = (put & ((1 << 8 * width) - 1)).to_bytes(width, order)  # type: ignore[arg-type]
-            old = side.to_bytes(width, order)  # type: ignore[arg-type]
-            data = data.replace(old, new, int(rng.integers(1, 4)))
+        for form in (">I", "<I", ">H", "<H"):
+            new = struct.pack(form, put & ((1 << 8 * struct.calcsize(form)) - 1))
+            data = data.replace(struct.pack(form, side), new, int(rng.integers(1, 4)))
     (folder / name).write_bytes(data)
     return name, f"sizes {put}"
 

@@ -95,8 +95,8 @@ class Watched:
 
     def __call__(self, *arguments: Any) -> Any:
         if not arguments:
-            peak = kept("VmHWM")
-            return 0.0 if None in (peak, self.begun) else (peak - self.begun) / 2**20, self.opened  # type: ignore[operator]
+            peak, begun = kept("VmHWM"), self.begun
+            return 0.0 if peak is None or begun is None else (peak - begun) / 2**20, self.opened
         case = os.path.join(self.folder, str(arguments[0]).partition("/")[0])
         self.opened = []
         mark()
