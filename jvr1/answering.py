@@ -191,7 +191,7 @@ def open_decoder(config: ConfigDict, mesh: Mesh, tokenizer: PreTrainedTokenizerB
     dtype = jnp.dtype(config.model.dtype)
     model = open_model(config.model.source, mesh, dtype=dtype, param_dtype=dtype, attention=config.model.attention)
     decoder = make_decoder(model.graphdef, mesh, model.config, ends_of(tokenizer, model.carried, model.config))
-    return decoder, decoder.weights(model.params)
+    return decoder, decoder.weights(model.params, consumed=True)
 
 
 # --- questions of files -----------------------------------------------------------------------------------------------

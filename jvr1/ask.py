@@ -54,7 +54,7 @@ def main(args: argparse.Namespace) -> int:
 
     # --- its answer
     decoder, weights = open_decoder(config, mesh, encoder.tokenizer)
-    sampling = decoder.sampling(bucket, temperature=asking.temperature, top_p=asking.top_p)
+    sampling = decoder.sampling(bucket.completion, temperature=asking.temperature, top_p=asking.top_p)
     text, seen, cut = TextStream(encoder.tokenizer), 0, True
     with jax.set_mesh(mesh):
         for sampled in decoder.stream(weights, arrays, jax.random.key(config.seed), sampling):

@@ -24,7 +24,7 @@ from jvr1.train.flops import step_flops
 from jvr1.train.loop import Loop
 from jvr1.train.metrics import Tally
 from jvr1.train.optimizer import combine
-from jvr1.train.rollouts import check_rewards, training_task, user_failures
+from jvr1.train.rollouts import check_rewards, training_task, turns, user_failures
 from jvr1.train.setup import open_run
 from jvr1.train.supervised import make_learn
 
@@ -36,7 +36,7 @@ def main(command: settings.Command) -> int:
     group, threshold = config.rl.group, config.bestofn.threshold
     loop = Loop(open_run(config, command.workdir, targets=False, stage="bestofn"), SHOWN, command.profile)
     run, judge, learn = loop.run_, make_judge(config), make_learn(loop)
-    turns = {"slots": config.rl.slots, "lanes": config.rl.lanes, "prepare": config.batch.per_step > 1}
+    taking_turns = turns(config, run.decoder, shuffled=0)
 
     def train_step(step: int, microbatches: Sequence[Microbatch]) -> tuple[Tally, None]:
         tally, best = Tally(), []
@@ -44,7 +44,7 @@ def main(command: settings.Command) -> int:
             weights = run.decoder.weights(combine(loop.state.params, run.frozen))
             tasks = [training_task(micro, group, 0) for micro in microbatches]
             key = jax.random.fold_in(run.key, step)
-            completions = run.decoder.answers(weights, tasks, key, **turns, **config.sampling)
+            completions = run.decoder.answers(weights, tasks, key, **taking_turns)
             del weights  # memory: the update needs it
         with loop.phase("reward"):
             for micro, sampled in zip(microbatches, completions, strict=True):

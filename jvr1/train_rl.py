@@ -37,6 +37,7 @@ from jvr1.train.rollouts import (
     score_maxima,
     score_sums,
     training_task,
+    turns,
     user_failures,
 )
 from jvr1.train.setup import open_run
@@ -80,16 +81,17 @@ def main(command: settings.Command) -> int:
     reference_scores = make_reference_scores(reference.graphdef if reference else run.graphdef, mesh, **scoring)
     gradients = make_policy_gradients(run.graphdef, algorithm, run.shardings, **scoring)
 
-    # --- sample: the prompts of a bucket take turns, whatever microbatch they are of
+    # --- sample: the prompts of a step take turns, whatever their bucket and microbatch
+    taking_turns = turns(config, run.decoder, shuffled)
+
     def sample(step: int, weights: dict, microbatches: Sequence[Microbatch]) -> list[Sampled]:
         key = jax.random.fold_in(run.key, step)
-        turns = {"slots": config.rl.slots, "lanes": config.rl.lanes, "prepare": config.batch.per_step > 1}
         tasks = [training_task(micro, group, shuffled) for micro in microbatches]
-        return run.decoder.answers(weights, tasks, key, **turns, **config.sampling)
+        return run.decoder.answers(weights, tasks, key, **taking_turns)
 
     # --- one microbatch: score, compare within groups
     def judged_rollout(micro: Microbatch, host: Sampled) -> tuple[Rollout, Tally]:
-        rows = rows_of(micro, group, shuffled)
+        rows = rows_of(micro.bucket, group, shuffled)
         with loop.phase("reward"):
             texts = texts_of(run.tokenizer, host)
             judged = shared_scores(judge(micro, texts, host, rows), run.share)

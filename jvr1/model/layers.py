@@ -111,8 +111,22 @@ def scan_layers(
     *,
     remat: str,
 ) -> tuple[Any, Any]:
-    """Runs `body(layer, carry, x) -> (carry, y)` through stacked layers: compiled once, whatever the depth."""
+    """Runs `body(layer, carry, x) -> (carry, y)` through stacked layers: compiled once, whatever the depth.
+
+    Layers whose parameters lie apart (`apart`) run one after the other, each a part of the program of its own; xs may
+    then be lists, too, and the ys are.
+    """
     graphdef, params = nnx.split(layers)
+    if lies_apart(params):
+        ys = []
+        for number in range(len(jax.tree.leaves(params, is_leaf=_is_apart)[0])):
+            own, x = (
+                jax.tree.map(lambda x: x[number], tree, is_leaf=_is_apart)  # noqa: B023
+                for tree in (nnx.to_pure_dict(params), xs)
+            )
+            carry, y = body(nnx.merge(graphdef, own), carry, x)
+            ys.append(y)
+        return carry, jax.tree.map(lambda *y: list(y), *ys)
 
     def step(carry: Any, item: tuple[Any, Any]) -> tuple[Any, Any]:
         layer_params, x = item
@@ -121,6 +135,15 @@ def scan_layers(
     if remat != "none":
         step = jax.checkpoint(step, policy=REMAT_POLICIES[remat], prevent_cse=False)
     return jax.lax.scan(step, carry, (params, xs))
+
+
+def _is_apart(x: Any) -> bool:
+    return isinstance(x, list)
+
+
+def lies_apart(params: Any) -> bool:
+    """Whether the parameters of layers are lists of arrays, one a layer, and not stacked."""
+    return any(map(_is_apart, jax.tree.leaves(params, is_leaf=_is_apart)))
 
 
 def constrain(x: Array, *spec: Any) -> Array:

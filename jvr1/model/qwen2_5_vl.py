@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
@@ -118,7 +119,7 @@ class Qwen25VL(nnx.Module):
         hidden, kv = self.text.prompt(x, self._angles(repeat(prompt.positions, streams)), mask, keep=True)
         assert kv is not None  # keep=True
         last = last_real(hidden, mask).reshape(b, streams, -1)
-        return last, KV(*(y.reshape(y.shape[0], b, streams, *y.shape[2:]) for y in kv))
+        return last, KV(*jax.tree.map(lambda y: y.reshape(*y.shape[:-4], b, streams, *y.shape[-3:]), kv))
 
     def decode(
         self,

@@ -20,6 +20,7 @@ from jvr1.model.layers import (
     constrain_batch,
     constrain_head,
     constrain_rows,
+    lies_apart,
     scan_layers,
     stack,
 )
@@ -27,14 +28,15 @@ from jvr1.model.rope import rotate
 
 
 class KV(NamedTuple):
-    """Rotated keys and values of all layers, of S prefixes of P tokens or of R rows of C.
+    """Rotated keys and values of all layers, of S prefixes of P tokens or of R rows of C: stacked, or, of layers that
+    lie apart, lists with an array a layer.
 
     Keys lie with their tokens last: XLA on CPUs would otherwise transpose them for their product with the queries, at
     every token.
     """
 
-    k: Float[Array, "layers B S K H P"]
-    v: Float[Array, "layers B S K P H"]
+    k: Float[Array, "layers B S K H P"] | list[Float[Array, "B S K H P"]]
+    v: Float[Array, "layers B S K P H"] | list[Float[Array, "B S K P H"]]
 
 
 class TextLayer(nnx.Module):
@@ -97,10 +99,20 @@ class TextDecoder(nnx.Module):
         kernel = constrain_head(kernel.astype(hidden.dtype))
         return jnp.einsum("...d,dv->...v", hidden, kernel, preferred_element_type=jnp.float32)
 
+    def cache(self, prompts: int, lines: int, tokens: int) -> KV:
+        """Room for the keys and values of so many tokens of each of a prompt's lines, as this decoder's layers lie."""
+        config = self.config
+        heads, layers = (prompts, lines, config.kv_heads), config.layers
+        shapes = KV((*heads, config.head_size, tokens), (*heads, tokens, config.head_size))
+        if lies_apart(nnx.state(self.layers)):
+            return KV(*([jnp.zeros(shape, self.dtype) for _ in range(layers)] for shape in shapes))
+        return KV(*(jnp.zeros((layers, *shape), self.dtype) for shape in shapes))
+
     def prompt(
         self, x: Float[Array, "B P D"], angles: Float[Array, "B P h"], mask: Bool[Array, "B P"], *, keep: bool
-    ) -> tuple[Float[Array, "B P D"], tuple[Array, Array] | None]:
-        """Causal pass over prompts; with `keep` also the keys [layers,B,K,H,P] and values [layers,B,K,P,H].
+    ) -> tuple[Float[Array, "B P D"], tuple[Any, Any] | None]:
+        """Causal pass over prompts; with `keep` also the keys [layers,B,K,H,P] and values [layers,B,K,P,H], or lists of
+        a layer's where layers lie apart.
 
         Padding may stand on either side; hidden states at padding are finite and mean nothing.
         """
@@ -155,24 +167,34 @@ class TextDecoder(nnx.Module):
     ) -> tuple[Float[Array, "B R D"], KV]:
         """One token a row: written at `index` of the cache, a ring, of which the last `length` entries are the row's
         own; attends to these and to the prefix of its stream. read: only so many entries of the ring are in use."""
-        _, b, r, heads, size, head = cache.v.shape
+        *_, b, r, heads, size, head = (cache.v[0] if isinstance(cache.v, list) else cache.v).shape
         read = read or size
         age = (index - jnp.arange(read)) % size
         own_mask = age[None, None] < length[:, :, None]
 
-        def body(layer: TextLayer, carry: tuple[Array, KV], item: tuple[KV, Array]) -> tuple[tuple[Array, KV], None]:
-            y, cache = carry
-            prefix, number = item
+        def token(layer: TextLayer, y: Array, prefix: KV, cache: KV, *number: Array) -> tuple[Array, KV]:
+            """A layer, with the cache of all layers and its number there, or with its own cache."""
             q, k, v = layer.qkv(y, angles)
-            k, v = k[None, ..., None].astype(cache.k.dtype), v[None, ..., None, :].astype(cache.v.dtype)
+            k, v = (x[(None,) * len(number)] for x in (k[..., None], v[..., None, :]))
             cache = KV(
-                jax.lax.dynamic_update_slice(cache.k, k, (number, 0, 0, 0, 0, index)),
-                jax.lax.dynamic_update_slice(cache.v, v, (number, 0, 0, 0, index, 0)),
+                jax.lax.dynamic_update_slice(cache.k, k.astype(cache.k.dtype), (*number, 0, 0, 0, 0, index)),
+                jax.lax.dynamic_update_slice(cache.v, v.astype(cache.v.dtype), (*number, 0, 0, 0, index, 0)),
             )
-            own_k = jax.lax.dynamic_slice(cache.k, (number, 0, 0, 0, 0, 0), (1, b, r, heads, head, read))[0]
-            own_v = jax.lax.dynamic_slice(cache.v, (number, 0, 0, 0, 0, 0), (1, b, r, heads, read, head))[0]
+            shapes = (b, r, heads, head, read), (b, r, heads, read, head)
+            own_k, own_v = (
+                jax.lax.dynamic_slice(x, (*number, 0, 0, 0, 0, 0), (*(1 for _ in number), *shape)).reshape(shape)
+                for x, shape in zip(cache, shapes, strict=True)
+            )
             mixed = attend_shared(q, prefix, prefix_mask, (own_k, own_v), own_mask, rows)
-            return (layer.finish(y, mixed), cache), None
+            return layer.finish(y, mixed), cache
+
+        if isinstance(cache.v, list):
+            apart = scan_layers(self.layers, lambda layer, y, x: token(layer, y, *x), y, (prefix, cache), remat="none")
+            return self.norm(apart[0]), apart[1]
+
+        def body(layer: TextLayer, carry: tuple[Array, KV], item: tuple[KV, Array]) -> tuple[tuple[Array, KV], None]:
+            prefix, number = item
+            return token(layer, carry[0], prefix, carry[1], number), None
 
         numbers = jnp.arange(self.config.layers)
         (y, cache), _ = scan_layers(self.layers, body, (y, cache), (prefix, numbers), remat="none")

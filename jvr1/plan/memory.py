@@ -71,7 +71,7 @@ def phase_memory(step: Shapes, bucket: Bucket) -> dict[str, dict[str, int]]:
     params, moments, reference = map(chip_bytes, (step.params, step.state.optimizer, step.reference_copy()))
     kept = {"parameters": params, "moments": moments, "reference": 0 if host else reference}
     rollouts = {"rollouts": chip_bytes(batch_shapes(step, bucket)) * step.config.batch.per_step}
-    copies = [there for _, there in step.copied()]
+    copies = [place.shape(x) for x, place in step.copied()]
     weights = {"generation weights": chip_bytes(copies)}
     total = {"gradients": chip_bytes(step.total)}
     phases = {

@@ -159,13 +159,13 @@ def step_work(step: Shapes, bucket: Bucket, tokens: int | None = None) -> dict[s
     passed, scores = _scoring(step, bucket, written)
     again = passed.head + (passed.layers if config.model.remat == "full" else 0.0)
     copied, layer_reads = step.copied(), _gathered(step, bucket)
-    weights = chip_bytes([there for _, there in copied])
+    weights = chip_bytes([place.shape(x) for x, place in copied])
     fsdp = step.mesh.shape["fsdp"]
     received = layer_reads * (fsdp - 1) / fsdp
     rows, updates = times * config.batch.micro / chips, config.rl.updates
     anchor = flops.scoring(step.model, bucket, config.rl.group, written)  # without adapters
     work = {
-        "weights": Work(0.0, chip_bytes(copied), max(weights - weights / chips, 0.0)),
+        "weights": Work(0.0, chip_bytes([x for x, _ in copied]) + weights, max(weights - weights / chips, 0.0)),
         "prefill": Work(*generation[:3]),
         "decode": Work(*generation[3:]),
         "reference": Work(rows * anchor.forward, times * (layer_reads + TOUCHED["forward"] * scores), times * received),

@@ -29,11 +29,13 @@ from jvr1.model.config import ModelConfig
 from jvr1.model.layers import BATCH
 from jvr1.model.lora import ADAPTERS, LoRAConfig, without_adapters
 from jvr1.plan.hlo import Collective, read
-from jvr1.rollout.decoder import at_a_time, make_decoder, mover
-from jvr1.rollout.generate import reads
+from jvr1.rollout.decoder import Place, at_a_time, make_decoder, mover, places, wants_apart
+from jvr1.rollout.generate import Room, reads
+from jvr1.rollout.tasks import SlotShape
 from jvr1.sharding import AXES, batch_sharding, check_mesh, decode_mesh, param_shardings
 from jvr1.train.optimizer import make_optimizer, partition
 from jvr1.train.reference import Reference
+from jvr1.train.rollouts import rows_of, slot_count, slot_shapes
 from jvr1.train.state import TrainState, abstract_state, make_update
 from jvr1.train.steps import PolicyBatch, make_policy_gradients, make_reference_scores
 
@@ -44,8 +46,8 @@ END_IDS = (1, 0)
 
 @dataclass(frozen=True)
 class Shapes:
-    """A step on a mesh, as shapes with shardings. reference: None where beta is 0. generation: the weights as they lie
-    on `generation_mesh`. total: the sum of gradients. attention: what computes that of the text layers."""
+    """A step on a mesh, as shapes with shardings. reference: None where beta is 0. places: of the weights on
+    `generation_mesh`. total: the sum of gradients. attention: what computes that of the text layers."""
 
     config: ConfigDict
     model: ModelConfig
@@ -57,18 +59,20 @@ class Shapes:
     tx: Any
     state: TrainState
     reference: Reference | None
-    generation: dict
+    places: dict
     total: dict
     attention: Backend
 
-    def copied(self) -> list[tuple[Any, Any]]:
-        """Parameters that generation has a copy of, and the copies; the others serve both as they lie."""
-        pairs = zip(jax.tree.leaves(self.params), jax.tree.leaves(self.generation), strict=True)
-        return [
-            (x, there)
-            for x, there in pairs
-            if x.dtype != there.dtype or not x.sharding.is_equivalent_to(there.sharding, x.ndim)
-        ]
+    @property
+    def generation(self) -> dict:
+        """The weights as they generate."""
+        return jax.tree.map(lambda x, place: place.shape(x), self.params, self.places)
+
+    def copied(self) -> list[tuple[Any, Place]]:
+        """Parameters that generation has a copy of, and where; the others serve both as they lie."""
+        places = jax.tree.leaves(self.places, is_leaf=lambda x: isinstance(x, Place))
+        pairs = zip(jax.tree.leaves(self.params), places, strict=True)
+        return [(x, place) for x, place in pairs if not place.holds(x)]
 
     def reference_copy(self) -> dict:
         """The reference's parameters that are no parameters of the policy: all, or with adapters none."""
@@ -109,7 +113,7 @@ def step_shapes(
         tx=tx,
         state=abstract_state(tx, trainable, mesh),
         reference=reference if config.rl.beta else None,
-        generation=_placed(cast, param_shardings(cast, generation)),
+        places=places(shapes, generation, dtype, apart=wants_apart(platform)),
         total=jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=x.sharding), trainable),
         attention=attention,
     )
@@ -154,14 +158,20 @@ def batch_shapes(step: Shapes, bucket: Bucket) -> Arrays:
 
 def row_counts(config: ConfigDict, bucket: Bucket) -> tuple[int, ...]:
     """Completions a prompt of the bucket gets: ordered, and shuffled where it is a video."""
-    group, shuffled = config.rl.group, config.rl.shuffled
-    return (group, shuffled) if bucket.kind == "video" and shuffled else (group,)
+    return rows_of(bucket, config.rl.group, config.rl.shuffled)
 
 
-def slot_count(step: Shapes) -> int:
-    """Prompts under way while tokens are sampled: rl.slots or a microbatch's, rounded up to what the devices divide."""
+def slots_of(step: Shapes) -> int:
+    """Prompts under way while tokens are sampled, rounded up to what the devices divide."""
     unit = math.lcm(*(math.prod(mesh.shape[axis] for axis in BATCH) for mesh in (step.mesh, step.generation_mesh)))
-    return -(-(step.config.rl.slots or step.config.batch.micro) // unit) * unit
+    return -(-slot_count(step.config) // unit) * unit
+
+
+def slot_shape(step: Shapes, bucket: Bucket) -> SlotShape:
+    """That of the slots in which prompts of the bucket are answered."""
+    shapes = slot_shapes(step.config, step.model, step.generation_mesh, step.config.rl.shuffled)
+    own = SlotShape(bucket.prompt, bucket.completion, row_counts(step.config, bucket))
+    return next((shape for shape in shapes if shape.takes(own)), own)
 
 
 class Program(NamedTuple):
@@ -186,30 +196,32 @@ def lower_phase(step: Shapes, phase: str, bucket: Bucket) -> Iterator[Program]:
 
 def _weights(step: Shapes, bucket: Bucket) -> Iterator[Program]:
     same: dict[Any, list] = {}
-    for x, there in step.copied():
-        same.setdefault((x.shape, x.sharding, there.sharding), []).append((x, there))
-    for moved in same.values():
-        x, there = moved[0]
-        yield Program(mover(there.sharding, str(there.dtype)).lower(x), len(moved))
+    for x, place in step.copied():
+        same.setdefault((x.shape, x.dtype, x.sharding, place), []).append(x)
+    for (*_, place), moved in same.items():
+        yield Program(mover(place).lower(moved[0]), len(moved))
 
 
 def _generation(step: Shapes, bucket: Bucket) -> Iterator[Program]:
     tensor, dtype = step.config.mesh.decode_tensor, step.config.model.dtype
     decoder = make_decoder(step.graphdef, step.mesh, step.model, END_IDS, tensor=tensor, dtype=dtype)
     bits = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0)))
-    sampling = decoder.sampling(bucket, **step.config.sampling)
-    rows, slots = row_counts(step.config, bucket), slot_count(step)
+    own, rows, prompts = slot_shape(step, bucket), row_counts(step.config, bucket), step.config.batch.micro
+    sampling = decoder.sampling(own.completion, **step.config.sampling)
     here = batch_sharding(step.generation_mesh)
+    unit = math.prod(step.generation_mesh.shape[axis] for axis in BATCH)
+    prompts = min(-(-prompts // unit) * unit, slots_of(step))
 
     def shape(x: Any, *sizes: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((slots, *sizes, *x.shape[1:]), x.dtype, sharding=here)
+        return jax.ShapeDtypeStruct((prompts, *sizes, *x.shape[1:]), x.dtype, sharding=here)
 
     batch = batch_shapes(step, bucket)
     arrays = jax.tree.map(shape, batch)
     pairs = None if batch.visual is None else shape(batch.visual.pair, len(rows))
-    lanes = at_a_time(rows, step.config.rl.lanes)
+    most = jax.ShapeDtypeStruct((prompts, sum(rows)), jnp.int32, sharding=here)
+    room = Room(own.prompt, own.rows, at_a_time(own.rows, step.config.rl.lanes))
     for lowered in decoder.programs.lower(
-        step.generation, bits, (arrays, pairs, None), rows=rows, lanes=lanes, sampling=sampling
+        step.generation, bits, slots_of(step), (arrays, pairs, most), room=room, sampling=sampling
     ):
         yield Program(lowered)
 
@@ -269,7 +281,7 @@ def resident(step: Shapes, phase: str, bucket: Bucket) -> int:
     Rollouts of all of the step's microbatches wait on the device; those of the phase's own are its argument.
     """
     params, moments = chip_bytes(step.params), chip_bytes(step.state.optimizer)
-    copy, reference = chip_bytes([there for _, there in step.copied()]), chip_bytes(step.reference_copy())
+    copy, reference = chip_bytes([place.shape(x) for x, place in step.copied()]), chip_bytes(step.reference_copy())
     shared = 0 if step.reference is None else chip_bytes(step.reference.params) - reference
     reference = 0 if step.config.model.reference == "host" else reference
     own = chip_bytes(batch_shapes(step, bucket))

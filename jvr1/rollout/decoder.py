@@ -6,40 +6,47 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from jvr1.data.batch import Arrays, Bucket
+from jvr1.data.batch import Arrays
 from jvr1.model.config import ModelConfig
-from jvr1.rollout.generate import Sampling
+from jvr1.rollout.generate import Room
 from jvr1.rollout.queue import Programs, answer_queue, make_programs
-from jvr1.rollout.tasks import Decode, Done, Sampled, Task
-from jvr1.sharding import check_mesh, decode_mesh, param_shardings
+from jvr1.rollout.sampling import Sampling
+from jvr1.rollout.tasks import Decode, Done, Sampled, SlotShape, Task, shared_shapes
+from jvr1.sharding import check_mesh, decode_mesh, param_shardings, path_name
+
+DECODER_LAYERS = "text/layers/"
+"""What can lie apart: the tower's layers run once a prompt, the decoder's at each token."""
 
 
 @dataclass(frozen=True)
 class Decoder:
-    """Completions of a model whose batches lie on `mesh`, its weights laid out for generation.
+    """Completions of a model whose batches lie on `mesh`, its weights laid out for generation on that of `generation`.
 
     weights(params): a copy in the compute dtype, split over `tensor` of the generation mesh and replicated otherwise;
-    what lies so already is not copied. programs: what a queue of prompts runs; compiled once for each bucket, rows,
-    lanes and sampling.
+    what lies so already is not copied (`lay_out`). programs: what a queue of prompts runs; compiled once for each
+    bucket, room and sampling.
     """
 
     mesh: Mesh
+    generation: Mesh
     model: ModelConfig
     end_ids: tuple[int, ...]
-    weights: Callable[[dict], dict]
+    weights: Callable[..., dict]
     programs: Programs
 
-    def sampling(self, bucket: Bucket, *, temperature: float = 0.0, top_p: float = 1.0, top_k: int = 0) -> Sampling:
-        """How a bucket is sampled: as many tokens as it holds, no visual placeholder ever."""
+    def sampling(self, tokens: int, *, temperature: float = 0.0, top_p: float = 1.0, top_k: int = 0) -> Sampling:
+        """How completions of so many tokens are sampled: no visual placeholder ever."""
         return Sampling(
-            max_tokens=bucket.completion,
+            max_tokens=tokens,
             end_ids=self.end_ids,
             banned_ids=self.model.visual_tokens,
             temperature=temperature,
@@ -58,29 +65,34 @@ class Decoder:
         tasks: Iterable[Task],
         key: jax.Array,
         *,
+        shapes: Sequence[SlotShape] = (),
         slots: int = 0,
         lanes: int = 0,
         prepare: bool = False,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
+        **drawing: Any,
     ) -> Iterator[list[Done]]:
-        """Answers all rows of microbatches; yields this process's as they end. Neighbours of one bucket are one queue,
-        which keeps `slots` prompts under way (0: as many as a microbatch has) and of each prompt's first stream `lanes`
-        completions at a time, of the others in proportion (0: all at once). Neither changes what a row's tokens are.
-        prepare: all programs of a shape compile when it first comes, not when a queue is first longer than it."""
-        for (bucket, rows), same in groupby(tasks, key=lambda task: (task.micro.bucket, task.rows)):
-            sampling = self.sampling(bucket, temperature=temperature, top_p=top_p, top_k=top_k)
-            yield from answer_queue(
-                self.programs, weights, same, key, sampling, rows, at_a_time(rows, lanes), slots, prepare=prepare
-            )
+        """Answers all rows of microbatches; yields this process's as they end. Neighbours of one of the `shapes` are
+        one queue, others of one bucket; it keeps `slots` prompts under way (0: as many as a microbatch has) and of each
+        prompt's first stream `lanes` completions at a time, of the others in proportion (0: all at once). None of these
+        changes what a row's tokens are. prepare: all programs of a bucket compile when it first comes, not when a queue
+        is first longer than it. drawing: as `sampling` takes it."""
 
-    def answers(self, weights: dict, tasks: Sequence[Task], key: jax.Array, **how: Any) -> list[Sampled]:
-        """What `queue` gives, as one array a task: those of one bucket are one queue, wherever they stand."""
+        for shape, same in groupby(tasks, key=partial(shape_of, shapes)):
+            room = Room(shape.prompt, shape.rows, at_a_time(shape.rows, lanes))
+            sampling = self.sampling(shape.completion, **drawing)
+            yield from answer_queue(self.programs, weights, same, key, sampling, room, slots, prepare=prepare)
+
+    def answers(
+        self, weights: dict, tasks: Sequence[Task], key: jax.Array, *, shapes: Sequence[SlotShape] = (), **how: Any
+    ) -> list[Sampled]:
+        """What `queue` gives, as one array a task: those of one shape are one queue, wherever they stand, and in it
+        those of a bucket neighbours."""
         order = list(dict.fromkeys(task.micro.bucket for task in tasks))
+        sizes = list(dict.fromkeys(shape_of(shapes, task) for task in tasks))
         which = {id(task): number for number, task in enumerate(tasks)}
         found: list[list[Any]] = [[None] * len(task.arrays.valid) for task in tasks]
-        for done in self.queue(weights, sorted(tasks, key=lambda task: order.index(task.micro.bucket)), key, **how):
+        turns = sorted(tasks, key=lambda task: (sizes.index(shape_of(shapes, task)), order.index(task.micro.bucket)))
+        for done in self.queue(weights, turns, key, shapes=shapes, **how):
             for task, row, sampled in done:
                 found[which[id(task)]][row] = sampled
         return [Sampled(*(np.stack(x) for x in zip(*rows, strict=True))) for rows in found]
@@ -90,15 +102,44 @@ class Decoder:
     ) -> Iterator[Sampled]:
         """One completion a prompt as it grows: this process's rows with the first token, with each `every` more, and
         whole. arrays: on the host; the mesh must divide their rows."""
-        how = {"rows": (1,), "lanes": (1,), "sampling": sampling}
-        bits, pairs = np.asarray(jax.random.key_data(key)), None
+        room = Room(arrays.prompt.ids.shape[1], (1,), (1,))
+        how, pairs = {"room": room, "sampling": sampling}, None
+        bits, most = (
+            np.asarray(jax.random.key_data(key)),
+            np.full((len(arrays.valid), 1), sampling.max_tokens, np.int32),
+        )
         if arrays.visual is not None:
             pairs = arrays.visual.pair[:, None]
-        slots, more, going = self.programs.begin(weights, bits, (arrays, pairs, None), **how), 0, True
+        slots, more, going = self.programs.of(weights, bits, (arrays, pairs, most), **how), 0, True
         while going:
-            slots, idle = self.programs.advance(weights, bits, slots, slots.lanes.row.shape[0], more, **how)
+            slots, idle, _ = self.programs.advance(weights, bits, slots, slots.lanes.row.shape[0], more, **how)
             yield self.programs.results(slots)
             more, going = every, not np.asarray(idle).all()
+
+
+def queue_shapes(
+    model: ModelConfig,
+    generation: Mesh | AbstractMesh,
+    dtype: str,
+    wanted: Sequence[SlotShape],
+    slots: int,
+    prompts: int,
+) -> tuple[SlotShape, ...]:
+    """`shared_shapes` of a model that generates on a mesh in a dtype, `slots` of a step's `prompts` at a time."""
+    text, tensor, size = model.text, generation.shape["tensor"], jnp.dtype(dtype).itemsize
+    products = text.hidden * (
+        2 * text.heads * text.head_size + 2 * text.kv_heads * text.head_size + 3 * text.intermediate
+    )
+    weights = size * (text.layers * products + text.hidden * text.vocab) // tensor
+    token = size * 2 * text.layers * text.head_size * max(text.kv_heads // tensor, 1)
+    here = -(-slots // (generation.size // tensor))
+    return shared_shapes(wanted, here, weights, token, all_at_once=slots >= prompts)
+
+
+def shape_of(shapes: Sequence[SlotShape], task: Task) -> SlotShape:
+    """The first of the shapes that takes the task, or its own."""
+    own = SlotShape(task.micro.bucket.prompt, task.micro.bucket.completion, task.rows)
+    return next((shape for shape in shapes if shape.takes(own)), own)
 
 
 def at_a_time(rows: Sequence[int], lanes: int) -> tuple[int, ...]:
@@ -114,31 +155,82 @@ def make_decoder(
     *,
     tensor: int = 0,
     dtype: str | None = None,
+    apart: bool | None = None,
 ) -> Decoder:
     """tensor: ways the weights are split when generating (0: as on `mesh`). dtype: of the weights then (None: theirs).
+    apart: an array a layer of weights and caches (None: as the platform of `mesh` has it, see `wants_apart`).
 
     Raises UserError for a size that is not possible.
     """
     generation = decode_mesh(mesh, tensor)
     check_mesh(generation, model)
 
-    programs = make_programs(graphdef, mesh, generation, model.text.kv_heads)
-    return Decoder(mesh, model, end_ids, partial(lay_out, mesh=generation, dtype=dtype), programs)
+    apart = wants_apart(mesh.devices.flat[0].platform) if apart is None else apart
+    programs = make_programs(graphdef, mesh, generation, model.text.kv_heads, apart=apart)
+    return Decoder(
+        mesh, generation, model, end_ids, partial(lay_out, mesh=generation, dtype=dtype, apart=apart), programs
+    )
 
 
-def lay_out(params: dict, mesh: Mesh, dtype: str | None = None) -> dict:
-    """Parameters as they lie on another mesh of the same devices, in another dtype."""
-    shardings = param_shardings(params, mesh)
+def wants_apart(platform: str) -> bool:
+    """Whether decoding is faster with an array a layer. On GPUs and TPUs a loop over stacked layers copies each layer's
+    weights and cache at each token; on CPUs it does not, and compiles the sooner."""
+    return platform != "cpu"
 
-    def move(x: jax.Array, sharding: NamedSharding) -> jax.Array:
-        if x.dtype == (dtype or x.dtype) and x.sharding == sharding:
+
+class Place(NamedTuple):
+    """Where a parameter lies for generation: its sharding and dtype; of how many layers it is a list, 0: none."""
+
+    sharding: NamedSharding
+    dtype: str
+    layers: int = 0
+
+    def holds(self, x: Any) -> bool:
+        """Whether an array, or its shape, lies so."""
+        there = not self.layers and str(x.dtype) == self.dtype
+        return there and x.sharding.is_equivalent_to(self.sharding, x.ndim)
+
+    def shape(self, x: Any) -> Any:
+        """What comes of an array's shape."""
+        if not self.layers:
+            return jax.ShapeDtypeStruct(x.shape, jnp.dtype(self.dtype), sharding=self.sharding)
+        layer = jax.ShapeDtypeStruct(x.shape[1:], jnp.dtype(self.dtype), sharding=_of_a_layer(self.sharding))
+        return [layer] * self.layers
+
+
+def places(params: Any, mesh: Mesh | AbstractMesh, dtype: str | None = None, *, apart: bool = False) -> Any:
+    """The `Place` of each parameter, array or shape, on another mesh of the same devices, in another dtype (None: its
+    own). apart: those of the decoder's layers as lists, an array a layer."""
+
+    def place(path: tuple[Any, ...], x: Any, sharding: NamedSharding) -> Place:
+        layers = x.shape[0] if apart and path_name(path).startswith(DECODER_LAYERS) else 0
+        return Place(sharding, dtype or str(x.dtype), layers)
+
+    return jax.tree_util.tree_map_with_path(place, params, param_shardings(params, mesh))
+
+
+def lay_out(params: dict, mesh: Mesh, dtype: str | None = None, *, apart: bool = False, consumed: bool = False) -> dict:
+    """Parameters in their `places`. consumed: what is copied is deleted, so that both never stand there whole."""
+
+    def move(x: jax.Array, place: Place) -> Any:
+        if place.holds(x):
             return x
-        return mover(sharding, str(dtype or x.dtype))(x)
+        moved = mover(place)(x)
+        if consumed:
+            x.delete()
+        return moved
 
-    return jax.tree.map(move, params, shardings)
+    return jax.tree.map(move, params, places(params, mesh, dtype, apart=apart))
 
 
 @cache
-def mover(sharding: NamedSharding, dtype: str) -> jax.stages.Wrapped:
-    """The jitted program that lays out a parameter."""
-    return jax.jit(lambda x: x.astype(dtype), out_shardings=sharding)
+def mover(place: Place) -> jax.stages.Wrapped:
+    """The jitted program that puts a parameter in its place."""
+    if not place.layers:
+        return jax.jit(lambda x: x.astype(place.dtype), out_shardings=place.sharding)
+    own = [_of_a_layer(place.sharding)] * place.layers
+    return jax.jit(lambda x: [x[i].astype(place.dtype) for i in range(place.layers)], out_shardings=own)
+
+
+def _of_a_layer(stacked: NamedSharding) -> NamedSharding:
+    return NamedSharding(stacked.mesh, P(*stacked.spec[1:]))

@@ -1,8 +1,8 @@
 """Sampling on the device: one prefill a prompt stream, flat completion rows over shared prefixes.
 
 Serves rollout, validation, evaluation and ask. Pure: jit with the static arguments bound. `generate` answers one batch.
-Its parts keep a queue going: `begin` B prompts, `advance` until some have ended, `place` others that `enter` made into
-their slots, and so on (`jvr1.rollout.queue`).
+Its parts keep a queue going: `begin` slots, `place` prompts that `enter` made into them, `advance` until some have
+ended, and so on (`jvr1.rollout.queue`). Prompts of several shapes may lie in slots of one (`Room`).
 """
 
 from __future__ import annotations
@@ -15,45 +15,37 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt32
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from jvr1.errors import UserError
-from jvr1.model.blockwise import MASKED
 from jvr1.model.layers import constrain_batch, constrain_vocab
 from jvr1.model.qwen2_5_vl import Prompt, Qwen25VL
 from jvr1.model.text import KV
 from jvr1.model.vision import Visual
+from jvr1.rollout.sampling import Sampling, choose, token_logprob
 
 LEAST_READ, MOST_LOOPS = 64, 4
 """Entries of the ring that a loop of decoding reads at least, and how many such loops there are."""
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """How tokens are drawn: softmax(logits / temperature), then the top_k best, then the nucleus of mass top_p.
+class Room:
+    """What a slot has room for: a prompt of `prompt` tokens in streams s, of which rows[s] completions are wanted and
+    lanes[s] decoded at a time. A prompt may take less: fewer tokens, or the first of the streams alone."""
 
-    temperature 0 takes the best token; top_k 0 and top_p 1 keep all. A row ends with any of `end_ids`, which belongs
-    to it; `banned_ids` are never drawn (the visual placeholders: a sampled one would break the next pass).
-    Errors: UserError for a value that is not possible.
-    """
+    prompt: int
+    rows: tuple[int, ...]
+    lanes: tuple[int, ...]
 
-    max_tokens: int
-    end_ids: tuple[int, ...]
-    banned_ids: tuple[int, ...] = ()
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    pad_id: int = 0
+    @property
+    def stream(self) -> Int[np.ndarray, " M"]:
+        """Of each lane."""
+        return np.repeat(np.arange(len(self.lanes)), self.lanes)
 
-    def __post_init__(self) -> None:
-        if self.max_tokens < 1:
-            raise UserError(f"max_tokens is {self.max_tokens}; at least one token must be sampled")
-        if not self.temperature >= 0:
-            raise UserError(f"temperature is {self.temperature}; it must be positive, or 0 for the best token")
-        if not 0 < self.top_p <= 1:
-            raise UserError(f"top_p is {self.top_p}; it must lie in (0, 1]; use temperature 0 for the best token")
-        if self.top_k < 0:
-            raise UserError(f"top_k is {self.top_k}; it must be positive, or 0 to keep all")
+    @property
+    def first(self) -> Int[np.ndarray, " M"]:
+        """The row that each lane begins with."""
+        starts = np.cumsum([0, *self.rows[:-1]])
+        return np.concatenate([i + np.arange(n) for i, n in zip(starts, self.lanes, strict=True)]).astype(np.int32)
 
 
 class Completions(NamedTuple):
@@ -119,7 +111,8 @@ class Lanes(NamedTuple):
 
 class Slots(NamedTuple):
     """B prompts under way. cache (M rows of C tokens) is a ring: all lanes write at (steps - 1) mod C, whenever their
-    row began, so that no step scatters; a row of n tokens reads the last n. steps: draws since `begin`, its own too."""
+    row began, so that no step scatters; a row of n tokens reads the last n. steps: draws since the ring began, its own
+    too."""
 
     held: Held
     lanes: Lanes
@@ -143,48 +136,78 @@ def generate(
     R = sum(rows), streams in order. The key of a row is fold_in(key, its number), that of a token
     fold_in(row key, index): the same draw on any mesh. Prompts that are not `active` cost no steps of their own.
     """
+    room = Room(prompt.ids.shape[1], tuple(rows), tuple(rows))
     most = jnp.full(row_numbers.shape, sampling.max_tokens, jnp.int32)
-    slots = begin(model, Asked(prompt, visual, pairs, active, row_numbers, most), key, rows, rows, sampling)
-    slots = advance(model, slots, key, rows, rows, sampling)
+    entered = enter(model, Asked(prompt, visual, pairs, active, row_numbers, most), key, room, sampling)
+    slots = Slots(*entered, _ring(model, len(row_numbers), room, sampling), jnp.int32(1))
+    slots = advance(model, slots, key, room, sampling)
     # split here as in the loop: where the result goes must not change how the loop is split
     state = jax.tree.map(constrain_batch, slots.lanes)
     return Completions(state.ids, state.length, state.ended, state.logprobs, slots.steps)
 
 
-def begin(
-    model: Qwen25VL, asked: Asked, key: PRNGKeyArray, rows: Sequence[int], lanes: Sequence[int], sampling: Sampling
-) -> Slots:
-    """Slots of B prompts: one prefill, and the first token of the first `lanes[s]` rows of each stream."""
-    held, first = enter(model, asked, key, rows, lanes, sampling)
-    layers, b, _, heads, _, size = held.kv.v.shape
-    lines, dtype = (layers, b, sum(lanes), heads), held.kv.v.dtype
-    ring = KV(
-        jnp.zeros((*lines, size, sampling.max_tokens), dtype), jnp.zeros((*lines, sampling.max_tokens, size), dtype)
+def begin(model: Qwen25VL, slots: int, room: Room, sampling: Sampling) -> Slots:
+    """So many slots without a prompt."""
+    (s, r, m), c = (len(room.rows), sum(room.rows), sum(room.lanes)), sampling.max_tokens
+    held = Held(
+        kv=model.text.cache(slots, s, room.prompt),
+        mask=jnp.zeros((slots, room.prompt), bool),
+        next_position=jnp.zeros(slots, jnp.int32),
+        last=jnp.zeros((slots, s, model.config.text.hidden), model.text.dtype),
+        number=jnp.zeros((slots, r), jnp.int32),
+        most=jnp.zeros((slots, r), jnp.int32),
     )
-    return Slots(held, first, ring, jnp.int32(1))
+    lanes = _lanes(jnp.full((slots, m), r, jnp.int32), jnp.zeros((slots, s), jnp.int32), r, c, sampling)
+    return Slots(held, lanes, _ring(model, slots, room, sampling), jnp.int32(1))
 
 
-def enter(
-    model: Qwen25VL, asked: Asked, key: PRNGKeyArray, rows: Sequence[int], lanes: Sequence[int], sampling: Sampling
-) -> tuple[Held, Lanes]:
-    """`begin` without a ring: what `place` puts into slots that are under way."""
-    prompt = asked.prompt
-    last, kv = model.prefill(prompt, asked.visual, asked.pairs)
-    (b, r), m, c = asked.number.shape, sum(lanes), sampling.max_tokens
-    held = Held(kv, prompt.mask, prompt.next_position, last, asked.number, jnp.minimum(asked.most, c))
-    starts = np.cumsum([0, *rows[:-1]])
-    first = np.concatenate([start + np.arange(n) for start, n in zip(starts, lanes, strict=True)]).astype(np.int32)
-    state = Lanes(
-        row=jnp.where(asked.active[:, None], first[None], r),
-        drawn=jnp.zeros((b, m), jnp.int32),
-        token=jnp.zeros((b, m), jnp.int32),
-        begun=jnp.broadcast_to(jnp.asarray(lanes, jnp.int32)[None], (b, len(lanes))),
+def _ring(model: Qwen25VL, slots: int, room: Room, sampling: Sampling) -> KV:
+    return model.text.cache(slots, sum(room.lanes), sampling.max_tokens)
+
+
+def _lanes(row: Int[Array, "B M"], begun: Int[Array, "B S"], r: int, c: int, sampling: Sampling) -> Lanes:
+    """Lanes before their first token."""
+    b = len(row)
+    return Lanes(
+        row=row,
+        drawn=jnp.zeros_like(row),
+        token=jnp.zeros_like(row),
+        begun=begun,
         ids=jnp.full((b, r, c), sampling.pad_id, jnp.int32),
         logprobs=jnp.zeros((b, r, c), jnp.float32),
         length=jnp.zeros((b, r), jnp.int32),
         ended=jnp.zeros((b, r), bool),
     )
-    return held, _draw(model, held, state, key, last[:, _streams(lanes)], rows, lanes, sampling)
+
+
+def enter(model: Qwen25VL, asked: Asked, key: PRNGKeyArray, room: Room, sampling: Sampling) -> tuple[Held, Lanes]:
+    """What `place` puts into slots: one prefill of B prompts, and the first token of the first lanes of each stream.
+
+    `asked` is of these prompts' own shape, with R completions of as many streams as they have.
+    """
+    prompt, r = asked.prompt, sum(room.rows)
+    last, kv = model.prefill(prompt, asked.visual, asked.pairs)
+    (b, streams), absent = last.shape[:2], len(room.rows) - last.shape[1]
+    longer, rows = room.prompt - prompt.ids.shape[1], r - asked.number.shape[1]
+
+    def grown(x: Any, *sizes: int) -> Any:
+        """x with so much more at the end of its last axes."""
+        return jax.tree.map(lambda x: jnp.pad(x, [*[(0, 0)] * (x.ndim - len(sizes)), *((0, n) for n in sizes)]), x)
+
+    held = Held(
+        KV(grown(kv.k, absent, 0, 0, longer), grown(kv.v, absent, 0, longer, 0)),
+        grown(prompt.mask, longer),
+        prompt.next_position,
+        grown(last, absent, 0),
+        grown(asked.number, rows),
+        grown(jnp.minimum(asked.most, sampling.max_tokens), rows),
+    )
+    here = asked.active[:, None] & (room.stream < streams)[None]
+    of_stream = np.where(np.arange(len(room.rows)) < streams, room.lanes, room.rows).astype(np.int32)
+    begun = jnp.broadcast_to(jnp.asarray(of_stream)[None], (b, len(room.rows)))
+    first = jnp.where(here, jnp.asarray(room.first)[None], r)
+    state = _lanes(first, begun, r, sampling.max_tokens, sampling)
+    return held, _draw(model, held, state, key, held.last[:, room.stream], room, sampling)
 
 
 def place(held: Held, lanes: Lanes, new_held: Held, new_lanes: Lanes, into: Int[Array, "W k"]) -> tuple[Held, Lanes]:
@@ -200,7 +223,7 @@ def place(held: Held, lanes: Lanes, new_held: Held, new_lanes: Lanes, into: Int[
         write = jax.vmap(lambda x, y, i: x.at[(*at, i)].set(y, mode="drop"), (axis, axis, 0), axis)
         return write(x, y, into).reshape(old.shape)
 
-    kv = KV(*(put(x, y, 1) for x, y in zip(held.kv, new_held.kv, strict=True)))
+    kv = jax.tree.map(lambda x, y: put(x, y, x.ndim - 5), held.kv, new_held.kv)
     rest: Any
     rest, lanes = jax.tree.map(partial(put, axis=0), (held[1:], lanes), (new_held[1:], new_lanes))
     return Held(kv, *rest), lanes
@@ -210,8 +233,7 @@ def advance(
     model: Qwen25VL,
     slots: Slots,
     key: PRNGKeyArray,
-    rows: Sequence[int],
-    lanes: Sequence[int],
+    room: Room,
     sampling: Sampling,
     enough: Int[Array, ""] | None = None,
     more: Int[Array, ""] | None = None,
@@ -223,19 +245,19 @@ def advance(
     b = slots.lanes.row.shape[0]
     enough = jnp.int32(b) if enough is None else enough
     until = jnp.int32(2**30) if more is None else slots.steps + more
-    mask = jnp.broadcast_to(slots.held.mask[:, None], (b, len(lanes), slots.held.mask.shape[1]))
-    streams = _streams(lanes)
+    mask = jnp.broadcast_to(slots.held.mask[:, None], (b, len(room.lanes), slots.held.mask.shape[1]))
 
     def step(read: int, carry: tuple[Lanes, KV, Array]) -> tuple[Lanes, KV, Array]:
         state, cache, steps = carry
         written = steps - 1
         positions = slots.held.next_position[:, None] + state.drawn - 1
+        index = written % sampling.max_tokens
         hidden, cache = model.decode(
-            state.token, positions, slots.held.kv, mask, cache, written % sampling.max_tokens, state.drawn, lanes, read
+            state.token, positions, slots.held.kv, mask, cache, index, state.drawn, room.lanes, read
         )
         begins = (state.drawn == 0)[..., None]
-        hidden = jnp.where(begins, slots.held.last[:, streams], hidden)
-        return _draw(model, slots.held, state, key, hidden, rows, lanes, sampling), cache, steps + 1
+        hidden = jnp.where(begins, slots.held.last[:, room.stream], hidden)
+        return _draw(model, slots.held, state, key, hidden, room, sampling), cache, steps + 1
 
     def goes_on(read: int, carry: tuple[Lanes, KV, Array]) -> Bool[Array, ""]:
         state, _, steps = carry
@@ -250,6 +272,34 @@ def advance(
     return Slots(slots.held, state, cache, steps)
 
 
+def in_use(slots: Slots) -> Int[Array, ""]:
+    """Entries of the ring that some row still reads."""
+    busy = slots.lanes.row < slots.lanes.length.shape[1]
+    return jnp.maximum(jnp.max(jnp.where(busy, slots.lanes.drawn, 0)) - 1, 0)
+
+
+def reads_less(slots: Slots) -> Bool[Array, ""]:
+    """Whether `turn_back` would let the next step read less of the ring."""
+    sizes = jnp.asarray(reads(slots.lanes.ids.shape[2]), jnp.int32)
+    now, then = (jnp.sum(sizes < steps) for steps in (slots.steps, in_use(slots) + 1))
+    return jnp.minimum(now, len(sizes) - 1) > then
+
+
+def turn_back(slots: Slots) -> Slots:
+    """The ring turned so that what is in use begins at 0: a queue that has run for long reads as little of it again as
+    one that has just begun."""
+    used = in_use(slots)
+    shift = used - (slots.steps - 1)
+
+    def turned(x: Any, axis: int) -> Any:
+        if isinstance(x, list):
+            return [jnp.roll(layer, shift, axis) for layer in x]
+        # a layer at a time: all of them at once would be a second ring
+        return jax.lax.fori_loop(0, len(x), lambda i, x: x.at[i].set(jnp.roll(x[i], shift, axis)), x)
+
+    return slots._replace(cache=KV(turned(slots.cache.k, -1), turned(slots.cache.v, -2)), steps=used + 1)
+
+
 def reads(max_tokens: int) -> tuple[int, ...]:
     """Entries of the ring that decoding reads: as long as no more are written, a part of them, in a loop of its own."""
     sizes = [max_tokens]
@@ -258,19 +308,13 @@ def reads(max_tokens: int) -> tuple[int, ...]:
     return tuple(sizes)
 
 
-def _streams(lanes: Sequence[int]) -> Int[np.ndarray, " M"]:
-    """The stream of each lane."""
-    return np.repeat(np.arange(len(lanes)), lanes)
-
-
 def _draw(
     model: Qwen25VL,
     held: Held,
     state: Lanes,
     key: PRNGKeyArray,
     hidden: Float[Array, "B M D"],
-    rows: Sequence[int],
-    lanes: Sequence[int],
+    room: Room,
     sampling: Sampling,
 ) -> Lanes:
     """Draws a token a lane from the hidden state before it; lanes whose row ends with it go on to the next."""
@@ -289,7 +333,7 @@ def _draw(
     end = busy & jnp.any(token[..., None] == jnp.asarray(sampling.end_ids, jnp.int32)[None, None], axis=-1)
     drawn = state.drawn + busy.astype(jnp.int32)
     over = busy & (end | (drawn >= most))
-    row, begun = _next_rows(state, over, rows, lanes)
+    row, begun = _next_rows(state, over, room)
     drew = jnp.any(at, axis=1)
     here = drew[..., None] & (jnp.arange(c)[None, None] == state.length[..., None])
 
@@ -309,10 +353,9 @@ def _draw(
     )
 
 
-def _next_rows(
-    state: Lanes, over: Bool[Array, "B M"], rows: Sequence[int], lanes: Sequence[int]
-) -> tuple[Int[Array, "B M"], Int[Array, "B S"]]:
+def _next_rows(state: Lanes, over: Bool[Array, "B M"], room: Room) -> tuple[Int[Array, "B M"], Int[Array, "B S"]]:
     """Each lane's row, with that of the lanes which are `over` replaced by the stream's next; and rows begun."""
+    rows, lanes = room.rows, room.lanes
     r, row, begun = sum(rows), [], []
     for s, (n, m) in enumerate(zip(rows, lanes, strict=True)):
         own = slice(sum(lanes[:s]), sum(lanes[:s]) + m)
@@ -322,50 +365,3 @@ def _next_rows(
         row.append(jnp.where(over[:, own], following, state.row[:, own]))
         begun.append(jnp.minimum(state.begun[:, s] + turn[:, -1], n))
     return jnp.concatenate(row, axis=1), jnp.stack(begun, axis=1)
-
-
-def token_logprob(logits: Float[Array, "*X V"], token: Int[Array, "*X"], temperature: float) -> Float[Array, "*X"]:
-    """log softmax(logits / temperature)[token] over the whole vocabulary; temperature 0 counts as 1."""
-    scaled = logits / jnp.float32(temperature or 1.0)
-    chosen = jnp.take_along_axis(scaled, token[..., None], axis=-1)[..., 0]
-    return chosen - jax.nn.logsumexp(scaled, axis=-1)
-
-
-def choose(logits: Float[Array, "B R V"], uniform: Float[Array, "B R"], sampling: Sampling) -> Int[Array, "B R"]:
-    """Draws one token a row by inverting the cumulative distribution at `uniform`, a number in [0, 1)."""
-    vocab = logits.shape[-1]
-    if sampling.banned_ids:
-        banned = np.isin(np.arange(vocab), sampling.banned_ids)
-        logits = jnp.where(jnp.asarray(banned)[None, None], jnp.float32(MASKED), logits)
-    if sampling.temperature == 0:
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    p = jax.nn.softmax(logits / jnp.float32(sampling.temperature), axis=-1)
-    if 0 < sampling.top_k < vocab:
-        p = jnp.where(p >= cut(p, jnp.ones_like(p), jnp.float32(sampling.top_k)), p, jnp.float32(0))
-    if sampling.top_p < 1:
-        p = jnp.where(p >= cut(p, p, sampling.top_p * jnp.sum(p, axis=-1, keepdims=True)), p, jnp.float32(0))
-    # a parallel cumsum is not monotone to the last bit: without the mask a token of probability 0 could be drawn
-    mass = jnp.where(p > 0, jnp.cumsum(p, axis=-1), jnp.float32(0))
-    below = jnp.max(mass, axis=-1, keepdims=True) * jnp.minimum(uniform[..., None], jnp.float32(1 - 2**-23))
-    return jnp.argmax(mass > below, axis=-1).astype(jnp.int32)
-
-
-def cut(p: Float[Array, "B R V"], weight: Float[Array, "B R V"], target: Float[Array, "..."]) -> Float[Array, "B R 1"]:
-    """Largest t with sum of weight where p >= t at least `target`: what top-k and top-p keep is p >= t.
-
-    Bisection over the bit patterns of positive floats, which are ordered as the floats are: 31 passes, exact, where
-    sorting the vocabulary would cost several times the rest of a step. Ties at t are all kept.
-    """
-    target = jnp.broadcast_to(target, (*p.shape[:-1], 1))
-
-    def halve(_: Int[Array, ""], bounds: tuple[Array, Array]) -> tuple[Array, Array]:
-        low, high = bounds
-        middle = low + (high - low) // jnp.uint32(2)
-        t = jax.lax.bitcast_convert_type(middle, jnp.float32)
-        enough = jnp.sum(jnp.where(p >= t, weight, jnp.float32(0)), axis=-1, keepdims=True) >= target
-        return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
-
-    low: UInt32[Array, "B R 1"] = jnp.zeros_like(target, jnp.uint32)
-    high = jnp.full_like(low, np.float32(1.5).view(np.uint32))
-    low, _ = jax.lax.fori_loop(0, 31, halve, (low, high))
-    return jax.lax.bitcast_convert_type(low, jnp.float32)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,16 +32,26 @@ from jvr1.model.layers import BATCH
 from jvr1.model.qwen2_5_vl import merge
 from jvr1.model.text import KV
 from jvr1.processes.peers import share_of
-from jvr1.rollout.generate import Asked, Held, Lanes, Sampling, Slots, advance, begin, enter, place
+from jvr1.rollout.generate import (
+    Asked,
+    Held,
+    Lanes,
+    Room,
+    Slots,
+    advance,
+    begin,
+    enter,
+    place,
+    reads_less,
+    turn_back,
+)
+from jvr1.rollout.sampling import Sampling
 from jvr1.rollout.tasks import Done, Sampled, Task
 from jvr1.sharding import batch_sharding, put_batch, replicated, take_local
 
-Rows = tuple[int, ...]
-"""How many completions each stream of a prompt has: of ordered frames, and, where asked for, of shuffled ones."""
-
 Inputs = tuple[Any, Any, Any]
 """Of this process's rows, on the host or as shapes: their arrays, the frame pairs of each stream, and the most tokens
-each completion may have (None: as many as the bucket holds)."""
+each completion may have."""
 
 MAX_ROWS = 4096
 """The most completions a prompt may have. Completion i of prompt n has the number n * MAX_ROWS + i, in every bucket, so
@@ -55,15 +65,16 @@ def row_numbers(number: jax.Array, rows: Sequence[int]) -> jax.Array:
 
 @dataclass(frozen=True)
 class Programs:
-    """The jitted programs of a queue; `how` are their static arguments: rows, lanes and sampling.
+    """The jitted programs of a queue; `how` are their static arguments: room and sampling.
 
-    begin(weights, bits, inputs, **how) -> slots: encodes the first prompts.
-    refill(weights, bits, slots, inputs, into, **how) -> slots: encodes more prompts, into the slots that `into` names.
-    advance(weights, bits, slots, enough, more, **how) -> slots and, of each, whether it is idle: decodes until `enough`
-    slots are idle, at most `more` tokens.
-    refill and advance donate the slots they are given: only the returned ones may be used.
-    results(slots): what this process's completions are so far. lower(weights, bits, inputs, **how): `begin` and
-    `advance` lowered from shapes, not run.
+    begin(weights, slots, **how) -> so many slots without prompts.
+    refill(weights, bits, slots, inputs, into, **how) -> slots: encodes prompts, into the slots that `into` names.
+    advance(weights, bits, slots, enough, more, **how) -> slots, of each whether it is idle, and whether turning the
+    ring back would pay: decodes until `enough` slots are idle, at most `more` tokens.
+    turn_back(slots) -> slots, their ring turned back.
+    refill, advance and turn_back donate the slots they are given: only the returned ones may be used.
+    results(slots): what this process's completions are so far. lower(weights, bits, slots, inputs, **how): `refill` by
+    these inputs and `advance` of so many slots, lowered from shapes, not run.
 
     share: this process's part of a batch. across: how many ways generation splits a batch. ready: shapes whose refill
     is compiled already.
@@ -73,108 +84,125 @@ class Programs:
     across: int
     begin: Callable[..., Slots]
     refill: Callable[..., Slots]
-    advance: Callable[..., tuple[Slots, jax.Array]]
+    advance: Callable[..., tuple[Slots, jax.Array, jax.Array]]
+    turn_back: Callable[[Slots], Slots]
     results: Callable[[Slots], Sampled]
     lower: Callable[..., tuple[jax.stages.Lowered, ...]]
     ready: set[str] = field(default_factory=set)
 
+    def of(self, weights: dict, bits: np.ndarray, inputs: Inputs, **how: Any) -> Slots:
+        """Slots of just these prompts."""
+        slots = len(inputs[0].valid) // len(self.share.parts)
+        into = np.tile(np.arange(slots, dtype=np.int32), (self.share.ways, 1))
+        return self.refill(weights, bits, self.begin(weights, slots * self.share.ways, **how), inputs, into, **how)
 
-def _layout(generation: Mesh, kv_heads: int) -> Slots:
-    """How slots lie on the devices: a sharding in the place of each array."""
+
+def _layout(generation: Mesh, kv_heads: int, apart: bool) -> Slots:
+    """How slots lie on the devices: a sharding in the place of each array, or of the lists of those that lie apart."""
     batch, heads = batch_sharding(generation), "tensor" if kv_heads % generation.shape["tensor"] == 0 else None
-    kv = KV(*(NamedSharding(generation, P(None, BATCH, None, heads, None, None)),) * 2)
+    kv = KV(*(NamedSharding(generation, P(*(() if apart else (None,)), BATCH, None, heads, None, None)),) * 2)
     held, lanes = Held(kv, *(batch,) * (len(Held._fields) - 1)), Lanes(*(batch,) * len(Lanes._fields))
     return Slots(held, lanes, kv, replicated(generation))
 
 
-def _jitted(graphdef: nnx.GraphDef, layout: Slots) -> tuple[jax.stages.Wrapped, ...]:
-    """The programs on the device: begin, refill, advance."""
-    jit = partial(jax.jit, static_argnames=("rows", "lanes", "sampling"))
+class _Jitted(NamedTuple):
+    begin: jax.stages.Wrapped
+    refill: jax.stages.Wrapped
+    advance: jax.stages.Wrapped
+    turn_back: jax.stages.Wrapped
 
-    @partial(jit, out_shardings=layout)
-    def begin_slots(
-        weights: dict, bits: Array, inputs: Inputs, *, rows: Rows, lanes: Rows, sampling: Sampling
-    ) -> Slots:
-        return begin(merge(graphdef, weights), _asked(inputs, rows, sampling), _key(bits), rows, lanes, sampling)
+
+def _jitted(graphdef: nnx.GraphDef, layout: Slots) -> _Jitted:
+    """The programs on the device."""
+    jit = partial(jax.jit, static_argnames=("room", "sampling"))
+
+    @partial(jit, static_argnums=1, out_shardings=layout)
+    def begin_slots(weights: dict, slots: int, *, room: Room, sampling: Sampling) -> Slots:
+        return begin(merge(graphdef, weights), slots, room, sampling)
 
     @partial(jit, donate_argnums=(2, 3), out_shardings=(layout.held, layout.lanes))
     def refill_slots(
-        weights: dict, bits: Array, held: Held, state: Lanes, inputs: Inputs, into: Array, *, rows: Rows, lanes: Rows,
+        weights: dict, bits: Array, held: Held, state: Lanes, inputs: Inputs, into: Array, *, room: Room,
         sampling: Sampling,
     ) -> tuple[Held, Lanes]:  # fmt: skip
-        asked = _asked(inputs, rows, sampling)
-        fresh = enter(merge(graphdef, weights), asked, _key(bits), rows, lanes, sampling)
-        return place(held, state, *fresh, into)
+        arrays, pairs, most = inputs
+        asked = Asked(
+            arrays.prompt, arrays.visual, pairs, arrays.valid, row_numbers(arrays.number, most.shape[1:]), most
+        )
+        return place(held, state, *enter(merge(graphdef, weights), asked, _key(bits), room, sampling), into)
 
-    @partial(jit, donate_argnums=(3, 4, 5), out_shardings=(*layout[1:], layout.steps))
+    @partial(jit, donate_argnums=(3, 4, 5), out_shardings=(*layout[1:], *(layout.steps,) * 2))
     def advance_slots(
         weights: dict, bits: Array, held: Held, state: Lanes, cache: KV, steps: Array, enough: Array, more: Array, *,
-        rows: Rows, lanes: Rows, sampling: Sampling,
-    ) -> tuple[Lanes, KV, Array, Array]:  # fmt: skip
+        room: Room, sampling: Sampling,
+    ) -> tuple[Lanes, KV, Array, Array, Array]:  # fmt: skip
         slots, model = Slots(held, state, cache, steps), merge(graphdef, weights)
-        slots = advance(model, slots, _key(bits), rows, lanes, sampling, enough, more)
-        return *slots[1:], slots.lanes.idle
+        slots = advance(model, slots, _key(bits), room, sampling, enough, more)
+        return *slots[1:], slots.lanes.idle, reads_less(slots)
 
-    return begin_slots, refill_slots, advance_slots
+    @partial(jax.jit, donate_argnums=2, out_shardings=layout[2:])
+    def turn_ring(held: Held, state: Lanes, cache: KV, steps: Array) -> tuple[KV, Array]:
+        turned = turn_back(Slots(held, state, cache, steps))
+        return turned.cache, turned.steps
+
+    return _Jitted(begin_slots, refill_slots, advance_slots, turn_ring)
 
 
-def make_programs(graphdef: nnx.GraphDef, mesh: Mesh, generation: Mesh, kv_heads: int) -> Programs:
-    """generation: the devices of `mesh`, arranged as they are for generation (`sharding.decode_mesh`)."""
+def make_programs(graphdef: nnx.GraphDef, mesh: Mesh, generation: Mesh, kv_heads: int, *, apart: bool) -> Programs:
+    """generation: the devices of `mesh`, arranged as they are for generation (`sharding.decode_mesh`). apart: weights
+    and caches have an array a layer."""
     batch, scalar = batch_sharding(generation), jax.ShapeDtypeStruct((), jnp.int32)
-    layout = _layout(generation, kv_heads)
-    begin_slots, refill_slots, advance_slots = _jitted(graphdef, layout)
+    layout = _layout(generation, kv_heads, apart)
+    jitted = _jitted(graphdef, layout)
     collect = jax.jit(lambda x: (x.ids, x.length, x.ended, x.logprobs), out_shardings=batch_sharding(mesh))
 
     def results(slots: Slots) -> Sampled:
         return Sampled(*(take_local(x).copy() for x in collect(slots.lanes)))
 
-    def put(inputs: Any) -> Any:
-        return jax.device_put(put_batch(inputs, mesh), batch)
-
-    def run_begin(weights: dict, bits: np.ndarray, inputs: Inputs, **how: Any) -> Slots:
+    def run_begin(weights: dict, slots: int, **how: Any) -> Slots:
         with jax.set_mesh(generation):
-            return begin_slots(weights, bits, put(inputs), **how)
+            return jitted.begin(weights, slots, **how)
 
     def run_refill(
         weights: dict, bits: np.ndarray, slots: Slots, inputs: Inputs, into: np.ndarray, **how: Any
     ) -> Slots:
         with jax.set_mesh(generation):
-            held, state = refill_slots(weights, bits, *slots[:2], put(inputs), into, **how)
+            given = jax.device_put(put_batch(inputs, mesh), batch)
+            held, state = jitted.refill(weights, bits, *slots[:2], given, into, **how)
         return slots._replace(held=held, lanes=state)
 
     def run_advance(
         weights: dict, bits: np.ndarray, slots: Slots, enough: int, more: int, **how: Any
-    ) -> tuple[Slots, Array]:
+    ) -> tuple[Slots, Array, Array]:
         with jax.set_mesh(generation):
-            *moved, idle = advance_slots(weights, bits, *slots, np.int32(enough), np.int32(more), **how)
-        return Slots(slots.held, *moved), idle
+            *moved, idle, less = jitted.advance(weights, bits, *slots, np.int32(enough), np.int32(more), **how)
+        return Slots(slots.held, *moved), idle, less
 
-    def lower(weights: Any, bits: Any, inputs: Inputs, **how: Any) -> tuple[jax.stages.Lowered, ...]:
+    def run_turn_back(slots: Slots) -> Slots:
         with jax.set_mesh(generation):
-            first = begin_slots.lower(weights, bits, inputs, **how)
-            slots = jax.tree.map(
+            return Slots(*slots[:2], *jitted.turn_back(*slots))
+
+    def lower(weights: Any, bits: Any, slots: int, inputs: Inputs, **how: Any) -> tuple[jax.stages.Lowered, ...]:
+        with jax.set_mesh(generation):
+            shapes = jax.tree.map(
                 lambda sharding, part: jax.tree.map(
                     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), part
                 ),
                 layout,
-                first.out_info,
+                jitted.begin.eval_shape(weights, slots, **how),
             )
-            return first, advance_slots.lower(weights, bits, *slots, scalar, scalar, **how)
+            ways = share_of(mesh).ways
+            into = jax.ShapeDtypeStruct((ways, len(inputs[0].valid) // ways), jnp.int32)
+            return (
+                jitted.refill.lower(weights, bits, *shapes[:2], inputs, into, **how),
+                jitted.advance.lower(weights, bits, *shapes, scalar, scalar, **how),
+            )
 
     across = math.prod(generation.shape[axis] for axis in BATCH)
-    return Programs(share_of(mesh), across, run_begin, run_refill, run_advance, results, lower)
+    return Programs(share_of(mesh), across, run_begin, run_refill, run_advance, run_turn_back, results, lower)
 
 
 _key = jax.random.wrap_key_data
-
-
-def _asked(inputs: Any, rows: Sequence[int], sampling: Sampling) -> Asked:
-    """`Inputs` as `jvr1.rollout.generate` takes them."""
-    arrays, pairs, most = inputs
-    numbers = row_numbers(arrays.number, rows)
-    if most is None:
-        most = jnp.full(numbers.shape, sampling.max_tokens, jnp.int32)
-    return Asked(arrays.prompt, arrays.visual, pairs, arrays.valid, numbers, most)
 
 
 LOOK = 8
@@ -190,46 +218,50 @@ def answer_queue(
     tasks: Iterable[Task],
     key: jax.Array,
     sampling: Sampling,
-    rows: tuple[int, ...],
-    lanes: tuple[int, ...],
+    room: Room,
     slots: int,
     *,
     prepare: bool = False,
 ) -> Iterator[list[Done]]:
-    """Answers every row of tasks of one shape, `slots` prompts at a time; yields this process's rows as they end.
+    """Answers every row of tasks, `slots` prompts at a time; yields this process's rows as they end.
 
-    tasks: microbatches of one bucket and size, in which every process holds its own rows. rows: completions of each
-    stream. lanes: how many of them are decoded at a time. slots: 0 takes as many as a microbatch has prompts; the
-    number is rounded up to a multiple of what the devices split. prepare: compile the refill together with the first
-    prompts of a shape, and not in the middle of a later step, when one is first needed.
+    tasks: microbatches of one size that the room takes, in which every process holds its own rows; best those of a
+    bucket after each other. slots: 0 takes as many as a microbatch has prompts; the number is rounded up to a multiple
+    of what the devices split. prepare: compile both refills of a bucket when its first prompts come, and not in the
+    middle of a later step, when one is first needed.
     """
-    bits, how = np.asarray(jax.random.key_data(key)), {"rows": rows, "lanes": lanes, "sampling": sampling}
+    bits, how = np.asarray(jax.random.key_data(key)), {"room": room, "sampling": sampling}
     share = programs.share
     unit = math.lcm(share.ways, programs.across) // share.ways
     tasks = iter(tasks)
     first = next(tasks)
-    slots = slots or len(first.arrays.valid) // len(share.parts) * share.ways
-    own = -(-slots // (share.ways * unit)) * unit
+    size = len(first.arrays.valid) // len(share.parts)
+    own = -(-(slots or size * share.ways) // (share.ways * unit)) * unit
+    many = min(own, -(-size // unit) * unit)
     # `few` prompts enter in one refill. More: the slots that end first stay empty until the last of them has ended.
     # Fewer: the device stops for the host more often, which shows where completions are short.
-    longest = sampling.max_tokens * rows[0] // lanes[0]
-    few = min(own, -(-max(own // 16, own * LOOK // longest, 1) // unit) * unit)
+    longest = sampling.max_tokens * room.rows[0] // room.lanes[0]
+    few = min(many, -(-max(own // 16, own * LOOK // longest, 1) // unit) * unit)
     table = _Table(chain([first], tasks), share, own)
-    state = programs.begin(weights, bits, table.take(own)[0], **how)
-    shape = f"{jax.tree.map(np.shape, first.arrays)} {own} {how}"
-    if prepare and shape not in programs.ready:
-        state = programs.refill(weights, bits, state, *table.nobody(few), **how)
-        programs.ready.add(shape)
-    while table.busy or table.waiting:
-        inputs, into = table.take(few)
+    state = programs.begin(weights, own * share.ways, **how)
+    while table.busy or table.more:
+        count = many if table.waiting >= share.ways * many else few
+        inputs, into = table.take(count)
         if inputs is not None:
             state = programs.refill(weights, bits, state, inputs, into, **how)
+            shape = f"{jax.tree.map(lambda x: x.shape[1:], inputs)} {own} {few} {many} {how}"
+            if prepare and shape not in programs.ready:
+                for other in {few, many} - {count}:
+                    state = programs.refill(weights, bits, state, *table.nobody(other), **how)
+            programs.ready.add(shape)
         if table.waiting >= share.ways * few:
             continue  # there are more free slots than one refill takes
         last = share.ways * own  # every look stops the device: with no prompt left to put in, decode to the end at once
         enough = min(table.free - table.waiting + share.ways * few, last) if table.more else last
-        state, idle = programs.advance(weights, bits, state, enough, FOREVER, **how)
+        state, idle, less = programs.advance(weights, bits, state, enough, FOREVER, **how)
         yield table.done(np.asarray(idle), programs.results(state))
+        if table.more and np.asarray(less):
+            state = programs.turn_back(state)
 
 
 class _Table:
@@ -237,7 +269,7 @@ class _Table:
 
     `row` [W parts, slots of a part] holds the number of the row, -1 in a free slot, and is the same on all processes.
     Each part takes its own rows 0, 1, 2, ... in order. What is in a row is known only to the processes that feed that
-    part; the others know that there is one.
+    part; the others know that there is one, and of which bucket.
     """
 
     def __init__(self, tasks: Iterator[Task], share: Share, slots: int):
@@ -245,6 +277,7 @@ class _Table:
         self.row = np.full((share.ways, slots), -1)
         self.next = [0] * share.ways
         self.read: dict[int, Task] = {}  # by number; a task stays until all of its rows have ended
+        self.entering: Task  # one of the bucket that `take` gave last
         self.count = 0
         self.size = 1  # rows that a task has for each part
 
@@ -268,25 +301,30 @@ class _Table:
         return sum(int(n) for n, row in zip(free, self.next, strict=True) if self._has(row))
 
     def take(self, most: int) -> tuple[Any, np.ndarray]:
-        """Puts the next rows into free slots, up to `most` in each part.
+        """Puts the next rows into free slots, up to `most` in each part, all of the bucket of the row that is the first
+        to go in: one program encodes them.
 
-        Returns the rows as inputs of a program (None where no part has a row left), and the slots [W, most] they go
-        into. Where a part has fewer than `most`, the slot is one past the last: nothing is written there.
+        Returns the rows as inputs of a program (None where no part has both), and the slots [W, most] they go into.
+        Where a part has fewer than `most`, the slot is one past the last: nothing is written there.
         """
         into = np.full((len(self.row), most), self.row.shape[1], np.int32)
         rows = np.full((len(self.row), most), -1)
+        free = (self.row < 0).any(axis=1)
+        first = [row for row, some in zip(self.next, free, strict=True) if some and self._has(row)]
+        if not first:
+            return None, into
+        self.entering = self.read[min(first) // self.size]
         for part, held in enumerate(self.row):
             for i, slot in enumerate(np.flatnonzero(held < 0)[:most]):
-                if self._has(self.next[part]):
-                    into[part, i], rows[part, i] = slot, self.next[part]
-                    held[slot] = self.next[part]
+                row = self.next[part]
+                if self._has(row) and self.read[row // self.size].alike(self.entering):
+                    into[part, i], rows[part, i] = slot, row
+                    held[slot] = row
                     self.next[part] += 1
-        if (rows < 0).all():
-            return None, into
         return self._inputs(rows[list(self.share.parts)]), into
 
     def nobody(self, most: int) -> tuple[Any, np.ndarray]:
-        """What `take` returns when no slot gets a row; of the right shapes, to compile with."""
+        """What `take` returns when no slot gets a row; of the shapes it gave last, to compile with."""
         nowhere = np.full((len(self.row), most), self.row.shape[1], np.int32)
         return self._inputs(np.full((len(self.share.parts), most), -1)), nowhere
 
@@ -297,8 +335,8 @@ class _Table:
         for local, part in enumerate(self.share.parts):
             for slot in np.flatnonzero(ended[part]):
                 task, b = self._task(local, int(self.row[part, slot]))
-                at = local * self.row.shape[1] + slot
-                found.append(Done(task, b, Sampled(*(x[at] for x in sampled))))
+                of_slot = Sampled(*(x[local * self.row.shape[1] + slot] for x in sampled))
+                found.append(Done(task, b, task.own(of_slot)))
         self.row[ended] = -1
         oldest = min([*self.next, *self.row[self.row >= 0]]) // self.size
         self.read = {n: task for n, task in self.read.items() if n >= oldest}
@@ -321,11 +359,10 @@ class _Table:
 
     def _inputs(self, rows: np.ndarray) -> Any:
         """`Inputs` of these rows [own parts, n]. -1 is filled with any row, marked as not valid: nothing is decoded."""
-        some = next(iter(self.read.values()))
 
         def one(local: int, row: int) -> Any:
-            task, b = (some, 0) if row < 0 else self._task(local, row)
-            arrays, *rest = jax.tree.map(lambda x: np.asarray(x[b]), (task.arrays, task.pairs, task.most))
+            task, b = (self.entering, 0) if row < 0 else self._task(local, row)
+            arrays, *rest = jax.tree.map(lambda x: np.asarray(x[b]), (task.arrays, task.pairs, task.limits))
             return arrays._replace(valid=arrays.valid & (row >= 0)), *rest
 
         asked = [one(local, row) for local, of_part in enumerate(rows.tolist()) for row in of_part]

@@ -8,8 +8,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
-from jvr1.data.batch import Arrays, Microbatch
+from jvr1 import config as settings
+from jvr1.data.batch import Arrays, Bucket, Microbatch
 from jvr1.data.share import Share
 from jvr1.data.vision import frames_of
 from jvr1.errors import UserError
@@ -18,7 +20,8 @@ from jvr1.questions.asking import VARIANTS
 from jvr1.rl import tgrpo
 from jvr1.rl.judge import Judge, Judged
 from jvr1.rl.tgrpo import Advantages
-from jvr1.rollout.tasks import Sampled, Task
+from jvr1.rollout.decoder import Decoder, queue_shapes
+from jvr1.rollout.tasks import Sampled, SlotShape, Task
 from jvr1.train.metrics import MetricsWriter, Sums, frame_strip
 
 MAX_PICTURES = 4
@@ -43,14 +46,34 @@ class Rollout:
     result: Advantages
 
 
-def rows_of(micro: Microbatch, group: int, shuffled: int) -> tuple[int, ...]:
+def rows_of(bucket: Bucket, group: int, shuffled: int) -> tuple[int, ...]:
     """Completions of each stream: `group` on ordered frames, and for videos `shuffled` on shuffled ones."""
-    return (group, shuffled) if micro.bucket.kind == "video" and shuffled else (group,)
+    return (group, shuffled) if bucket.kind == "video" and shuffled else (group,)
+
+
+def slot_count(config: ConfigDict) -> int:
+    """Prompts under way while tokens are sampled: rl.slots, or all of a step."""
+    return config.rl.slots or config.batch.micro * config.batch.per_step
+
+
+def slot_shapes(config: ConfigDict, model: ModelConfig, generation: Any, shuffled: int) -> tuple[SlotShape, ...]:
+    """Shapes of the slots in which a run samples on a mesh: as few as pay, whatever its buckets."""
+    rows = {bucket: rows_of(bucket, config.rl.group, shuffled) for bucket in settings.buckets(config)}
+    wanted = [SlotShape(bucket.prompt, bucket.completion, rows[bucket]) for bucket in rows]
+    prompts = config.batch.micro * config.batch.per_step
+    return queue_shapes(model, generation, config.model.dtype, wanted, slot_count(config), prompts)
+
+
+def turns(config: ConfigDict, decoder: Decoder, shuffled: int) -> dict[str, Any]:
+    """How the prompts of a step take turns, for `Decoder.answers`."""
+    shapes = slot_shapes(config, decoder.model, decoder.generation, shuffled)
+    how = {"slots": slot_count(config), "lanes": config.rl.lanes, "prepare": config.batch.per_step > 1}
+    return how | {"shapes": shapes} | dict(config.sampling)
 
 
 def training_task(micro: Microbatch, group: int, shuffled: int) -> Task:
     """What the decoder is asked for a microbatch."""
-    rows, pairs = rows_of(micro, group, shuffled), None
+    rows, pairs = rows_of(micro.bucket, group, shuffled), None
     if micro.arrays.visual is not None:
         pairs = np.stack([micro.arrays.visual.pair, micro.arrays.shuffled][: len(rows)], axis=1)
     return Task(micro, micro.arrays, pairs, rows)

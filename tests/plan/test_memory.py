@@ -21,7 +21,8 @@ from jvr1.model.layers import REMAT_POLICIES
 from jvr1.plan import memory
 from jvr1.plan.planning import changed, counted_shapes, largest_bucket
 from jvr1.plan.programs import PHASES
-from jvr1.rollout.generate import Sampling, generate
+from jvr1.rollout.generate import generate
+from jvr1.rollout.sampling import Sampling
 from jvr1.train.optimizer import combine
 
 pytestmark = [pytest.mark.optimised, pytest.mark.slow]

@@ -20,7 +20,7 @@ from jvr1.model.lora import ADAPTERS, LoRAConfig
 from jvr1.model.qwen2_5_vl import init, merge
 from jvr1.rl import tgrpo
 from jvr1.rollout.decoder import make_decoder
-from jvr1.rollout.generate import Slots
+from jvr1.rollout.generate import Room, Slots
 from jvr1.rollout.queue import FOREVER
 from jvr1.rollout.tasks import Task
 from jvr1.sharding import make_mesh, param_shardings, put_batch
@@ -71,7 +71,10 @@ def open_phases(graphdef: nnx.GraphDef, params: dict, shape: Shape) -> dict[str,
     rows = (shape.group, shape.shuffled) if shape.shuffled else (shape.group,)
     pairs = np.stack([given.visual.pair, given.shuffled][: len(rows)], axis=1)
     task = Task(Microbatch(bucket, given, ()), given, pairs, rows)
-    how = {"rows": rows, "lanes": rows, "sampling": decoder.sampling(bucket, temperature=1.0)}
+    how = {
+        "room": Room(bucket.prompt, rows, rows),
+        "sampling": decoder.sampling(bucket.completion, temperature=1.0),
+    }
     key = jax.random.key(0)
     bits = np.asarray(jax.random.key_data(key))
     scores = make_reference_scores(base, mesh, temperature=1.0, chunk=CHUNK)
@@ -95,10 +98,10 @@ def open_phases(graphdef: nnx.GraphDef, params: dict, shape: Shape) -> dict[str,
 
     def filled() -> tuple[dict, Slots]:
         laid_out = weights()
-        return laid_out, jax.block_until_ready(decoder.programs.begin(laid_out, bits, (given, pairs, None), **how))
+        return laid_out, jax.block_until_ready(decoder.programs.of(laid_out, bits, (given, pairs, task.limits), **how))
 
     def decode(ready: tuple[dict, Slots]) -> Any:
-        slots, _ = decoder.programs.advance(ready[0], bits, ready[1], shape.prompts, FOREVER, **how)
+        slots, *_ = decoder.programs.advance(ready[0], bits, ready[1], shape.prompts, FOREVER, **how)
         return slots.lanes
 
     def score(_: Any = None) -> jax.Array:

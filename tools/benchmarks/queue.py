@@ -20,6 +20,7 @@ from jvr1.data.batch import Bucket, Microbatch
 from jvr1.errors import UserError
 from jvr1.model.qwen2_5_vl import init
 from jvr1.rollout.decoder import Decoder, make_decoder
+from jvr1.rollout.generate import Room
 from jvr1.rollout.queue import FOREVER
 from jvr1.rollout.tasks import Task
 from jvr1.sharding import make_mesh
@@ -83,10 +84,11 @@ def fixed(decoder: Decoder, weights: dict, tasks: list[Task], key: jax.Array) ->
     """One batch after another, each to its last row; their lengths."""
     bits = np.asarray(jax.random.key_data(key))
     for task in tasks:
-        sampling = decoder.sampling(task.micro.bucket, temperature=1.0)
-        how = {"rows": task.rows, "lanes": task.rows, "sampling": sampling}
-        slots = decoder.programs.begin(weights, bits, (task.arrays, task.pairs, task.most), **how)
-        slots, _ = decoder.programs.advance(weights, bits, slots, len(task.arrays.valid), FOREVER, **how)
+        bucket = task.micro.bucket
+        sampling = decoder.sampling(bucket.completion, temperature=1.0)
+        how = {"room": Room(bucket.prompt, task.rows, task.rows), "sampling": sampling}
+        slots = decoder.programs.of(weights, bits, (task.arrays, task.pairs, task.limits), **how)
+        slots, *_ = decoder.programs.advance(weights, bits, slots, len(task.arrays.valid), FOREVER, **how)
         yield decoder.programs.results(slots).length
 
 
