@@ -31,18 +31,22 @@ from jvr1.errors import UserError, run_main
 from jvr1.model.config import published
 from jvr1.plan.memory import phase_memory
 from jvr1.plan.planning import (
+    OF_BANDWIDTH,
+    OF_PEAK,
     SIZES,
     RunPlan,
+    Suggestion,
     changed,
     counted_shapes,
+    faster,
     largest_bucket,
     make_plan,
     named_model,
     read_mesh,
     smallest,
     suggestions,
-    useful_flops,
 )
+from jvr1.plan.work import useful_flops
 
 TABLE_CHIPS = ("v5e", "v5p", "v6e", "v7x", "l40s", "h100-80", "h200", "b200")
 ROOT = Path(__file__).parents[1]
@@ -115,7 +119,9 @@ def lines(plan: RunPlan, tokens: int | None) -> Iterator[str]:
     verdict = f"fits: {left:.1f} GiB left" if left >= 0 else f"does not fit: {-left:.1f} GiB too much"
     yield f"{verdict} of {chip.memory / GIB:.2f} at the peak, {phase} of {bucket.name}"
     if left < 0:
-        yield from suggestion_lines(plan, tokens)
+        yield from suggestion_lines("which setting to turn, each counted anew:", suggestions(plan, tokens), plan)
+    elif found := faster(plan, tokens):
+        yield from suggestion_lines("faster, and fits as well, each counted anew:", found, plan)
     if not chip.topologies:
         yield "counted, not compiled; by itself JAX takes 75% of a GPU's memory, under launch/gpu_host.sh 92%"
 
@@ -155,18 +161,19 @@ def time_lines(plan: RunPlan, tokens: int | None) -> Iterator[str]:
             f"link  {work.seconds(plan.chip):8.2f} s ({work.bound(plan.chip)})"
         )
     batch = plan.step.config.batch
-    yield f"  together {plan.seconds:.1f} s for {batch.micro * batch.per_step} prompts"
+    yield f"  together {plan.seconds:.1f} s for {batch.micro * batch.per_step} prompts; at {OF_PEAK:.0%} of the chip's"
+    yield f"  operations and {OF_BANDWIDTH:.0%} of its bytes a second {plan.expected:.1f} s"
 
 
-def suggestion_lines(plan: RunPlan, tokens: int | None) -> Iterator[str]:
-    yield "which setting to turn, each counted anew:"
-    for one in suggestions(plan, tokens)[:SHOWN]:
+def suggestion_lines(title: str, found: Sequence[Suggestion], plan: RunPlan) -> Iterator[str]:
+    yield title
+    for one in found[:SHOWN]:
         left = (plan.chip.memory - one.plan.peak()[0]) / GIB
         verdict = f"fits, {left:.1f} GiB left" if left >= 0 else f"{-left:.1f} GiB too much"
         flags = " ".join(f"{name}={value}" for name, value in one.changes.items())
         more = f"; {one.plan.chips} chips" if one.plan.chips != plan.chips else ""
         other = "; alters the training" if one.alters else ""
-        yield f"  {flags}: {verdict}, {one.plan.seconds:.1f} s a step{more}{other}"
+        yield f"  {flags}: {verdict}, {one.plan.expected:.1f} s a step{more}{other}"
 
 
 def compile_step(plan: RunPlan, topology: str) -> None:

@@ -19,7 +19,7 @@ from jvr1.data.batch import Bucket
 from jvr1.model.blockwise import score_counts
 from jvr1.model.config import ModelConfig
 from jvr1.model.parameters import is_stacked
-from jvr1.plan.programs import Shapes, batch_shapes, chip_bytes, row_counts, slot_count
+from jvr1.plan.programs import Shapes, batch_shapes, chip_bytes, entering_of, row_counts, slot_shape, slots_of
 from jvr1.rollout.decoder import at_a_time
 from jvr1.sharding import path_name
 
@@ -85,19 +85,20 @@ def phase_memory(step: Shapes, bucket: Bucket) -> dict[str, dict[str, int]]:
 
 
 def generation_memory(step: Shapes, bucket: Bucket) -> dict[str, int]:
-    """Keys and values of prefixes and of completions, and the larger of what prefill and sampling need besides."""
-    model, here, size = step.model, local_generation(step, slot_count(step)), itemsize(step)
-    counts = row_counts(step.config, bucket)
-    streams, drawn = len(counts), sum(at_a_time(counts, step.config.rl.lanes))
+    """Keys and values of prefixes and of completions, in slots of the shape that takes the bucket, and the larger of
+    what prefill and sampling need besides."""
+    model, here, size = step.model, local_generation(step, slots_of(step)), itemsize(step)
+    shape, entering = slot_shape(step, bucket), local_generation(step, entering_of(step))
+    streams, drawn = len(row_counts(step.config, bucket)), sum(at_a_time(shape.rows, step.config.rl.lanes))
     encoded = Bucket(bucket.kind, bucket.steps * streams, bucket.windows, bucket.prompt, bucket.completion)
-    prefill = max(
-        VISION_SCORES["forward"] * vision_scores(model, encoded, here),
-        attention_bytes(step, here, bucket, 0, "forward") * streams,
+    prefill = kv_bytes(model, entering, len(shape.rows) * shape.prompt, size) + max(
+        VISION_SCORES["forward"] * vision_scores(model, encoded, entering),
+        attention_bytes(step, entering, bucket, 0, "forward") * streams,
     )
     sampled = LOGITS["forward"] * here.rows * drawn * model.text.vocab * FLOAT
     return {
-        "prefix": kv_bytes(model, here, streams * bucket.prompt, size),
-        "cache": kv_bytes(model, here, bucket.completion * math.ceil(drawn / TILE) * TILE, size),
+        "prefix": kv_bytes(model, here, len(shape.rows) * shape.prompt, size),
+        "cache": kv_bytes(model, here, shape.completion * math.ceil(drawn / TILE) * TILE, size),
         "working": int(max(prefill, sampled)),
     }
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import copy
 import itertools
-import math
+import operator
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import jax
 from etils import epath
 from jax.sharding import AbstractMesh
 from ml_collections import ConfigDict
@@ -21,15 +20,14 @@ from jvr1.data.batch import Bucket
 from jvr1.errors import UserError
 from jvr1.model import hf
 from jvr1.model.config import ModelConfig, published
+from jvr1.model.layers import REMAT_POLICIES
 from jvr1.opening.models import locate
 from jvr1.plan import memory
-from jvr1.plan.programs import Shapes, chip_bytes, row_counts, step_shapes
+from jvr1.plan.programs import Shapes, step_shapes
+from jvr1.plan.work import Work, step_work
 from jvr1.sharding import AXES, valid_tensor_sizes
-from jvr1.train import flops
 
 SIZES = ("3b", "7b", "32b", "72b")
-TOUCHED = {"forward": 4.0, "backward": 10.0}
-"""How often a layer's attention scores are written or read where XLA computes it; a kernel does not write them."""
 
 
 def named_model(name: str) -> ModelConfig:
@@ -94,27 +92,6 @@ def counted_shapes(config: ConfigDict, model: ModelConfig, platform: str = "tpu"
     return step
 
 
-class Work(NamedTuple):
-    """A phase of an optimizer step on one chip: floating-point operations, bytes of its memory, bytes of the link."""
-
-    flops: float
-    memory: float
-    link: float
-
-    def seconds(self, chip: Chip) -> float:
-        """At best: what takes longest, all else hidden behind it."""
-        return max(self.flops / chip.flops, self.memory / chip.bandwidth, self.link / chip.link)
-
-    def bound(self, chip: Chip) -> str:
-        """Which of the three that is."""
-        times = {
-            "compute": self.flops / chip.flops,
-            "memory": self.memory / chip.bandwidth,
-            "link": self.link / chip.link,
-        }
-        return max(times, key=lambda name: times[name])
-
-
 @dataclass(frozen=True)
 class RunPlan:
     """memory: bucket -> phase -> part -> bytes a chip. work: of an optimizer step whose microbatches are all of the
@@ -140,7 +117,13 @@ class RunPlan:
 
     @property
     def seconds(self) -> float:
+        """Of an optimizer step, at best."""
         return sum(work.seconds(self.chip) for work in self.work.values())
+
+    @property
+    def expected(self) -> float:
+        """Of an optimizer step, at OF_PEAK of the operations and OF_BANDWIDTH of the bytes."""
+        return sum(work.seconds(self.chip, OF_PEAK, OF_BANDWIDTH) for work in self.work.values())
 
 
 def make_plan(config: ConfigDict, model: ModelConfig, chip: Chip, tokens: int | None = None) -> RunPlan:
@@ -151,91 +134,10 @@ def make_plan(config: ConfigDict, model: ModelConfig, chip: Chip, tokens: int | 
     return RunPlan(step, chip, counted, step_work(step, largest_bucket(buckets), tokens))
 
 
-def step_work(step: Shapes, bucket: Bucket, tokens: int | None = None) -> dict[str, Work]:
-    """Phase -> its work on one chip in an optimizer step of batch.per_step microbatches of the bucket."""
-    config, chips, times = step.config, step.mesh.size, step.config.batch.per_step
-    written = float(min(tokens or bucket.completion, bucket.completion))
-    generation = [times * part for part in _generation(step, bucket, written)]
-    passed, scores = _scoring(step, bucket, written)
-    again = passed.head + (passed.layers if config.model.remat == "full" else 0.0)
-    copied, layer_reads = step.copied(), _gathered(step, bucket)
-    weights = chip_bytes([place.shape(x) for x, place in copied])
-    fsdp = step.mesh.shape["fsdp"]
-    received = layer_reads * (fsdp - 1) / fsdp
-    rows, updates = times * config.batch.micro / chips, config.rl.updates
-    anchor = flops.scoring(step.model, bucket, config.rl.group, written)  # without adapters
-    work = {
-        "weights": Work(0.0, chip_bytes([x for x, _ in copied]) + weights, max(weights - weights / chips, 0.0)),
-        "prefill": Work(*generation[:3]),
-        "decode": Work(*generation[3:]),
-        "reference": Work(rows * anchor.forward, times * (layer_reads + TOUCHED["forward"] * scores), times * received),
-        "gradients": Work(
-            updates * rows * (passed.both + again),
-            updates * times * (3 * layer_reads + TOUCHED["backward"] * scores),
-            updates * times * 3 * received,
-        ),
-        "update": Work(0.0, updates * (2 * chip_bytes(step.state) + chip_bytes(step.total)), 0.0),
-    }
-    return {name: one for name, one in work.items() if name != "reference" or step.reference}
-
-
-def useful_flops(step: Shapes, bucket: Bucket) -> dict[str, float]:
-    """Phase -> useful FLOPs of one microbatch on one chip, all completions of full length; nothing computed again."""
-    rows = step.config.batch.micro / step.mesh.size
-    anchor = flops.scoring(step.model, bucket, step.config.rl.group, bucket.completion)  # without adapters
-    passed, _ = _scoring(step, bucket, bucket.completion)
-    prefill, _, _, decode, _, _ = _generation(step, bucket, bucket.completion)
-    return {
-        "weights": 0.0,
-        "generation": prefill + decode,
-        "reference": rows * anchor.forward,
-        "gradients": rows * passed.both,
-        "update": 0.0,
-    }
-
-
-def _generation(step: Shapes, bucket: Bucket, tokens: float | int) -> tuple[float | int, ...]:
-    """FLOPs, bytes and link bytes a chip of prefill, then of sampling `tokens` tokens, for one microbatch."""
-    model, rows, chips = step.model, step.config.batch.micro, step.mesh.size
-    here, size = memory.local_generation(step, rows), memory.itemsize(step)
-    counts, trained = row_counts(step.config, bucket), flops.trained_of(step.params, step.state.params)
-    streams, drawn = len(counts), sum(counts)
-    weights = chip_bytes(step.generation)
-    text = chip_bytes(step.generation["text"])
-    if not model.tied:
-        text -= chip_bytes(step.generation["text"]["embedding"])  # looked up, not read
-    prefix = memory.kv_bytes(model, here, streams * bucket.prompt, size)
-    cache = memory.kv_bytes(model, here, drawn * bucket.completion, size)  # as if read to its end
-    scores = model.text.layers * streams * memory.text_scores(step, bucket, here, 0)[1]
-    scores += len(model.vision.full_blocks) * streams * memory.vision_scores(model, bucket, here)
-    exchanged = 4 * model.text.layers * here.rows * model.text.hidden * size * (here.tensor > 1)  # two all-reduces
-    return (
-        rows * flops.prompt_flops(model, bucket, streams, trained) / chips,
-        weights + TOUCHED["forward"] * scores,
-        exchanged * streams * bucket.prompt,
-        rows * flops.completion_flops(model, bucket, drawn, tokens, trained) / chips,
-        tokens * (text + prefix + cache),
-        tokens * drawn * (exchanged + here.rows * model.text.vocab * memory.FLOAT * (here.tensor > 1)),
-    )
-
-
-def _scoring(step: Shapes, bucket: Bucket, tokens: float | int) -> tuple[flops.Pass, int]:
-    """FLOPs of a prompt and its completions, and bytes of a chip's attention scores over a microbatch, as they are
-    written."""
-    model, group, here = step.model, step.config.rl.group, memory.local(step)
-    once = flops.scoring(model, bucket, group, tokens, flops.trained_of(step.params, step.state.params))
-    scores = model.text.layers * memory.text_scores(step, bucket, here, group)[1]
-    return once, scores + len(model.vision.full_blocks) * memory.vision_scores(model, bucket, here)
-
-
-def _gathered(step: Shapes, bucket: Bucket) -> float:
-    """Bytes of the weights as a pass reads them: in the compute dtype, whole but for tensor; the head for each chunk of
-    logits."""
-    values = sum(x.size for x in jax.tree.leaves(step.params))
-    chunks = math.ceil(bucket.completion / step.config.model.logit_chunk)
-    return values / step.mesh.shape["tensor"] * memory.itemsize(step) + (chunks - 1) * memory.head_bytes(step)
-
-
+OF_PEAK, OF_BANDWIDTH = 0.5, 0.8
+"""What good programs reach of a chip's peaks: an assumption, the same for all, for what is expected and not at best."""
+MOST_DECODE = 8
+"""The most ways that weights are split for decoding in a suggestion: the devices of a host."""
 ALTERS = ("optimizer.moment_dtype", "model.param_dtype", "rl.beta", "optimizer.freeze")
 """Settings that change what a run computes, not only where and when."""
 
@@ -270,6 +172,30 @@ def suggestions(plan: RunPlan, tokens: int | None = None) -> list[Suggestion]:
         return (not one.plan.fits, one.alters, chip_seconds if one.plan.fits else float(one.plan.peak()[0]))
 
     return sorted(found, key=rank)
+
+
+def faster(plan: RunPlan, tokens: int | None = None) -> list[Suggestion]:
+    """Settings with which a step of the same prompts is expected to take less time, and that fit; the fastest first.
+    None of them alters the training."""
+    config, model = plan.step.config, plan.step.model
+    mesh, rows = config.mesh, config.batch.micro
+    tensors = [t for t in valid_tensor_sizes(model) if plan.chips % t == 0 and t <= MOST_DECODE]
+    micros = [n for n in (rows, 2 * rows) if config.batch.per_step * rows % n == 0]
+    found = []
+    for decode, remat, micro, lanes in itertools.product(tensors, REMAT_POLICIES, micros, {config.rl.lanes, 0}):
+        changes = {"mesh.decode_tensor": decode, "model.remat": remat, "batch.micro": micro, "rl.lanes": lanes}
+        changes["rl.slots"] = 0
+        changes["batch.per_step"] = config.batch.per_step * rows // micro
+        now = {name: operator.attrgetter(name)(config) for name in changes}
+        now["mesh.decode_tensor"] = now["mesh.decode_tensor"] or mesh.tensor
+        changes = {name: value for name, value in changes.items() if value != now[name]}
+        try:
+            other = make_plan(changed(config, changes), model, plan.chip, tokens)
+        except UserError:
+            continue  # the mesh or the rows do not allow it
+        if other.fits and other.expected < plan.expected:
+            found.append(Suggestion(changes, other))
+    return sorted(found, key=lambda one: (one.plan.expected, len(one.changes)))
 
 
 def candidates(config: ConfigDict, model: ModelConfig) -> list[dict[str, Any]]:

@@ -167,6 +167,12 @@ def slots_of(step: Shapes) -> int:
     return -(-slot_count(step.config) // unit) * unit
 
 
+def entering_of(step: Shapes) -> int:
+    """Prompts that one program encodes: a microbatch's, rounded up to what generation divides."""
+    unit = math.prod(step.generation_mesh.shape[axis] for axis in BATCH)
+    return min(-(-step.config.batch.micro // unit) * unit, slots_of(step))
+
+
 def slot_shape(step: Shapes, bucket: Bucket) -> SlotShape:
     """That of the slots in which prompts of the bucket are answered."""
     shapes = slot_shapes(step.config, step.model, step.generation_mesh, step.config.rl.shuffled)
@@ -206,11 +212,9 @@ def _generation(step: Shapes, bucket: Bucket) -> Iterator[Program]:
     tensor, dtype = step.config.mesh.decode_tensor, step.config.model.dtype
     decoder = make_decoder(step.graphdef, step.mesh, step.model, END_IDS, tensor=tensor, dtype=dtype)
     bits = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0)))
-    own, rows, prompts = slot_shape(step, bucket), row_counts(step.config, bucket), step.config.batch.micro
+    own, rows, prompts = slot_shape(step, bucket), row_counts(step.config, bucket), entering_of(step)
     sampling = decoder.sampling(own.completion, **step.config.sampling)
     here = batch_sharding(step.generation_mesh)
-    unit = math.prod(step.generation_mesh.shape[axis] for axis in BATCH)
-    prompts = min(-(-prompts // unit) * unit, slots_of(step))
 
     def shape(x: Any, *sizes: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((prompts, *sizes, *x.shape[1:]), x.dtype, sharding=here)

@@ -235,6 +235,10 @@ class Rows(NamedTuple):
     number: np.ndarray
 
 
+class Of(NamedTuple):
+    bucket: Bucket
+
+
 class Clockwork:
     """Programs that count down: row i of part w has lengths[w][i] tokens, and `number` w * 100 + i."""
 
@@ -294,7 +298,7 @@ class Clockwork:
             rows = [part * 100 + i for part in parts for i in range(first, first + size)]
             bucket = dataclasses.replace(VIDEO, steps=1 + first // size // self.alike)
             arrays = Rows(np.ones(len(rows), bool), np.asarray(rows))
-            tasks.append(Task(Microbatch(bucket, arrays, ()), arrays, None, (1,)))
+            tasks.append(Task(Of(bucket), arrays, None, (1,)))
         programs = Programs(
             self.share, len(self.lengths), self.begin, self.refill, self.advance, self.turn_back, self.results,
             self.lower,
