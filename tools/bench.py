@@ -7,6 +7,7 @@ shared: the update beside one that repeats the prompt for each completion (share
 queue: a batch kept full beside fixed batches (queue.py). data: decoding, preparing, padding (data.py).
 video: reading frames beside decord (video.py; needs the test dependencies).
 decoding: memory that decoding a medium takes beside what is counted from its header (decoding.py).
+schedule: decode steps of an optimizer step on the published mixture, simulated (schedule.py).
 frames: samples with and without decoded frames kept on disk (frames.py; needs the ffmpeg command).
 answers: scores of numbers beside math-verify's (answers.py; needs the tests and math-verify).
 suites: scores of answers beside those of the benchmarks' published code (suites.py; needs the tests).
@@ -28,7 +29,7 @@ from jvr1.errors import UserError, run_main
 
 PHASES = ("vision", "prefill", "decode", "score", "update", "step")
 SHAPED = ("growth", "against", "shared", "queue")
-UNSHAPED = ("answers", "data", "decoding", "frames", "suites", "video")
+UNSHAPED = ("answers", "data", "decoding", "frames", "schedule", "suites", "video")
 
 
 def main(arguments: list[str] | None = None) -> None:

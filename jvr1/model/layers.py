@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -135,6 +135,32 @@ def scan_layers(
     if remat != "none":
         step = jax.checkpoint(step, policy=REMAT_POLICIES[remat], prevent_cse=False)
     return jax.lax.scan(step, carry, (params, xs))
+
+
+def scan_kinds(
+    layers: nnx.Module, kinds: Sequence[Any], body: Callable[[Any, Any, Any], Any], carry: Any, *, remat: str
+) -> Any:
+    """Runs `body(kind, layer, carry) -> carry` through stacked layers of several kinds, kinds[i] that of layer i.
+
+    Neighbours of a kind are one scan; where the kinds repeat, so is the whole. A `cond` within one scan would write, in
+    its backward pass, zeros for the branch that was not taken.
+    """
+    period = next(n for n in range(1, len(kinds) + 1) if list(kinds[:n]) * (len(kinds) // n) == list(kinds))
+    ends = [*(i for i in range(1, period) if kinds[i] != kinds[i - 1]), period]
+    graphdef, state = nnx.split(layers)
+    params = nnx.to_pure_dict(state)
+
+    def once(carry: Any, params: Any) -> tuple[Any, None]:
+        for start, end in zip([0, *ends[:-1]], ends, strict=True):
+            own = nnx.merge(graphdef, jax.tree.map(lambda x: x[start:end], params))  # noqa: B023
+            kind = kinds[start]
+            carry, _ = scan_layers(own, lambda layer, x, _: (body(kind, layer, x), None), carry, remat=remat)  # noqa: B023
+        return carry, None
+
+    if period == len(kinds):
+        return once(carry, params)[0]
+    groups = jax.tree.map(lambda x: x.reshape(-1, period, *x.shape[1:]), params)
+    return jax.lax.scan(once, carry, groups)[0]
 
 
 def _is_apart(x: Any) -> bool:

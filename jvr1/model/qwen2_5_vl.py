@@ -83,14 +83,17 @@ class Qwen25VL(nnx.Module):
         self, prompt: Prompt, visual: Visual | None, completions: Int[Array, "B G C"]
     ) -> tuple[Float[Array, "B P D"], Float[Array, "B G C D"]]:
         """The prompt's hidden states, each predicting the token after it, and what `complete` gives."""
-        length = completions.shape[2]
+        (b, p), length = prompt.ids.shape, completions.shape[2]
         positions = prompt.next_position[:, None, None] + jnp.arange(length)[None, None, :]
         positions = jnp.broadcast_to(positions, completions.shape)
+        # together: two lookups in one table would add up its gradient over devices twice
+        tokens = self.text.embed(jnp.concatenate([prompt.ids, completions.reshape(b, -1)], axis=1))
+        own = tokens[:, p:].reshape(*completions.shape, -1)
         hidden, own = self.text.complete(
-            self.embed(prompt, visual),
+            self._seeing(prompt, visual, tokens[:, :p]),
             self._angles(prompt.positions),
             prompt.mask,
-            self.text.embed(completions),
+            own,
             self._flat_angles(positions),
         )
         first = jnp.broadcast_to(last_real(hidden, prompt.mask)[:, None, None, :], (*own.shape[:2], 1, own.shape[3]))
@@ -114,7 +117,8 @@ class Qwen25VL(nnx.Module):
             )
             merged = self.visual(every)
             merged = merged.reshape(b * streams, -1, merged.shape[-1])
-            x = self._place(merged, repeat(prompt.ids, streams), repeat(prompt.visual_index, streams))
+            tokens = self.text.embed(repeat(prompt.ids, streams))
+            x = _place(merged, tokens, repeat(prompt.visual_index, streams))
         mask = repeat(prompt.mask, streams)
         hidden, kv = self.text.prompt(x, self._angles(repeat(prompt.positions, streams)), mask, keep=True)
         assert kv is not None  # keep=True
@@ -143,14 +147,13 @@ class Qwen25VL(nnx.Module):
 
     def embed(self, prompt: Prompt, visual: Visual | None) -> Float[Array, "B P D"]:
         """Token embeddings with merged visual tokens in the places that `visual_index` names."""
-        if visual is None:
-            return self.text.embed(prompt.ids)
-        merged = self.visual(visual)
-        return self._place(merged.reshape(merged.shape[0], -1, merged.shape[-1]), prompt.ids, prompt.visual_index)
+        return self._seeing(prompt, visual, self.text.embed(prompt.ids))
 
-    def _place(self, merged: Array, ids: Array, visual_index: Array) -> Array:
-        gathered = jnp.take_along_axis(merged, jnp.maximum(visual_index, 0)[:, :, None], axis=1)
-        return jnp.where(visual_index[:, :, None] >= 0, gathered, self.text.embed(ids))
+    def _seeing(self, prompt: Prompt, visual: Visual | None, tokens: Float[Array, "B P D"]) -> Float[Array, "B P D"]:
+        if visual is None:
+            return tokens
+        merged = self.visual(visual)
+        return _place(merged.reshape(merged.shape[0], -1, merged.shape[-1]), tokens, prompt.visual_index)
 
     def _angles(self, positions: Int[Array, "B 3 T"]) -> Float[Array, "B T h"]:
         text = self.config.text
@@ -160,6 +163,11 @@ class Qwen25VL(nnx.Module):
         b, r, c = positions.shape
         same = jnp.broadcast_to(positions.reshape(b, 1, r * c), (b, 3, r * c))
         return self._angles(same).reshape(b, r, c, -1)
+
+
+def _place(merged: Array, tokens: Array, visual_index: Array) -> Array:
+    gathered = jnp.take_along_axis(merged, jnp.maximum(visual_index, 0)[:, :, None], axis=1)
+    return jnp.where(visual_index[:, :, None] >= 0, gathered, tokens)
 
 
 def last_real(hidden: Float[Array, "B T D"], mask: Bool[Array, "B T"]) -> Float[Array, "B D"]:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from jvr1.model.attention import attend
 from jvr1.model.config import VisionConfig
-from jvr1.model.layers import GatedMLP, Linear, RMSNorm, constrain_batch, scan_layers, stack
+from jvr1.model.layers import GatedMLP, Linear, RMSNorm, constrain_batch, scan_kinds, stack
 from jvr1.model.rope import rotate, vision_angles
 
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -46,8 +46,8 @@ class VisionBlock(nnx.Module):
         self.proj = Linear((config.heads, head), (size,), bias=True, **kw)
         self.mlp = GatedMLP(size, config.intermediate, bias=True, **kw)
 
-    def __call__(self, x: Array, angles: Array, real: Array, full: Array) -> Array:
-        """x [B,F,W,L,D]; real [B,F,W,L]; `full` (traced bool) widens attention from a window to its step.
+    def __call__(self, x: Array, angles: Array, real: Array, full: bool) -> Array:
+        """x [B,F,W,L,D]; real [B,F,W,L]; `full` widens attention from a window to its step.
 
         Both are left to XLA: full attention over a step of 512 slots is 1.34 GFLOP beside the 20.2 of the block's
         products, in 4 of 32 blocks, and for a kernel its heads of 80 values would be filled up to 128.
@@ -57,12 +57,9 @@ class VisionBlock(nnx.Module):
         q, k, v = qkv[..., 0, :, :], qkv[..., 1, :, :], qkv[..., 2, :, :]
         q, k = rotate(q, angles), rotate(k, angles)
 
-        def within(shape: tuple[int, int]) -> Array:
-            q_, k_, v_ = (y.reshape(*shape, *y.shape[-2:]) for y in (q, k, v))
-            return attend(q_, k_, v_, real.reshape(shape)).reshape(q.shape)
-
-        mixed = jax.lax.cond(full, lambda: within((b * f, w * l)), lambda: within((b * f * w, l)))
-        x = x + self.proj(mixed)
+        shape = (b * f, w * l) if full else (b * f * w, l)
+        within = (y.reshape(*shape, *y.shape[-2:]) for y in (q, k, v))
+        x = x + self.proj(attend(*within, real.reshape(shape)).reshape(q.shape))
         return x + self.mlp(self.norm2(x))
 
 
@@ -89,13 +86,12 @@ class VisionTower(nnx.Module):
         hw = jnp.maximum(visual.hw, 0)
         angles = vision_angles(hw, config.hidden // config.heads)
         x = constrain_batch(self.embed(visual.frames, visual.pair))
-        full = np.isin(np.arange(config.depth), config.full_blocks)
 
-        def block(layer: VisionBlock, x: Array, full: Array) -> tuple[Array, None]:
-            return constrain_batch(layer(x, angles, real, full)), None
+        def block(full: bool, layer: VisionBlock, x: Array) -> Array:
+            return constrain_batch(layer(x, angles, real, full))
 
-        x, _ = scan_layers(self.blocks, block, x, jnp.asarray(full), remat=self.remat)
-        return self.merge(x)
+        full = [number in config.full_blocks for number in range(config.depth)]
+        return self.merge(scan_kinds(self.blocks, full, block, x, remat=self.remat))
 
     def embed(self, frames: UInt8[Array, "B N W L 588"], pair: Int[Array, "B F 2"]) -> Float[Array, "B F W L D"]:
         """Normalises the pixels and embeds each step's pair of frames: one half-kernel for each frame."""

@@ -1,0 +1,124 @@
+"""Decode steps of an optimizer step on the published mixture of buckets, simulated: the run's own schedule and queue,
+with programs that only count.
+
+Apart: a queue for each bucket, with slots for a microbatch. Together: one for all, with slots for all prompts of the
+step, in the shapes that `slot_shapes` gives the config. Lengths of completions are drawn as in queue.py; what a step
+takes is given as a multiple of its longest completion.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jvr1 import config as settings
+from jvr1.data.batch import Bucket
+from jvr1.data.schedule import Pool, Schedule
+from jvr1.data.share import ALONE
+from jvr1.model.config import published
+from jvr1.plan.planning import abstract_mesh, changed
+from jvr1.plan.programs import generation_mesh
+from jvr1.rollout.decoder import shape_of
+from jvr1.rollout.generate import Room
+from jvr1.rollout.queue import Programs, answer_queue
+from jvr1.rollout.sampling import Sampling
+from jvr1.rollout.tasks import Sampled, SlotShape, Task
+from jvr1.train.rollouts import rows_of, slot_shapes
+
+from .data import CONFIGS, in_buckets, mixture_needs
+from .queue import draw_lengths
+
+ROWS, STEPS = 20_000, 200
+MESH = {"mesh.fsdp": 8, "mesh.decode_tensor": 4}
+
+
+class _Prompts(NamedTuple):
+    """In the place of a microbatch's arrays: of each prompt, its longest completion."""
+
+    valid: np.ndarray
+    longest: np.ndarray
+
+
+class _Micro(NamedTuple):
+    bucket: Bucket
+
+
+class _Count:
+    """Programs of a queue that decode nothing: how many steps they would take."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+
+    def begin(self, weights: dict, slots: int, **how: Any) -> _Count:
+        self.left = np.zeros(slots, int)
+        return self
+
+    def refill(self, weights: dict, bits: Any, slots: Any, inputs: Any, into: np.ndarray, **how: Any) -> _Count:
+        real = into[0] < len(self.left)
+        self.left[into[0][real]] = inputs[0].longest[real]
+        return self
+
+    def advance(self, weights: dict, bits: Any, slots: Any, enough: int, more: int, **how: Any) -> tuple[Any, ...]:
+        taken = int(np.partition(self.left, enough - 1)[enough - 1]) if enough else 0
+        self.steps, self.left = self.steps + taken, np.maximum(self.left - taken, 0)
+        return self, self.left == 0, np.bool_(False)
+
+    def results(self, slots: Any) -> Sampled:
+        nothing = np.zeros((len(self.left), 0))
+        return Sampled(nothing[..., None].astype(int), nothing.astype(int), nothing > 0, nothing[..., None])
+
+    def programs(self) -> Programs:
+        unused: Any = None
+        return Programs(ALONE, 1, self.begin, self.refill, self.advance, lambda slots: slots, self.results, unused)
+
+
+def run() -> dict[str, Any]:
+    config = changed(settings.from_file(str(CONFIGS / "tgrpo_7b.py")), MESH)
+    rows: dict[Bucket, list[int]] = defaultdict(list)
+    for number, filled in enumerate(in_buckets(mixture_needs(ROWS), settings.buckets(config))):
+        if filled is not None:
+            rows[filled.bucket].append(number)
+    pools = [Pool(bucket, np.asarray(numbers), 1.0) for bucket, numbers in rows.items()]
+    schedule = Schedule(pools, config.batch.micro, config.seed)
+    generation = generation_mesh(abstract_mesh(config), config.mesh.decode_tensor)
+    shapes = slot_shapes(config, published("7b"), generation, config.rl.shuffled)
+    group, shuffled, per_step = config.rl.group, config.rl.shuffled, config.batch.per_step
+    prompts = config.batch.micro * per_step
+    lengths = draw_lengths(STEPS * prompts * (group + shuffled), max(shape.completion for shape in shapes))
+    drawn = lengths.reshape(STEPS, per_step, config.batch.micro, group + shuffled)
+    apart, together, buckets = [], [], []
+    for step, of_step in enumerate(drawn):
+        tasks = []
+        for at, of_micro in enumerate(of_step):
+            bucket = schedule.micro(step * per_step + at).bucket
+            counts = rows_of(bucket, group, shuffled)
+            longest = of_micro[:, : sum(counts)].max(axis=1)
+            given: Any = _Prompts(np.ones(len(longest), bool), longest)
+            micro: Any = _Micro(bucket)
+            tasks.append(Task(micro, given, None, counts))
+        most = max(int(task.arrays.longest.max()) for task in tasks)  # type: ignore[attr-defined]
+        buckets.append(len({task.micro.bucket for task in tasks}))
+        apart.append(decode_steps(tasks, (), config.batch.micro) / most)
+        together.append(decode_steps(tasks, shapes, prompts) / most)
+    return {
+        "prompts_a_step": prompts,
+        "buckets_a_step": statistics.mean(buckets),
+        "shapes": len(shapes),
+        "steps_of_the_longest": {"apart": statistics.mean(apart), "together": statistics.mean(together)},
+    }
+
+
+def decode_steps(tasks: Sequence[Task], shapes: Sequence[SlotShape], slots: int) -> int:
+    """Of all tasks: those of a shape as one queue."""
+    counted, sampling = _Count(), Sampling(max(task.micro.bucket.completion for task in tasks), ())
+    for shape in dict.fromkeys(map(partial(shape_of, shapes), tasks)):
+        own = [task for task in tasks if shape_of(shapes, task) == shape]
+        room = Room(shape.prompt, shape.rows, shape.rows)
+        list(answer_queue(counted.programs(), {}, own, jax.random.key(0), sampling, room, slots))
+    return counted.steps
