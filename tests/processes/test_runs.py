@@ -64,7 +64,7 @@ def preempted(demo, tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("processes", "devices", "mesh"),
-    [pytest.param(1, 8, (1, 8, 1), marks=NIGHTLY), (4, 2, (2, 2, 2))],
+    [pytest.param(1, 8, (1, 8, 1), marks=NIGHTLY), pytest.param(4, 2, (2, 2, 2), marks=NIGHTLY)],
     ids=["1x8", "4x2"],
 )
 def test_losses_are_one_device_s(demo, one_device, tmp_path, processes, devices, mesh):

@@ -43,10 +43,10 @@ def disturb(process, workdir, seconds: float, number: int) -> tuple[str, str]:
     return process.communicate()
 
 
-def kill_twice(demo, stage, workdir):
+def kill(demo, stage, workdir, times):
     draw = random.Random(stage)
     span = step_times(demo.finished(stage).workdir)
-    for _ in range(2):
+    for _ in range(times):
         disturb(demo.main(stage, workdir, train__steps=SOME), workdir, draw.uniform(0, span), signal.SIGKILL)
 
 
@@ -56,9 +56,9 @@ def finish(process) -> str:
     return out
 
 
-@pytest.mark.parametrize("stage", ["sft", "rl"])
-def test_a_run_killed_twice_repeats_an_undisturbed_one_to_the_bit(demo, stage, tmp_path):
-    kill_twice(demo, stage, tmp_path)
+@pytest.mark.parametrize(("stage", "times"), [("sft", 2), ("rl", 1)])
+def test_a_killed_run_repeats_an_undisturbed_one_to_the_bit(demo, stage, times, tmp_path):
+    kill(demo, stage, tmp_path, times)
     finish(demo.main(stage, tmp_path, train__steps=SOME))
     want = until(SOME, demo.finished(stage).workdir)
     assert [step for step, _ in want["loss"]] == list(range(1, SOME + 1))
