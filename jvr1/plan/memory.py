@@ -30,6 +30,8 @@ VALUES = {"forward": 2.0, "backward": 6.0}
 """Copies of a text layer's queries, keys, values and outputs alive at once."""
 VISION_SCORES = {"forward": 1.5, "backward": 4.0}
 """Copies of the fp32 scores of a layer of the tower alive at once."""
+SCORES_KEPT = 2.5
+"""Copies of a layer's attention scores in the tower that the backward pass keeps where nothing is computed again."""
 MLP = {"forward": 3.0, "backward": 6.0}
 """Copies of what a gated MLP holds between its products, in the compute dtype."""
 LOGITS = {"forward": 1.75, "backward": 4.0}
@@ -112,10 +114,11 @@ def scoring_memory(step: Shapes, bucket: Bucket) -> dict[str, int]:
 
 
 def gradient_memory(step: Shapes, bucket: Bucket) -> dict[str, int]:
-    """Forward and backward pass: this microbatch's gradients before they are added, what the remat policy keeps, and
-    what the layer or the chunk at hand needs."""
+    """Forward and backward pass: this microbatch's gradients before they are added, the tower's weights once more as
+    they are scanned kind by kind, what the remat policy keeps, and what the layer or the chunk at hand needs."""
     return {
         "new gradients": int(NEW_GRADIENTS * chip_bytes(step.state.params)),
+        "tower by kind": trains_vision(step) * chip_bytes(step.params["visual"]["blocks"]),
         "kept": kept_bytes(step, bucket),
         "working": working(step, bucket, "backward"),
     }
@@ -205,10 +208,12 @@ def kept_bytes(step: Shapes, bucket: Bucket) -> int:
     text_layer = tokens * (hidden * text.hidden + (heads + gates * text.intermediate) // here.tensor) * size
     heads = 3 * vision.hidden if gates else 0
     vision_layer = slots * (hidden * vision.hidden + (heads + gates * vision.intermediate) // here.tensor) * size
+    tower = vision.depth * vision_layer + 3 * slots * vision.hidden * size  # the merger
     if remat == "none":
-        vision_layer += int(2.75 * vision_scores(model, bucket, here))  # both kinds of attention are traced
+        full = len(vision.full_blocks)
+        tower += int(SCORES_KEPT * vision_scores(model, bucket, here) * (full + (vision.depth - full) / bucket.windows))
     kept = text.layers * text_layer + 2 * tokens * text.hidden * size  # and the final norms
-    return kept + trains_vision(step) * (vision.depth * vision_layer + 3 * slots * vision.hidden * size)  # the merger
+    return kept + trains_vision(step) * tower
 
 
 def trains_vision(step: Shapes) -> bool:

@@ -113,7 +113,7 @@ def step_shapes(
         tx=tx,
         state=abstract_state(tx, trainable, mesh),
         reference=reference if config.rl.beta else None,
-        places=places(shapes, generation, dtype, apart=wants_apart(platform)),
+        places=places(params, generation, dtype, apart=wants_apart(platform)),
         total=jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=x.sharding), trainable),
         attention=attention,
     )

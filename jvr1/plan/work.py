@@ -26,7 +26,7 @@ class Work(NamedTuple):
     memory: float
     link: float
 
-    def times(self, n: float) -> Work:
+    def times(self, n: float | int) -> Work:
         return Work(*(n * part for part in self))
 
     def seconds(self, chip: Chip, of_peak: float = 1.0, of_bandwidth: float = 1.0) -> float:
@@ -57,11 +57,13 @@ def step_work(step: Shapes, bucket: Bucket, tokens: int | None = None) -> dict[s
     fsdp = step.mesh.shape["fsdp"]
     received = layer_reads * (fsdp - 1) / fsdp
     rows, updates = times * config.batch.micro / chips, config.rl.updates
+    trained, counts = flops.trained_of(step.params, step.state.params), row_counts(config, bucket)
+    completions = flops.completion_flops(step.model, bucket, sum(counts), written, trained)
     anchor = flops.scoring(step.model, bucket, config.rl.group, written)  # without adapters
     work = {
         "weights": Work(0.0, chip_bytes([x for x, _ in copied]) + weights, max(weights - weights / chips, 0.0)),
         "prefill": sampling.prefill.times(times),
-        "decode": sampling.step.times(drawn),
+        "decode": sampling.step.times(drawn)._replace(flops=rows * completions),
         "reference": Work(rows * anchor.forward, times * (layer_reads + TOUCHED["forward"] * scores), times * received),
         "gradients": Work(
             updates * rows * (passed.both + again),
@@ -97,7 +99,7 @@ class _Sampling(NamedTuple):
     step: Work
 
 
-def _sampling(step: Shapes, bucket: Bucket, tokens: float) -> _Sampling:
+def _sampling(step: Shapes, bucket: Bucket, tokens: float | int) -> _Sampling:
     """tokens: of the ring, as many as a step reads of it at the mean."""
     model, size = step.model, memory.itemsize(step)
     entering, here = (memory.local_generation(step, n) for n in (step.config.batch.micro, slots_of(step)))
@@ -128,7 +130,7 @@ def _sampling(step: Shapes, bucket: Bucket, tokens: float) -> _Sampling:
     )
 
 
-def mean_read(completion: int, tokens: float) -> float:
+def mean_read(completion: int, tokens: float | int) -> float:
     """Entries of the ring that a step reads at the mean, while `tokens` tokens are drawn into one of `completion`."""
     read, done = 0.0, 0.0
     for size in reads(completion):
@@ -137,7 +139,7 @@ def mean_read(completion: int, tokens: float) -> float:
     return read / tokens
 
 
-def decode_steps(step: Shapes, longest: int, tokens: float) -> float:
+def decode_steps(step: Shapes, longest: int, tokens: float | int) -> float:
     """Steps of decoding in an optimizer step: to the end of the longest completion, and before that, where prompts wait
     for slots, as many as the others take at the mean."""
     rounds = step.config.batch.micro * step.config.batch.per_step / slots_of(step)

@@ -166,7 +166,7 @@ def make_decoder(
     check_mesh(generation, model)
 
     apart = wants_apart(mesh.devices.flat[0].platform) if apart is None else apart
-    programs = make_programs(graphdef, mesh, generation, model.text.kv_heads, apart=apart)
+    programs = make_programs(graphdef, mesh, generation, model.text.kv_heads)
     return Decoder(
         mesh, generation, model, end_ids, partial(lay_out, mesh=generation, dtype=dtype, apart=apart), programs
     )
@@ -198,19 +198,37 @@ class Place(NamedTuple):
         return [layer] * self.layers
 
 
-def places(params: Any, mesh: Mesh | AbstractMesh, dtype: str | None = None, *, apart: bool = False) -> Any:
+def places(
+    params: Any, mesh: Mesh | AbstractMesh, dtype: str | None = None, *, apart: bool = False, consumed: bool = False
+) -> Any:
     """The `Place` of each parameter, array or shape, on another mesh of the same devices, in another dtype (None: its
-    own). apart: those of the decoder's layers as lists, an array a layer."""
+    own). apart: those of the decoder's layers as lists, an array a layer, if most of them are copied anyhow, or
+    what they were is `consumed`: a base under adapters that lies right has no second copy."""
+    shardings = param_shardings(params, mesh)
 
-    def place(path: tuple[Any, ...], x: Any, sharding: NamedSharding) -> Place:
-        layers = x.shape[0] if apart and path_name(path).startswith(DECODER_LAYERS) else 0
-        return Place(sharding, dtype or str(x.dtype), layers)
+    def stacked(x: Any, sharding: NamedSharding) -> Place:
+        return Place(sharding, dtype or str(x.dtype))
 
-    return jax.tree_util.tree_map_with_path(place, params, param_shardings(params, mesh))
+    def of_a_layer(path: tuple[Any, ...], x: Any, sharding: NamedSharding) -> Place:
+        own = path_name(path).startswith(DECODER_LAYERS)
+        return stacked(x, sharding)._replace(layers=x.shape[0] if own else 0)
+
+    every = jax.tree.map(stacked, params, shardings)
+    layers = params["text"]["layers"]
+    most = sum(x.size for x in jax.tree.leaves(layers)) / 2
+    if not apart or not (consumed or _copied(layers, every["text"]["layers"]) > most):
+        return every
+    return jax.tree_util.tree_map_with_path(of_a_layer, params, shardings)
+
+
+def _copied(params: Any, there: Any) -> int:
+    """How many values do not lie in their place."""
+    return sum(jax.tree.leaves(jax.tree.map(lambda x, place: 0 if place.holds(x) else x.size, params, there)))
 
 
 def lay_out(params: dict, mesh: Mesh, dtype: str | None = None, *, apart: bool = False, consumed: bool = False) -> dict:
-    """Parameters in their `places`. consumed: what is copied is deleted, so that both never stand there whole."""
+    """Parameters in their `places`. consumed: what is copied is deleted, so that both never stand there whole, and
+    layers lie apart that otherwise would have stayed where they were."""
 
     def move(x: jax.Array, place: Place) -> Any:
         if place.holds(x):
@@ -220,7 +238,7 @@ def lay_out(params: dict, mesh: Mesh, dtype: str | None = None, *, apart: bool =
             x.delete()
         return moved
 
-    return jax.tree.map(move, params, places(params, mesh, dtype, apart=apart))
+    return jax.tree.map(move, params, places(params, mesh, dtype, apart=apart, consumed=consumed))
 
 
 @cache

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -28,7 +28,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
 from jvr1.data.share import Share
-from jvr1.model.layers import BATCH
+from jvr1.model.layers import BATCH, lies_apart
 from jvr1.model.qwen2_5_vl import merge
 from jvr1.model.text import KV
 from jvr1.processes.peers import share_of
@@ -148,12 +148,18 @@ def _jitted(graphdef: nnx.GraphDef, layout: Slots) -> _Jitted:
     return _Jitted(begin_slots, refill_slots, advance_slots, turn_ring)
 
 
-def make_programs(graphdef: nnx.GraphDef, mesh: Mesh, generation: Mesh, kv_heads: int, *, apart: bool) -> Programs:
-    """generation: the devices of `mesh`, arranged as they are for generation (`sharding.decode_mesh`). apart: weights
-    and caches have an array a layer."""
+def make_programs(graphdef: nnx.GraphDef, mesh: Mesh, generation: Mesh, kv_heads: int) -> Programs:
+    """generation: the devices of `mesh`, arranged as they are for generation (`sharding.decode_mesh`). Whether caches
+    have an array a layer is as the weights are."""
     batch, scalar = batch_sharding(generation), jax.ShapeDtypeStruct((), jnp.int32)
-    layout = _layout(generation, kv_heads, apart)
-    jitted = _jitted(graphdef, layout)
+
+    @cache
+    def jitted(apart: bool) -> _Jitted:
+        return _jitted(graphdef, _layout(generation, kv_heads, apart))
+
+    def of(weights: dict) -> _Jitted:
+        return jitted(lies_apart(weights["text"]["layers"]))
+
     collect = jax.jit(lambda x: (x.ids, x.length, x.ended, x.logprobs), out_shardings=batch_sharding(mesh))
 
     def results(slots: Slots) -> Sampled:
@@ -161,26 +167,26 @@ def make_programs(graphdef: nnx.GraphDef, mesh: Mesh, generation: Mesh, kv_heads
 
     def run_begin(weights: dict, slots: int, **how: Any) -> Slots:
         with jax.set_mesh(generation):
-            return jitted.begin(weights, slots, **how)
+            return of(weights).begin(weights, slots, **how)
 
     def run_refill(
         weights: dict, bits: np.ndarray, slots: Slots, inputs: Inputs, into: np.ndarray, **how: Any
     ) -> Slots:
         with jax.set_mesh(generation):
             given = jax.device_put(put_batch(inputs, mesh), batch)
-            held, state = jitted.refill(weights, bits, *slots[:2], given, into, **how)
+            held, state = of(weights).refill(weights, bits, *slots[:2], given, into, **how)
         return slots._replace(held=held, lanes=state)
 
     def run_advance(
         weights: dict, bits: np.ndarray, slots: Slots, enough: int, more: int, **how: Any
     ) -> tuple[Slots, Array, Array]:
         with jax.set_mesh(generation):
-            *moved, idle, less = jitted.advance(weights, bits, *slots, np.int32(enough), np.int32(more), **how)
+            *moved, idle, less = of(weights).advance(weights, bits, *slots, np.int32(enough), np.int32(more), **how)
         return Slots(slots.held, *moved), idle, less
 
     def run_turn_back(slots: Slots) -> Slots:
         with jax.set_mesh(generation):
-            return Slots(*slots[:2], *jitted.turn_back(*slots))
+            return Slots(*slots[:2], *jitted(isinstance(slots.cache.k, list)).turn_back(*slots))
 
     def lower(weights: Any, bits: Any, slots: int, inputs: Inputs, **how: Any) -> tuple[jax.stages.Lowered, ...]:
         with jax.set_mesh(generation):
@@ -188,14 +194,14 @@ def make_programs(graphdef: nnx.GraphDef, mesh: Mesh, generation: Mesh, kv_heads
                 lambda sharding, part: jax.tree.map(
                     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), part
                 ),
-                layout,
-                jitted.begin.eval_shape(weights, slots, **how),
+                _layout(generation, kv_heads, lies_apart(weights["text"]["layers"])),
+                of(weights).begin.eval_shape(weights, slots, **how),
             )
             ways = share_of(mesh).ways
             into = jax.ShapeDtypeStruct((ways, len(inputs[0].valid) // ways), jnp.int32)
             return (
-                jitted.refill.lower(weights, bits, *shapes[:2], inputs, into, **how),
-                jitted.advance.lower(weights, bits, *shapes, scalar, scalar, **how),
+                of(weights).refill.lower(weights, bits, *shapes[:2], inputs, into, **how),
+                of(weights).advance.lower(weights, bits, *shapes, scalar, scalar, **how),
             )
 
     across = math.prod(generation.shape[axis] for axis in BATCH)
