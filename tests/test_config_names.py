@@ -15,7 +15,7 @@ from jvr1 import config as settings
 from jvr1.config import default
 from jvr1.data.frame_cache import FrameCache
 from jvr1.errors import UserError
-from jvr1.model.config import published
+from jvr1.model.families import published
 from jvr1.model.lora import LoRAConfig
 from jvr1.opening.data import check_batch
 from jvr1.rl.user_reward import UserReward

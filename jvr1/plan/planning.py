@@ -20,27 +20,29 @@ from jvr1.chips import Chip
 from jvr1.data.batch import Bucket
 from jvr1.errors import UserError
 from jvr1.model import hf
-from jvr1.model.config import ModelConfig, published
+from jvr1.model.config import ModelConfig
+from jvr1.model.families import published, published_sizes
 from jvr1.opening.models import locate
 from jvr1.plan import memory
 from jvr1.plan.programs import Shapes, chip_bytes, row_counts, step_shapes
 from jvr1.sharding import AXES, valid_tensor_sizes
 from jvr1.train import flops
 
-SIZES = ("3b", "7b", "32b", "72b")
 TOUCHED = {"forward": 4.0, "backward": 10.0}
 """How often a layer's attention scores are written or read where XLA computes it; a kernel does not write them."""
 
 
 def named_model(name: str) -> ModelConfig:
     """The shape of a published size, of a folder, or of a hub id whose name holds a size. Raises UserError."""
-    if name.lower() in SIZES:
+    sizes = published_sizes()
+    if name.lower() in sizes:
         return published(name.lower())
     if name and epath.Path(name).is_dir():
         return hf.read_config(locate(name)[0])
-    found = re.search(r"(?<![0-9.])(3|7|32|72)b(?![a-z])", name.lower())
+    longest_first = "|".join(map(re.escape, sorted(sizes, key=len, reverse=True)))
+    found = re.search(rf"(?<![0-9.])({longest_first})(?![a-z])", name.lower())
     if not found:
-        raise UserError(f"model {name!r} is no folder and names no size; give --model {', '.join(SIZES)} or a folder")
+        raise UserError(f"model {name!r} is no folder and names no size; give --model {', '.join(sizes)} or a folder")
     return published(found[0])
 
 
@@ -207,7 +209,7 @@ def _generation(step: Shapes, bucket: Bucket, tokens: float | int) -> tuple[floa
     prefix = memory.kv_bytes(model, here, streams * bucket.prompt, size)
     cache = memory.kv_bytes(model, here, drawn * bucket.completion, size)  # as if read to its end
     scores = model.text.layers * streams * memory.text_scores(step, bucket, here, 0)[1]
-    scores += len(model.vision.full_blocks) * streams * memory.vision_scores(model, bucket, here)
+    scores += _full_layers(model, bucket) * streams * memory.vision_scores(model, bucket, here)
     exchanged = 4 * model.text.layers * here.rows * model.text.hidden * size * (here.tensor > 1)  # two all-reduces
     return (
         rows * flops.prompt_flops(model, bucket, streams, trained) / chips,
@@ -225,7 +227,12 @@ def _scoring(step: Shapes, bucket: Bucket, tokens: float | int) -> tuple[flops.P
     model, group, here = step.model, step.config.rl.group, memory.local(step)
     once = flops.scoring(model, bucket, group, tokens, flops.trained_of(step.params, step.state.params))
     scores = model.text.layers * memory.text_scores(step, bucket, here, group)[1]
-    return once, scores + len(model.vision.full_blocks) * memory.vision_scores(model, bucket, here)
+    return once, scores + _full_layers(model, bucket) * memory.vision_scores(model, bucket, here)
+
+
+def _full_layers(model: ModelConfig, bucket: Bucket) -> int:
+    """Layers of the tower whose attention scores are counted."""
+    return model.family.tower_scores(model.vision, bucket.windows).layers
 
 
 def _gathered(step: Shapes, bucket: Bucket) -> float:

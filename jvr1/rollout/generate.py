@@ -19,10 +19,10 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt32
 
 from jvr1.errors import UserError
 from jvr1.model.blockwise import MASKED
+from jvr1.model.inputs import Prompt, Visual
 from jvr1.model.layers import constrain_batch, constrain_vocab
-from jvr1.model.qwen2_5_vl import Prompt, Qwen25VL
 from jvr1.model.text import KV
-from jvr1.model.vision import Visual
+from jvr1.model.vision_language import VisionLanguageModel
 
 LEAST_READ, MOST_LOOPS = 64, 4
 """Entries of the ring that a loop of decoding reads at least, and how many such loops there are."""
@@ -128,7 +128,7 @@ class Slots(NamedTuple):
 
 
 def generate(
-    model: Qwen25VL,
+    model: VisionLanguageModel,
     prompt: Prompt,
     visual: Visual | None,
     pairs: Int[Array, "B S F 2"] | None,
@@ -152,7 +152,12 @@ def generate(
 
 
 def begin(
-    model: Qwen25VL, asked: Asked, key: PRNGKeyArray, rows: Sequence[int], lanes: Sequence[int], sampling: Sampling
+    model: VisionLanguageModel,
+    asked: Asked,
+    key: PRNGKeyArray,
+    rows: Sequence[int],
+    lanes: Sequence[int],
+    sampling: Sampling,
 ) -> Slots:
     """Slots of B prompts: one prefill, and the first token of the first `lanes[s]` rows of each stream."""
     held, first = enter(model, asked, key, rows, lanes, sampling)
@@ -165,7 +170,12 @@ def begin(
 
 
 def enter(
-    model: Qwen25VL, asked: Asked, key: PRNGKeyArray, rows: Sequence[int], lanes: Sequence[int], sampling: Sampling
+    model: VisionLanguageModel,
+    asked: Asked,
+    key: PRNGKeyArray,
+    rows: Sequence[int],
+    lanes: Sequence[int],
+    sampling: Sampling,
 ) -> tuple[Held, Lanes]:
     """`begin` without a ring: what `place` puts into slots that are under way."""
     prompt = asked.prompt
@@ -207,7 +217,7 @@ def place(held: Held, lanes: Lanes, new_held: Held, new_lanes: Lanes, into: Int[
 
 
 def advance(
-    model: Qwen25VL,
+    model: VisionLanguageModel,
     slots: Slots,
     key: PRNGKeyArray,
     rows: Sequence[int],
@@ -264,7 +274,7 @@ def _streams(lanes: Sequence[int]) -> Int[np.ndarray, " M"]:
 
 
 def _draw(
-    model: Qwen25VL,
+    model: VisionLanguageModel,
     held: Held,
     state: Lanes,
     key: PRNGKeyArray,
