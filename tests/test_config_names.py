@@ -27,7 +27,7 @@ HELD = {
     "config_checks.py": ("check_values", "check_together", "_check_weights", "_check_patterns"),
     "config.py": ("check", "_built"),
     "data/batch.py": ("make_buckets",),
-    "data/media.py": ("__post_init__",),
+    "model/media.py": ("__post_init__",),
     "data/frame_cache.py": ("__post_init__", "open"),
     "model/lora.py": ("__post_init__",),
     "problems/kinds.py": ("_load",),
