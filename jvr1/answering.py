@@ -24,8 +24,9 @@ from jvr1.data.store import RecordStore
 from jvr1.errors import UserError
 from jvr1.eval.journal import AnswerJournal, claim
 from jvr1.eval.plan import EvaluationPlan, make_plan
-from jvr1.eval.settings import describe, reference_settings, with_changes
+from jvr1.eval.settings import PIXELS, describe, reference_settings, with_changes
 from jvr1.eval.suites import open_suites
+from jvr1.model.families import FACTOR
 from jvr1.model.hf import CONFIG, read_carried, read_config
 from jvr1.opening.data import check_batch, index_of, make_encoder
 from jvr1.opening.models import CHECKPOINTS, locate, make_tokenizer, open_model
@@ -52,7 +53,9 @@ def add_model_options(parser: Parser) -> None:
     parser.add_argument("--config", help="config file FILE[:ARG]; default: the workdir's own, or the reference's")
     parser.add_argument("--kinds", metavar="MODULE:NAME", help="your own problem kinds, with commas")
     parser.add_argument("--frames", type=int, help="most frames a video, at 2 a second (reference: 16, 32 or 64)")
-    parser.add_argument("--max-pixels", type=int, help="most pixels a frame or image (reference: 256*28*28 = 200704)")
+    parser.add_argument(
+        "--max-pixels", type=int, help=f"most pixels a frame or image (reference: 256*{FACTOR}*{FACTOR} = {PIXELS})"
+    )
     parser.add_argument("--prompt", choices=("think", "direct"), help="Video-R1's prompt, or the bare question")
     parser.add_argument("--max-tokens", type=int, help="most new tokens (reference: 1024)")
     parser.add_argument("--temperature", type=float, help="default 0, the best token; several samples: 1")
@@ -182,7 +185,7 @@ def open_encoder(config: ConfigDict) -> tuple[Encoder, str]:
     """How the model's questions become examples, and where its weights lie, which are not read. Raises UserError."""
     place = locate(config.model.source)
     model = read_config(place.folder)
-    tokenizer = make_tokenizer(read_carried(place.folder), config.model.source)
+    tokenizer = make_tokenizer(read_carried(place.folder), model, config.model.source)
     return make_encoder(config, model, tokenizer, targets=False), str(place.params or place.folder)
 
 

@@ -17,11 +17,12 @@ from ml_collections import ConfigDict, config_dict, config_flags
 
 from jvr1.config_checks import check_together, check_values
 from jvr1.data.batch import Bucket, make_buckets
-from jvr1.data.media import PixelLimits, VideoSampling
 from jvr1.data.memory import MAX_DECODED_MB
 from jvr1.data.prompts import TEMPLATES, PromptStyle
 from jvr1.errors import UserError
+from jvr1.model.families import TOKEN_PIXELS
 from jvr1.model.lora import LANGUAGE, LoRAConfig
+from jvr1.model.media import PixelLimits, VideoSampling
 from jvr1.problems import kinds
 from jvr1.processes.peers import Peers, define_flags
 from jvr1.rl.tgrpo import TGRPOConfig
@@ -87,8 +88,8 @@ def _data() -> ConfigDict:
             "modality": {"text": 1.0, "image": 1.0, "video": 1.0},
             "buckets": (),
             "video": section(VideoSampling()),
-            "video_pixels": section(PixelLimits(128 * 28 * 28, 128 * 28 * 28, None)),
-            "image_pixels": ConfigDict({"min_pixels": 4 * 28 * 28, "max_pixels": 256 * 28 * 28}),
+            "video_pixels": section(PixelLimits(128 * TOKEN_PIXELS, 128 * TOKEN_PIXELS, None)),
+            "image_pixels": ConfigDict({"min_pixels": 4 * TOKEN_PIXELS, "max_pixels": 256 * TOKEN_PIXELS}),
             "real_seconds": True,
             "template": "reference",
             "suffixes": True,

@@ -14,8 +14,9 @@ from jax.sharding import PartitionSpec as P
 
 from jvr1.errors import UserError
 from jvr1.model.config import ModelConfig
+from jvr1.model.families import known
 from jvr1.model.layers import BATCH
-from jvr1.model.parameters import MESH_AXES, is_stacked, known
+from jvr1.model.parameters import MESH_AXES, is_stacked
 
 AXES = ("data", "fsdp", "tensor")
 

@@ -1,4 +1,4 @@
-"""Tiny Qwen2.5-VL models of transformers + torch, and inputs in its form: the judge of our outputs."""
+"""Tiny models of transformers + torch, and inputs in its form: the judge of our outputs."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 from flax import nnx
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 
-from jvr1.data.vision import frame_pairs, window_layout, window_patches
-from jvr1.model import qwen2_5_vl
+from jvr1.data.vision import frame_pairs, window_patches
+from jvr1.model import vision_language
 from jvr1.model.config import ModelConfig
-from jvr1.model.qwen2_5_vl import Prompt
-from jvr1.model.rope import Grid, mrope_positions
-from jvr1.model.vision import IMAGE_MEAN, IMAGE_STD, Visual
+from jvr1.model.inputs import Grid, Prompt, Visual
+from jvr1.model.qwen2_5_vl.frames import IMAGE_MEAN, IMAGE_STD
 
 IMAGE, VIDEO, START, END = 90, 91, 92, 93
 
@@ -37,12 +36,12 @@ def raw_config(**changes) -> dict:
     return text | changes | {"vision_config": vision}
 
 
-def torch_model(raw: dict, seed: int = 0, scale: float = 0.15) -> Qwen2_5_VLForConditionalGeneration:
-    """Random weights large enough that every part matters; norms around 1."""
+def torch_model(raw: dict, seed: int = 0, scale: float = 0.15) -> PreTrainedModel:
+    """Of the family that `raw` names. Random weights large enough that every part matters; norms around 1."""
     torch.manual_seed(seed)
-    config = Qwen2_5_VLConfig(**raw)
+    config = AutoConfig.for_model(**raw)
     config._attn_implementation = "eager"
-    model = Qwen2_5_VLForConditionalGeneration(config).float().eval()
+    model = AutoModelForImageTextToText.from_config(config).float().eval()
     with torch.no_grad():
         for name, p in model.named_parameters():
             fan = p[0].numel() if p.ndim > 1 else 1
@@ -55,7 +54,7 @@ def torch_model(raw: dict, seed: int = 0, scale: float = 0.15) -> Qwen2_5_VLForC
 
 def random_model(config: ModelConfig, seed: int = 0, scale: float = 0.15, **kw) -> tuple[nnx.GraphDef, dict]:
     """Our model with random parameters drawn by numpy (nothing to compile): norms around 1, all else around 0."""
-    graphdef, shapes = qwen2_5_vl.abstract(config, **kw)
+    graphdef, shapes = vision_language.abstract(config, **kw)
     rng = np.random.default_rng(seed)
 
     def draw(path, x) -> jax.Array:
@@ -77,7 +76,7 @@ class Item:
         """[patches, 1176] as the HF processors make them (their `_preprocess`)."""
         x = self.frames if len(self.frames) % 2 == 0 else np.concatenate([self.frames, self.frames[-1:]])
         x = (x.astype(np.float32) / 255 - np.float32(IMAGE_MEAN)) / np.float32(IMAGE_STD)
-        t, h, w, _ = self.grid
+        t, h, w, *_ = self.grid
         x = x.reshape(t, 2, h // 2, 2, 14, w // 2, 2, 14, 3).transpose(0, 2, 5, 3, 6, 8, 1, 4, 7)
         return x.reshape(t * h * w, -1)
 
@@ -98,7 +97,7 @@ def visual_inputs(
     items: list[Item], config: ModelConfig, windows: int = 0, steps: int = 0
 ) -> tuple[Visual, np.ndarray]:
     """Our form of one prompt's media (no batch axis), and the index of each visual token in order."""
-    layouts = [window_layout(i.grid.height, i.grid.width, config.vision) for i in items]
+    layouts = [config.family.layout(i.grid.height, i.grid.width, config.vision) for i in items]
     w = max(windows, *(len(layout.hw) for layout in layouts))
     f = max(steps, sum(i.grid.steps for i in items))
     n = sum(len(i.frames) for i in items)
@@ -126,7 +125,7 @@ def our_inputs(
     steps: int = 0,
 ) -> tuple[Prompt, Visual | None]:
     """Our form of one sequence, with a batch axis of 1, padded to `length`."""
-    positions, following = mrope_positions(ids, [i.grid for i in items], config)
+    positions, following = config.family.positions(ids, [i.grid for i in items], config)
     length = max(length, len(ids))
     at = slice(length - len(ids), length) if left else slice(0, len(ids))
     mask, padded = np.zeros(length, bool), np.zeros(length, np.int32)
@@ -143,7 +142,7 @@ def our_inputs(
 
 def torch_inputs(ids: np.ndarray, items: list[Item], config: ModelConfig) -> dict:
     """Keyword arguments of the torch model for one unpadded sequence, with explicit positions (the 4.x rule)."""
-    positions, _ = mrope_positions(ids, [i.grid for i in items], config)
+    positions, _ = config.family.positions(ids, [i.grid for i in items], config)
     out = {"input_ids": torch.tensor(ids)[None], "position_ids": torch.tensor(positions).long()[:, None]}
     for name, group in (("image", [i for i in items if not i.video]), ("video", [i for i in items if i.video])):
         if group:

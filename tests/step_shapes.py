@@ -9,11 +9,13 @@ import jax
 from ml_collections import ConfigDict
 
 from jvr1.config import default
-from jvr1.model.config import ModelConfig, TextConfig, VisionConfig
+from jvr1.model.config import ModelConfig, TextConfig
+from jvr1.model.qwen2_5_vl.config import MODEL_TYPE, VisionConfig
 from jvr1.plan.hlo import Collective
 from jvr1.sharding import is_stacked, path_name
 
 SMALL = ModelConfig(
+    MODEL_TYPE,
     TextConfig(128, 5, 8, 4, 176, 528, mrope_section=(2, 3, 3)),
     VisionConfig(depth=4, hidden=64, heads=4, intermediate=112, out_hidden=128, full_blocks=(1, 3)),
     tied=False,

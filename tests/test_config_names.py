@@ -15,7 +15,7 @@ from jvr1 import config as settings
 from jvr1.config import default
 from jvr1.data.frame_cache import FrameCache
 from jvr1.errors import UserError
-from jvr1.model.config import published
+from jvr1.model.families import published
 from jvr1.model.lora import LoRAConfig
 from jvr1.opening.data import check_batch
 from jvr1.rl.user_reward import UserReward
@@ -27,7 +27,7 @@ HELD = {
     "config_checks.py": ("check_values", "check_together", "_check_weights", "_check_patterns"),
     "config.py": ("check", "_built"),
     "data/batch.py": ("make_buckets",),
-    "data/media.py": ("__post_init__",),
+    "model/media.py": ("__post_init__",),
     "data/frame_cache.py": ("__post_init__", "open"),
     "model/lora.py": ("__post_init__",),
     "problems/kinds.py": ("_load",),

@@ -20,7 +20,8 @@ from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
 from jvr1.data.vision import frame_pairs
 from jvr1.model.hf import read_config
-from jvr1.model.rope import Grid, mrope_positions
+from jvr1.model.inputs import Grid
+from jvr1.model.qwen2_5_vl.positions import mrope_positions
 
 LONGEST = 24
 """New tokens, as the buckets of that config say."""

@@ -14,10 +14,10 @@ import torch
 from oracle import Item, tokens
 from transformers import AutoTokenizer
 
-from jvr1.model.config import from_hf
+from jvr1.model.families import from_hf
 from jvr1.model.hf import read_config
-from jvr1.model.rope import mrope_positions
-from jvr1.model.text_positions import as_trained
+from jvr1.model.qwen2_5_vl.positions import mrope_positions
+from jvr1.model.qwen2_5_vl.text_positions import as_trained
 
 ROOT = Path(__file__).parents[1]
 LONGEST, ASKED = 24, 8

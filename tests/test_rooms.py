@@ -26,7 +26,7 @@ BELOW: dict[str, set[str]] = {
     "train": {
         "errors", "chips", "config", "model", "sharding", "data", "processes", "rollout", "rl", "questions", "opening",
     },
-    "eval": {"", "errors", "config", "data", "processes", "rl", "questions", "problems"},
+    "eval": {"", "errors", "config", "model", "data", "processes", "rl", "questions", "problems"},
     "plan": {"errors", "chips", "config", "model", "sharding", "data", "rollout", "opening", "train"},
     "demo": {"errors", "model"},
     "chips": {"errors"},
@@ -86,6 +86,37 @@ def test_rooms_of_numpy_import_no_jax(name):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             assert not any(n.split(".")[0] in ("jax", "flax") for n in names), (file, names)
+
+
+def imports_at_once(file: Path) -> set[str]:
+    """Modules that importing a file imports: not those of its functions, nor those for types alone."""
+    nodes = list(ast.parse(file.read_text()).body)
+    found = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {node.module} | {name for name in names if file_of(name) is not None}
+    return found
+
+
+def file_of(module: str) -> Path | None:
+    path = REPOSITORY / module.replace(".", "/")
+    return next((p for p in (path.with_suffix(".py"), path / "__init__.py") if p.exists()), None)
+
+
+def test_what_reads_and_encodes_media_imports_no_jax():
+    """However far its imports go in jvr1: all of data/ and problems/, and what they ask of a model's family."""
+    waiting = {f"jvr1.{room}.{file.stem}" for room in ("data", "problems") for file in (PACKAGE / room).glob("*.py")}
+    seen: set[str] = set()
+    while waiting - seen:
+        module = (waiting - seen).pop()
+        seen.add(module)
+        parts = module.split(".")
+        waiting |= {".".join(parts[:n]) for n in range(1, len(parts))}  # packages that it lies in
+        if (file := file_of(module)) is not None:
+            waiting |= {name for name in imports_at_once(file) if name.startswith("jvr1")}
+            assert not {name for name in imports_at_once(file) if name.split(".")[0] in ("jax", "flax")}, file
+    assert "jvr1.model.families" in seen
 
 
 def test_files_and_functions_can_be_read_at_a_sitting():

@@ -13,8 +13,8 @@ from jax.sharding import AbstractMesh, AxisType
 from oracle import Item, our_inputs, tokens
 
 from jvr1.errors import UserError
-from jvr1.model import qwen2_5_vl
-from jvr1.model.config import from_hf, published
+from jvr1.model import vision_language
+from jvr1.model.families import from_hf, published
 from jvr1.sharding import AXES, check_mesh, make_mesh, param_shardings, partition_spec, path_name, put_batch
 from jvr1.sharding import valid_tensor_sizes as valid
 
@@ -47,7 +47,7 @@ def batch():
 
 
 def loss_of(graphdef, params, prompt, visual, completions):
-    model = qwen2_5_vl.merge(graphdef, params)
+    model = vision_language.merge(graphdef, params)
     logits = model.logits(model.complete(prompt, visual, completions))
     return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), completions[..., None], axis=-1))
 
@@ -86,7 +86,7 @@ def _at(tree, name):
 @pytest.mark.parametrize("size", COUNTS)
 @pytest.mark.parametrize("sizes", [(1, 8, 1), (2, 2, 2), (4, 8, 2)])
 def test_every_parameter_of_the_published_models_is_split(size, sizes):
-    _, shapes = qwen2_5_vl.abstract(published(size))
+    _, shapes = vision_language.abstract(published(size))
     leaves = jax.tree_util.tree_leaves_with_path(shapes)
     assert sum(math.prod(x.shape) for _, x in leaves) == COUNTS[size]
     mesh = AbstractMesh(sizes, AXES)
@@ -117,7 +117,7 @@ def test_an_impossible_tensor_axis_is_refused_with_the_valid_sizes():
 
 def test_key_value_heads_are_replicated_where_tensor_exceeds_them():
     mesh = make_mesh({"tensor": 8})
-    _, shapes = qwen2_5_vl.abstract(published("3b"))
+    _, shapes = vision_language.abstract(published("3b"))
     specs = jax.tree.map(lambda s: s.spec, param_shardings(shapes, mesh))
     assert specs["text"]["layers"]["k"]["kernel"] == jax.P(None, "fsdp", None, None)
     assert specs["text"]["layers"]["q"]["kernel"] == jax.P(None, "fsdp", "tensor", None)

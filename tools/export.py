@@ -6,11 +6,9 @@ Adapters (LoRA) are merged into the weights; --peft writes them alone, as a fold
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import re
 import time
-from pathlib import Path
 
 import jax
 from etils import epath
@@ -19,23 +17,15 @@ from ml_collections import ConfigDict
 from jvr1 import config as settings
 from jvr1.data import processor
 from jvr1.data.chat import ends_of
-from jvr1.data.media import PixelLimits
 from jvr1.errors import UserError, run_main
 from jvr1.model import hf, peft
 from jvr1.model.lora import ADAPTERS
+from jvr1.model.media import PixelLimits
 from jvr1.opening.models import CHECKPOINTS, Model, locate, make_tokenizer, open_model, read_lora
 from jvr1.opening.staging import appearing
 from jvr1.processes.guard import explaining
 from jvr1.sharding import make_mesh, path_name
 
-POSITIONS = "text_positions.py"
-ADVICE = """From transformers 5.3 on text after a video has other positions than in training; answers differ. Undo it:
-
-    import sys; sys.path.insert(0, "{out}")
-    from text_positions import as_trained
-    as_trained(model)  # once, after from_pretrained
-
-transformers up to 5.2, vLLM and SGLang have the positions of the training: docs/weights.md"""
 HOST_DEVICES = 8
 """Parts in which parameters pass through host memory."""
 
@@ -82,7 +72,8 @@ def main() -> None:
         f"{sum(written) / 1e9:.2f} GB in {dtype}, {len(written)} shards, {time.perf_counter() - start:.1f} s"
     )
     if not args.peft:
-        print(ADVICE.format(out=args.out))
+        if advice := model.config.family.advice:
+            print(advice.format(out=args.out))
         print(about_sampling(model, trained))
 
 
@@ -121,31 +112,22 @@ def trained_config(source: epath.Path) -> ConfigDict | None:
 def files_of(model: Model, trained: ConfigDict | None, pixels: tuple[int, int] | None) -> dict[str, bytes]:
     """The model's files beside its weights, which say of media and sampling what the training did, as far as that is
     known: of a workdir; of image limits that are given."""
-    files = model.carried
+    files, form = model.carried, model.config.family.processor
     if trained is not None:
         video, image = settings.pixel_limits(trained)
         image = image if pixels is None else PixelLimits(*pixels)
-        of_video = processor.video_fields(settings.video_sampling(trained), video, model.config.vision.factor)
-        files = processor.processor_files(files, model.config.vision, processor.image_fields(image), of_video)
+        of_video = form.video(settings.video_sampling(trained), video, model.config.vision.factor)
+        files = processor.processor_files(files, model.config, form.image(image), of_video)
         sampling = {name: trained.sampling[name] for name in ("temperature", "top_k", "top_p")}
         files = processor.generation_file(files, ends(model), **sampling)
     elif pixels is not None:
-        files = processor.processor_files(
-            files, model.config.vision, processor.image_fields(PixelLimits(*pixels)), None
-        )
-    return files | {POSITIONS: Path(text_positions()).read_bytes()}
+        files = processor.processor_files(files, model.config, form.image(PixelLimits(*pixels)), None)
+    return files | model.config.family.companions()
 
 
 def ends(model: Model) -> tuple[int, ...]:
     """Ids that end a completion in training."""
-    return ends_of(make_tokenizer(model.carried, model.source), model.carried, model.config)
-
-
-def text_positions() -> str:
-    """The file that goes with the export; it cannot be imported without torch."""
-    found = importlib.util.find_spec("jvr1.model.text_positions")
-    assert found is not None  # it is a part of this package
-    return str(found.origin)
+    return ends_of(make_tokenizer(model.carried, model.config, model.source), model.carried, model.config)
 
 
 def about_sampling(model: Model, trained: ConfigDict | None) -> str:

@@ -28,10 +28,10 @@ import numpy as np
 
 from jvr1.data.cache import MediaCache, MediaReader
 from jvr1.data.index import IndexEntry, VisualTokens, build_index
-from jvr1.data.media import PixelLimits, VideoSampling
 from jvr1.data.records import Record
 from jvr1.data.sandbox import Sandbox
 from jvr1.errors import MediaError, UserError, run_main
+from jvr1.model.media import PixelLimits, VideoSampling
 from tools.fuzzing import media, models, records
 from tools.fuzzing.watch import Canaries, Watched
 
@@ -180,7 +180,7 @@ def read_media(cases: list[Case], root: str, canaries: Canaries) -> None:
     reader = Watched(MediaReader(MediaCache(root), most), root)
     with Sandbox(reader, SECONDS["media"], most) as helper:
         for case, entry in zip(cases, entries, strict=True):
-            got = attempt(case, helper, root, canaries, case.data_type, MEASURE.sampling, limits, MEASURE.factor)
+            got = attempt(case, helper, root, canaries, case.data_type, MEASURE.sampling, limits, MEASURE.rules)
             if got is not None:
                 digest = hashlib.sha256(got.frames.tobytes() + got.timestamps.tobytes()).hexdigest()[:12]
                 case.outcome = f"read {got.frames.shape} {digest}"

@@ -18,14 +18,13 @@ from etils import epath
 from jvr1.data.cache import MediaCache
 from jvr1.data.index import VisualTokens, build_index, describe, file_stamp, save_index, settings_hash
 from jvr1.data.index_summary import summary
-from jvr1.data.media import PixelLimits, VideoSampling
 from jvr1.data.memory import MAX_DECODED_MB
 from jvr1.data.records import load_records
 from jvr1.errors import UserError, run_main
+from jvr1.model.families import TOKEN_PIXELS
+from jvr1.model.media import PixelLimits, VideoSampling
 from jvr1.problems.kinds import load
 from jvr1.rl.golds import doubts
-
-TOKEN = 28 * 28
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -35,13 +34,13 @@ def main(arguments: list[str] | None = None) -> None:
     out = flags.out or f"{flags.data}.index"
     measure = VisualTokens(
         VideoSampling(flags.fps, flags.min_frames, flags.max_frames),
-        PixelLimits(4 * TOKEN, flags.image_tokens * TOKEN),
-        PixelLimits(min(128, flags.frame_tokens) * TOKEN, flags.frame_tokens * TOKEN),
+        PixelLimits(4 * TOKEN_PIXELS, flags.image_tokens * TOKEN_PIXELS),
+        PixelLimits(min(128, flags.frame_tokens) * TOKEN_PIXELS, flags.frame_tokens * TOKEN_PIXELS),
     )
     media = MediaCache(flags.root, flags.cache, round(flags.cache_gb * 2**30))
     records = load_records(flags.data)
     most = MAX_DECODED_MB if flags.max_decoded_mb is None else flags.max_decoded_mb
-    settings = {"records": file_stamp(flags.data), "measure": describe(measure), "max_decoded_mb": most}
+    settings = {"records": file_stamp(flags.data), "measure": describe(measure.settings), "max_decoded_mb": most}
     partial = partial_file(out, settings)
     entries = build_index(records, media, settings, measure, flags.workers, partial, flags.timeout, most)
     save_index(out, entries, settings)

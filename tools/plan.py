@@ -28,12 +28,11 @@ from jvr1.chips import CHIPS, GIB, chip_named
 from jvr1.chips import table as chip_table
 from jvr1.data.batch import Bucket
 from jvr1.errors import UserError, run_main
-from jvr1.model.config import published
+from jvr1.model.families import published, published_sizes
 from jvr1.plan.memory import phase_memory
 from jvr1.plan.planning import (
     OF_BANDWIDTH,
     OF_PEAK,
-    SIZES,
     RunPlan,
     Suggestion,
     changed,
@@ -197,7 +196,7 @@ def table(config: settings.ConfigDict) -> Iterator[str]:
     """Markdown: for each published size and chip the fewest chips that hold the run, and a step's time at best."""
     yield "| model | chip | chips | mesh | peak GiB of | in | step s | prompts |"
     yield "|---|---|---|---|---|---|---|---|"
-    for size in SIZES:
+    for size in published_sizes():
         for name in TABLE_CHIPS:
             chip = chip_named(name)
             counts = chip.sizes or GPUS

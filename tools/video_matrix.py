@@ -18,9 +18,11 @@ import av
 import numpy as np
 from benchmarks.clips import BITS, Clip, clips, make, number_of, read, read_by_decord
 
-from jvr1.data.media import MediaError, VideoSampling, frame_indices
+from jvr1.data.media import MediaError
 from jvr1.data.sandbox import Sandbox
 from jvr1.errors import UserError, run_main
+from jvr1.model.families import RULES
+from jvr1.model.media import VideoSampling
 
 SAMPLINGS = {"16": VideoSampling(frames=16), "2 fps": VideoSampling(fps=2, max_frames=10_000)}
 
@@ -48,7 +50,7 @@ class Outcome:
 def outcome(reader: Sandbox, path: Path, sampling: VideoSampling, loads: int, frames: int) -> Outcome:
     """Loads a clip of `frames` frames `loads` times."""
     first, indices, wrong, most, refused, changed = None, np.zeros(0, np.int64), 0, 0, 0, 0
-    wanted = set(frame_indices(frames, 25.0, sampling)[0].tolist()) if sampling.frames else None
+    wanted = set(RULES.indices(frames, 25.0, sampling)[0].tolist()) if sampling.frames else None
     for _ in range(loads):
         try:
             named, got = reader(str(path), sampling, first is None)

@@ -10,12 +10,10 @@ import numpy as np
 from jaxtyping import Bool, Int32
 
 from jvr1.data.records import Record
-from jvr1.data.vision import frame_pairs, window_layout, window_patches
+from jvr1.data.vision import frame_pairs, window_patches
 from jvr1.errors import UserError
 from jvr1.model.config import ModelConfig
-from jvr1.model.qwen2_5_vl import Prompt
-from jvr1.model.rope import Grid, mrope_positions
-from jvr1.model.vision import Visual
+from jvr1.model.inputs import Grid, Prompt, Visual
 
 MAX_BUCKETS = 8
 KINDS = ("text", "image", "video")
@@ -176,15 +174,16 @@ def empty_example(bucket: Bucket, config: ModelConfig) -> Arrays:
 
 @dataclass(frozen=True)
 class Clip:
-    """One image or video ready for a batch: frames [N,Hp,Wp,3] sized to whole merged tokens."""
+    """One image or video ready for a batch: frames [N,Hp,Wp,3] sized to whole merged tokens; `times` as of `Grid`."""
 
     frames: np.ndarray
     seconds_per_step: float
+    times: tuple[float, ...] = ()
 
     def grid(self, config: ModelConfig) -> Grid:
         n, height, width, _ = self.frames.shape
         patch = config.vision.patch
-        return Grid((n + 1) // 2, height // patch, width // patch, self.seconds_per_step)
+        return Grid((n + 1) // 2, height // patch, width // patch, self.seconds_per_step, self.times)
 
 
 def build_example(
@@ -201,7 +200,7 @@ def build_example(
     """
     arrays = empty_example(bucket, config)
     grids = [clip.grid(config) for clip in clips]
-    positions, following = mrope_positions(ids, grids, config)
+    positions, following = config.family.positions(ids, grids, config)
     t = len(ids)
     if t > bucket.prompt or len(target) > bucket.completion:
         raise ValueError(f"{t} prompt and {len(target)} target tokens do not fit {bucket.name}")
@@ -227,8 +226,8 @@ def _fill(visual: Visual, clips: Sequence[Clip], config: ModelConfig) -> Int32[n
     at_frame = at_step = 0
     index = []
     for clip in clips:
-        steps, height, width, _ = clip.grid(config)
-        layout = window_layout(height, width, vision)
+        steps, height, width, *_ = clip.grid(config)
+        layout = config.family.layout(height, width, vision)
         n, w = len(clip.frames), len(layout.hw)
         if at_frame + n > len(visual.frames) or at_step + steps > len(visual.pair) or w > windows:
             raise ValueError(f"{n} frames of {w} windows do not fit the bucket")

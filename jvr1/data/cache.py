@@ -15,10 +15,11 @@ from pathlib import Path
 
 from etils import epath
 
-from jvr1.data.media import Media, MediaError, PixelLimits, VideoSampling, load
+from jvr1.data.media import Media, MediaError, load
 from jvr1.data.memory import MAX_DECODED_MB
 from jvr1.data.records import resolve
 from jvr1.errors import UserError
+from jvr1.model.media import FrameRules, PixelLimits, VideoSampling
 
 _EVICT_TO = 0.9
 _STALE_SECONDS = 3600.0
@@ -134,6 +135,8 @@ class MediaReader:
     media: MediaCache
     max_decoded_mb: int = MAX_DECODED_MB
 
-    def __call__(self, path: str, data_type: str, sampling: VideoSampling, limits: PixelLimits, factor: int) -> Media:
+    def __call__(
+        self, path: str, data_type: str, sampling: VideoSampling, limits: PixelLimits, rules: FrameRules
+    ) -> Media:
         with self.media.local(path) as file:
-            return load(file, data_type, sampling, limits, factor, self.max_decoded_mb)
+            return load(file, data_type, sampling, limits, rules, self.max_decoded_mb)

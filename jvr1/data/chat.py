@@ -45,12 +45,12 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, model: ModelConfig, name
         raise UserError(
             f"{name}: the chat template and tokenizer make of an image, a video and a question {images} image and "
             f"{videos} video placeholders (ids {model.image_token}, {model.video_token} by config.json), where one "
-            f"each and the question belong; one of text alone? take those of Qwen2.5-VL"
+            f"each and the question belong; one of text alone? take those of {model.family.title}"
         )
 
 
 def ends_of(tokenizer: PreTrainedTokenizerBase, carried: Mapping[str, bytes], model: ModelConfig) -> tuple[int, ...]:
     """Ids that end an answer: those of `end_ids`, and between them those that generation_config.json names besides."""
-    first, *others = end_ids(tokenizer)
+    first, *others = end_ids(tokenizer, model)
     more = [i for i in extra_ends(carried, model.text.vocab) if i not in (first, *others)]
     return (first, *more, *others)

@@ -8,16 +8,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float64
 from transformers import PreTrainedTokenizerBase
 
 from jvr1.data.batch import Arrays, Bucket, Clip, Need, build_example, choose_bucket
 from jvr1.data.cache import MediaCache
 from jvr1.data.frame_cache import FrameCache, frames_key
-from jvr1.data.media import Media, MediaError, PixelLimits, Probe, VideoSampling, frame_indices, target_size
+from jvr1.data.media import Media, MediaError
 from jvr1.data.prompts import PlaceholderError, PromptStyle, end_ids, prompt_ids, target_ids
 from jvr1.data.records import Record
 from jvr1.data.sandbox import Sandbox
+from jvr1.data.vision import frame_pairs
 from jvr1.model.config import ModelConfig
+from jvr1.model.inputs import Grid
+from jvr1.model.media import PixelLimits, Probe, VideoSampling
 from jvr1.problems.kinds import load
 
 
@@ -55,8 +59,10 @@ class Encoder:
     def fingerprint(self) -> dict[str, Any]:
         """All that an index made by `measure` depends on, for `index.load_index`."""
         tokenizer = self.tokenizer.backend_tokenizer.to_str() + str(self.tokenizer.chat_template)
-        # an index made before there were own kinds stays good
-        own = {"kinds": [(k.name, k.suffix, k.lists_options) for k in load(self.kinds)]} if self.kinds else {}
+        # an index made before there were families and own kinds stays good
+        own: dict[str, Any] = {"family": self.model.model_type} if self.model.family.marked else {}
+        if self.kinds:
+            own["kinds"] = [(k.name, k.suffix, k.lists_options) for k in load(self.kinds)]
         return own | {
             "vision": self.model.vision,
             "tokenizer": hashlib.sha256(tokenizer.encode()).hexdigest()[:16],
@@ -80,43 +86,43 @@ class Encoder:
 
     def need(self, record: Record, media: Sequence[Probe]) -> Need:
         """What a record takes of a bucket. Raises PlaceholderError."""
-        steps, windows, tokens = self.extent(record, media)
-        ids = self._ids(record, tokens)
+        steps, windows, _ = self.extent(record, media)
+        ids = self._ids(record, [self.grid(record, probe) for probe in media])
         completion = len(self._target(record)) if self.targets else 1
         return Need(record.data_type, steps, windows, len(ids), completion)
 
     def extent(self, record: Record, media: Sequence[Probe]) -> tuple[int, int, list[int]]:
         """Temporal steps of a record's media together, windows of the frame that has most, and visual tokens of each
         medium: images of a record have sizes of their own."""
-        sizes = [self.size(record, probe) for probe in media]
-        factor, side = self.model.vision.factor, self.model.vision.window
-        windows = [-(-height // side) * -(-width // side) for _, height, width in sizes]
-        tokens = [steps * (height // factor) * (width // factor) for steps, height, width in sizes]
-        return sum(steps for steps, _, _ in sizes), max(windows, default=0), tokens
+        grids, vision = [self.grid(record, probe) for probe in media], self.model.vision
+        windows = [self.model.family.windows(grid.height, grid.width, vision) for grid in grids]
+        return sum(grid.steps for grid in grids), max(windows, default=0), [g.tokens(vision.merge) for g in grids]
 
-    def size(self, record: Record, probe: Probe) -> tuple[int, int, int]:
-        """Temporal steps of one medium, and the height and width it is resized to."""
-        frames = 1 if probe.is_image else len(frame_indices(probe.frames, probe.fps, self.video)[0])
-        return (frames + 1) // 2, *target_size(probe, self.video, self.limits(record), self.model.vision.factor)
+    def grid(self, record: Record, probe: Probe) -> Grid:
+        """One medium as the model gets it, but for `seconds_per_step`, which the file itself tells."""
+        rules, patch = self.model.frames, self.model.vision.patch
+        numbers = rules.numbers(probe, self.video)
+        height, width = rules.resized(probe, self.video, self.limits(record))
+        times = () if probe.is_image else step_times(numbers / probe.fps)
+        return Grid((len(numbers) + 1) // 2, height // patch, width // patch, times=times)
 
-    def _ids(self, record: Record, tokens: Sequence[int]) -> np.ndarray:
-        return prompt_ids(self.tokenizer, record, self.style, tokens, self.model)
+    def _ids(self, record: Record, grids: Sequence[Grid]) -> np.ndarray:
+        return prompt_ids(self.tokenizer, record, self.style, grids, self.model)
 
     def _target(self, record: Record) -> np.ndarray:
         if not self.targets:
             return np.zeros(0, np.int32)
-        return target_ids(self.tokenizer, record, self.style, end_ids(self.tokenizer)[0], self.model)
+        return target_ids(self.tokenizer, record, self.style, end_ids(self.tokenizer, self.model)[0], self.model)
 
     def encode(self, record: Record, bucket: Bucket, order: np.random.Generator) -> Arrays:
         """The example. Raises MediaError when its media cannot be read, ValueError when it does not fit."""
         clips = [self._clip(record, path) for path in record.paths]
-        grids = [clip.grid(self.model) for clip in clips]
-        tokens = [g.steps * g.height * g.width // self.model.vision.merge**2 for g in grids]
-        return build_example(self._ids(record, tokens), clips, self._target(record), bucket, self.model, order)
+        ids = self._ids(record, [clip.grid(self.model) for clip in clips])
+        return build_example(ids, clips, self._target(record), bucket, self.model, order)
 
     def frames(self, record: Record, path: str) -> Media:
         """A medium's frames as the model gets them. Raises MediaError, UserError."""
-        how = (path, record.data_type, self.video, self.limits(record), self.model.vision.factor)
+        how = (path, record.data_type, self.video, self.limits(record), self.model.frames)
         key = None if self.kept is None else frames_key(self.media, *how)
         if self.kept is None or key is None:
             return self.read(*how)
@@ -128,8 +134,9 @@ class Encoder:
 
     def _clip(self, record: Record, path: str) -> Clip:
         media = self.frames(record, path)
-        seconds = media.seconds_per_step if self.real_seconds else 1.0
-        return Clip(media.frames, seconds if record.data_type == "video" else 0.0)
+        if record.data_type != "video":
+            return Clip(media.frames, 0.0)
+        return Clip(media.frames, media.seconds_per_step if self.real_seconds else 1.0, step_times(media.timestamps))
 
     def try_encode(
         self, record: Record, bucket: Bucket, order: np.random.Generator
@@ -141,3 +148,9 @@ class Encoder:
             return None, error.cause
         except ValueError as error:
             return None, f"does not fit: {error}"
+
+
+def step_times(seconds: Float64[np.ndarray, " N"]) -> tuple[float, ...]:
+    """When each temporal step is shown: the mean of its two frames' seconds, an odd last frame twice."""
+    pairs = seconds[frame_pairs(len(seconds))]
+    return tuple(float(mean) for mean in pairs.mean(axis=1))

@@ -22,9 +22,10 @@ import numpy as np
 from PIL import features
 
 from jvr1.data.cache import MediaCache, is_remote
-from jvr1.data.media import Media, PixelLimits, VideoSampling
+from jvr1.data.media import Media
 from jvr1.data.records import resolve
 from jvr1.errors import UserError
+from jvr1.model.media import FrameRules, PixelLimits, VideoSampling
 
 READER = 1
 """To be raised when a change of ours gives other frames, sizes or times of any file."""
@@ -170,12 +171,12 @@ class FrameCache:
 
 
 def frames_key(
-    media: MediaCache, path: str, data_type: str, sampling: VideoSampling, limits: PixelLimits, factor: int
+    media: MediaCache, path: str, data_type: str, sampling: VideoSampling, limits: PixelLimits, rules: FrameRules
 ) -> str | None:
     """A name of all that the frames of a medium depend on; None for a file that is not there.
 
     The file: its place, size and time of change; in a bucket its place alone, as in the media cache. How it is read:
-    sampling, limits, factor; our reader, the libraries that decode and resize, the kind of machine.
+    sampling, limits, rules; our reader, the libraries that decode and resize, the kind of machine.
     Raises UserError for a path that leaves the media root.
     """
     source = resolve(media.root, path)
@@ -186,7 +187,7 @@ def frames_key(
         except OSError:
             return None
         identity = [os.path.abspath(source), status.st_size, status.st_mtime_ns]
-    how = [data_type, asdict(sampling), asdict(limits), factor, *_libraries()]
+    how = [data_type, asdict(sampling), asdict(limits), *rules.told.values(), *_libraries()]
     return hashlib.sha256(json.dumps([READER, identity, how]).encode()).hexdigest()
 
 

@@ -20,11 +20,13 @@ from etils import epath
 from tqdm import tqdm
 
 from jvr1.data.cache import MediaCache
-from jvr1.data.media import MediaError, PixelLimits, Probe, VideoSampling, frame_indices, probe, target_size
+from jvr1.data.media import MediaError, probe
 from jvr1.data.memory import MAX_DECODED_MB
 from jvr1.data.records import Record
 from jvr1.data.sandbox import Sandbox
 from jvr1.errors import UserError
+from jvr1.model.families import RULES
+from jvr1.model.media import FrameRules, PixelLimits, Probe, VideoSampling
 
 FORMAT = 2
 
@@ -54,22 +56,29 @@ class IndexEntry:
 class VisualTokens:
     """The measure that needs no tokenizer: visual tokens alone, one bucket named after the modality.
 
-    Tokens of a step: height x width / factor^2; steps: frames / 2, rounded up.
+    Tokens of a step: height x width / factor^2; steps: frames / 2, rounded up. rules: of the model to be; by default
+    those that settings are written for.
     """
 
     sampling: VideoSampling
     image_limits: PixelLimits
     video_limits: PixelLimits
-    factor: int = 28
+    rules: FrameRules = RULES
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that an index by this measure depends on."""
+        names = ("sampling", "image_limits", "video_limits")
+        return {name: getattr(self, name) for name in names} | self.rules.told
 
     def __call__(self, record: Record, media: tuple[Probe, ...]) -> tuple[int, str | None, str | None]:
         return sum(map(self._tokens, media)), record.data_type, None
 
     def _tokens(self, probe: Probe) -> int:
         limits = self.image_limits if probe.is_image else self.video_limits
-        height, width = target_size(probe, self.sampling, limits, self.factor)
-        frames = 1 if probe.is_image else len(frame_indices(probe.frames, probe.fps, self.sampling)[0])
-        return (height // self.factor) * (width // self.factor) * -(-frames // 2)
+        height, width = self.rules.resized(probe, self.sampling, limits)
+        steps = -(-len(self.rules.numbers(probe, self.sampling)) // 2)
+        return (height // self.rules.factor) * (width // self.rules.factor) * steps
 
 
 @dataclass(frozen=True)

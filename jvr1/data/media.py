@@ -1,12 +1,11 @@
 """Images and videos from disk to uint8 frames at the model's size: probing, frame sampling, decoding, resizing.
 
-`frame_indices` and `target_size` are pure: what the index says of a record follows from its `Probe` alone.
-`load` and `probe` read; a read that may hang belongs in a `jvr1.data.sandbox.Sandbox`.
+Which frames, and which size, a model's `FrameRules` say, which are pure: what the index says of a record follows from
+its `Probe` alone. `load` and `probe` read; a read that may hang belongs in a `jvr1.data.sandbox.Sandbox`.
 """
 
 from __future__ import annotations
 
-import math
 import os
 import stat
 from dataclasses import dataclass
@@ -18,68 +17,8 @@ from PIL import Image
 from jvr1.data import pictures
 from jvr1.data.container import missing_bytes, zero_tail
 from jvr1.data.memory import MAX_DECODED_MB
-from jvr1.data.vision import smart_resize
-from jvr1.errors import MediaError, UserError
-
-
-@dataclass(frozen=True)
-class VideoSampling:
-    """Which frames of a video are read, times in seconds.
-
-    frames: that many at equal distances (fewer when the video has fewer). Without it `fps` a second, at least
-    min_frames and at most max_frames, an even number. start, end: only that part of the video.
-    """
-
-    fps: float | int = 2.0
-    min_frames: int = 4
-    max_frames: int = 16
-    frames: int | None = None
-    start: float | int | None = None
-    end: float | int | None = None
-
-    def __post_init__(self) -> None:
-        if self.fps <= 0:
-            raise UserError(f"fps is {self.fps}; it must be positive")
-        if self.frames is not None and self.frames < 1:
-            raise UserError(f"frames is {self.frames}; it must be at least 1")
-        if self.min_frames < 1 or even_down(self.max_frames) < even_up(self.min_frames):
-            raise UserError(
-                f"min_frames is {self.min_frames} and max_frames is {self.max_frames}; "
-                "an even number of at least 2 must lie between them"
-            )
-        if self.start is not None and self.start < 0:
-            raise UserError(f"start is {self.start}; it must be at least 0 seconds")
-        if self.end is not None and self.end <= (self.start or 0):
-            raise UserError(f"end is {self.end} s; it must be after start, {self.start or 0} s")
-
-
-@dataclass(frozen=True)
-class PixelLimits:
-    """Area of a frame in pixels; total_pixels bounds the steps of a video together (an area a step of two frames)."""
-
-    min_pixels: int
-    max_pixels: int
-    total_pixels: int | None = None
-
-    def __post_init__(self) -> None:
-        if not 0 < self.min_pixels <= self.max_pixels:
-            raise UserError(f"min_pixels is {self.min_pixels}; it must lie between 1 and max_pixels, {self.max_pixels}")
-        if self.total_pixels is not None and self.total_pixels < 1:
-            raise UserError(f"total_pixels is {self.total_pixels}; it must be at least 1")
-
-
-@dataclass(frozen=True)
-class Probe:
-    """Size in pixels as shown (after EXIF or display rotation), frames, frames a second. An image: 1 frame, 0 fps."""
-
-    height: int
-    width: int
-    frames: int
-    fps: float
-
-    @property
-    def is_image(self) -> bool:
-        return self.fps == 0
+from jvr1.errors import MediaError
+from jvr1.model.media import FrameRules, PixelLimits, Probe, VideoSampling
 
 
 @dataclass(frozen=True)
@@ -90,48 +29,6 @@ class Media:
     frames: UInt8[np.ndarray, "N H W 3"]
     seconds_per_step: float
     timestamps: Float64[np.ndarray, " N"]
-
-
-def frame_indices(total: int, video_fps: float | int, sampling: VideoSampling) -> tuple[Int64[np.ndarray, " N"], float]:
-    """Which of `total` frames to read, and how many a second of video that makes.
-
-    Source: `smart_nframes` of qwen-vl-utils as Video-R1 carries it, and its `calculate_video_frame_range` for
-    start and end. Beyond it: a video of one frame gives that frame, and `frames` may be odd (the last frame is
-    then paired with itself). Raises MediaError "empty-interval".
-    """
-    first, last = 0, total - 1
-    if sampling.start is not None:
-        first = math.ceil(sampling.start * video_fps)
-    if sampling.end is not None:
-        last = min(last, math.floor(sampling.end * video_fps))
-    span = last - first + 1
-    if span < 1:
-        raise MediaError("empty-interval", f"no frame between {sampling.start or 0} s and {sampling.end or 'the end'}")
-    if sampling.frames is not None:
-        count = min(sampling.frames, span)
-    else:
-        wanted = max(span / video_fps * sampling.fps, even_up(sampling.min_frames))
-        count = max(1, even_down(min(wanted, even_down(sampling.max_frames), span)))
-    indices = np.linspace(first, last, count).round().astype(np.int64)
-    return indices, count / span * video_fps
-
-
-def target_size(probe: Probe, sampling: VideoSampling, limits: PixelLimits, factor: int) -> tuple[int, int]:
-    """Height and width in pixels to which every frame is resized: multiples of `factor`, within the limits.
-
-    Source: qwen-vl-utils `fetch_image` and `fetch_video`. A video's frames may have
-    max(min(max_pixels, 2 total_pixels / N), 1.05 min_pixels) pixels. Raises MediaError "aspect-ratio".
-    """
-    most = limits.max_pixels
-    if not probe.is_image:
-        count = len(frame_indices(probe.frames, probe.fps, sampling)[0])
-        if limits.total_pixels is not None:
-            most = min(most, math.floor(limits.total_pixels / count * 2))
-        most = max(most, int(limits.min_pixels * 1.05))
-    try:
-        return smart_resize(probe.height, probe.width, factor=factor, min_pixels=limits.min_pixels, max_pixels=most)
-    except UserError as error:
-        raise MediaError("aspect-ratio", str(error)) from None
 
 
 def probe(path: str | os.PathLike[str], data_type: str, max_decoded_mb: int = MAX_DECODED_MB) -> Probe:
@@ -154,7 +51,7 @@ def load(
     data_type: str,
     sampling: VideoSampling,
     limits: PixelLimits,
-    factor: int,
+    rules: FrameRules,
     max_decoded_mb: int = MAX_DECODED_MB,
 ) -> Media:
     """Reads an image or a video's sampled frames and resizes them (bicubic with antialias). max_decoded_mb as of
@@ -163,11 +60,11 @@ def load(
     if data_type == "image":
         picture = pictures.read(path, max_decoded_mb)
         seen = Probe(picture.height, picture.width, 1, 0.0)
-        frame = _resize(picture, target_size(seen, sampling, limits, factor))
+        frame = _resize(picture, rules.resized(seen, sampling, limits))
         return Media(frame[None], 0.0, np.zeros(1))
     from jvr1.data.video import load_video
 
-    return load_video(path, sampling, limits, factor, max_decoded_mb)
+    return load_video(path, sampling, limits, rules, max_decoded_mb)
 
 
 def seconds_per_step(
@@ -181,16 +78,6 @@ def seconds_per_step(
     real, nominal = float(timestamps[-1] - timestamps[0]), float(indices[-1] - indices[0]) / fps
     even = abs(real - nominal) <= 0.5 / fps
     return 2.0 / sample_fps * (1.0 if even else real / nominal)
-
-
-def even_down(count: float | int) -> int:
-    """The largest even number that is not above."""
-    return math.floor(count / 2) * 2
-
-
-def even_up(count: float | int) -> int:
-    """The smallest even number that is not below."""
-    return math.ceil(count / 2) * 2
 
 
 def _resize(picture: Image.Image, size: tuple[int, int]) -> UInt8[np.ndarray, "H W 3"]:

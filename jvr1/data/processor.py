@@ -6,67 +6,30 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jvr1.data.media import PixelLimits, VideoSampling, even_down, even_up
-from jvr1.model.config import VisionConfig
+from jvr1.model.config import ModelConfig
 from jvr1.model.fields import Fields, parse_object
-from jvr1.model.vision import IMAGE_MEAN, IMAGE_STD
 
 IMAGE, VIDEO, BOTH = "preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json"
 """transformers 5 takes what BOTH holds under `image_processor` and `video_processor` before the other two."""
 GENERATION = "generation_config.json"
-BUDGET = 0.9
-"""Share of `max_video_tokens` that transformers lets a video's pixels take."""
-
-
-def image_fields(limits: PixelLimits) -> dict[str, Any]:
-    """Fields of an image processor."""
-    return _area(limits.min_pixels, limits.max_pixels)
-
-
-def video_fields(sampling: VideoSampling, limits: PixelLimits, factor: int) -> dict[str, Any]:
-    """Fields of a video processor: area of a frame and number of frames as in training.
-
-    Frames are sampled only where a caller asks for it (`do_sample_frames=True`): vLLM and qwen-vl-utils sample before,
-    and would have it done twice. `start`, `end` and an odd number of frames cannot be said there.
-    """
-    frames: dict[str, Any] = {"num_frames": sampling.frames}
-    if sampling.frames is None:
-        least, most = even_up(sampling.min_frames), even_down(sampling.max_frames)
-        frames = {"fps": sampling.fps, "min_frames": least, "max_frames": most}
-    # a frame may always have 1.05 min_pixels: transformers has that rule only with a budget for the whole video
-    area = _area(limits.min_pixels, max(limits.max_pixels, int(limits.min_pixels * 1.05)))
-    budget: dict[str, Any] = {"cap_pixels_per_frame": limits.total_pixels is not None}
-    if limits.total_pixels is not None:
-        area = _area(limits.min_pixels, limits.max_pixels)
-        budget["max_video_tokens"] = round(limits.total_pixels / (factor**2 * BUDGET))
-    return area | frames | budget | {"do_sample_frames": False}
-
-
-def _area(least: int, most: int) -> dict[str, Any]:
-    return {"min_pixels": least, "max_pixels": most, "size": {"shortest_edge": least, "longest_edge": most}}
 
 
 def processor_files(
-    carried: Mapping[str, bytes], vision: VisionConfig, image: Mapping[str, Any], video: Mapping[str, Any] | None
+    carried: Mapping[str, bytes], config: ModelConfig, image: Mapping[str, Any], video: Mapping[str, Any] | None
 ) -> dict[str, bytes]:
-    """The carried files with these fields of the image processor and, where they are known, of the video processor.
+    """The carried files with these fields of the image processor and, where they are known, of the video processor, as
+    the `processor` of the model's family gives them.
 
     Files that a source lacks are made. Raises UserError naming a carried file that is no JSON object.
     """
     known = {name: parse_object(carried[name], name) for name in (IMAGE, VIDEO, BOTH) if name in carried}
     both = known.get(BOTH, {})
-    base = {
-        "patch_size": vision.patch,
-        "temporal_patch_size": 2,
-        "merge_size": vision.merge,
-        "image_mean": list(IMAGE_MEAN),
-        "image_std": list(IMAGE_STD),
-        "processor_class": "Qwen2_5_VLProcessor",
-    }
+    form = config.family.processor
+    base = form.base(config.vision)
     out = dict(carried)
     for name, key, kind, fields in (
-        (IMAGE, "image_processor", "Qwen2VLImageProcessor", image),
-        (VIDEO, "video_processor", "Qwen2VLVideoProcessor", video),
+        (IMAGE, "image_processor", form.image_type, image),
+        (VIDEO, "video_processor", form.video_type, video),
     ):
         if fields is None:
             continue

@@ -15,6 +15,7 @@ from jvr1.data.plain import Marked, marked, text_ids
 from jvr1.data.records import Record
 from jvr1.errors import UserError
 from jvr1.model.config import ModelConfig
+from jvr1.model.inputs import Grid
 from jvr1.problems.kinds import kind_of
 
 _THINKING = (
@@ -71,26 +72,22 @@ def prompt_ids(
     tokenizer: PreTrainedTokenizerBase,
     record: Record,
     style: PromptStyle,
-    tokens: Sequence[int],
+    grids: Sequence[Grid],
     config: ModelConfig,
 ) -> Int32[np.ndarray, " T"]:
-    """Ids of the prompt; the placeholder of medium i repeated tokens[i] times, as the HF processor repeats it.
+    """Ids of the prompt; what stands for medium i is what the model's family writes for grids[i].
 
     Raises PlaceholderError when the question's own text holds a visual placeholder that counts as one.
     """
     texts = (record.problem, *record.options)
     own = Marked(texts, "") if style.special_tokens else marked(tokenizer, texts)
     asked = dataclasses.replace(record, problem=own.texts[0], options=own.texts[1:])
-    chat = tokenizer.apply_chat_template(
-        messages(asked, style, len(tokens)), tokenize=False, add_generation_prompt=True
-    )
+    chat = tokenizer.apply_chat_template(messages(asked, style, len(grids)), tokenize=False, add_generation_prompt=True)
     ids = np.asarray(own.ids(tokenizer, str(chat)), np.int32)
-    visual = np.isin(ids, config.visual_tokens)
-    if visual.sum() != len(tokens):
-        raise PlaceholderError(f"the prompt holds {int(visual.sum())} visual placeholders for {len(tokens)} media")
-    repeats = np.ones(len(ids), np.int64)
-    repeats[visual] = tokens
-    return np.repeat(ids, repeats)
+    found = int(np.isin(ids, config.visual_tokens).sum())
+    if found != len(grids):
+        raise PlaceholderError(f"the prompt holds {found} visual placeholders for {len(grids)} media")
+    return config.family.placeholders(ids, grids, config, tokenizer)
 
 
 def target_ids(
@@ -108,9 +105,9 @@ def target_ids(
     return ids
 
 
-def end_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Ids that end an answer, the one the chat template writes first: <|im_end|>, then <|endoftext|>."""
-    names = ("<|im_end|>", "<|endoftext|>")
+def end_ids(tokenizer: PreTrainedTokenizerBase, config: ModelConfig) -> tuple[int, ...]:
+    """Ids that end an answer, the chat template's first. Raises UserError where the tokenizer knows none."""
+    names = config.family.ends
     ids = [tokenizer.convert_tokens_to_ids(name) for name in names]
     # what the tokenizer does not know becomes its unknown token, which for Qwen2 is <|endoftext|> itself
     known = [
@@ -119,5 +116,6 @@ def end_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
         if isinstance(i, int) and tokenizer.convert_ids_to_tokens(i) == name
     ]
     if not known:
-        raise UserError("the tokenizer knows neither <|im_end|> nor <|endoftext|>; it is not one of Qwen2.5-VL")
+        missing = " nor ".join(names)
+        raise UserError(f"the tokenizer knows neither {missing}; it is not one of {config.family.title}")
     return tuple(known)

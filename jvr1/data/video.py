@@ -24,19 +24,10 @@ from jaxtyping import Float64, Int64, UInt8
 from PIL import Image
 
 from jvr1.data import memory
-from jvr1.data.media import (
-    Media,
-    MediaError,
-    PixelLimits,
-    Probe,
-    VideoSampling,
-    _resize,
-    frame_indices,
-    seconds_per_step,
-    target_size,
-)
+from jvr1.data.media import Media, MediaError, _resize, seconds_per_step
 from jvr1.data.packets import Packets
 from jvr1.data.upright import upright
+from jvr1.model.media import FrameRules, PixelLimits, Probe, VideoSampling
 
 av.logging.set_level(None)
 
@@ -81,14 +72,14 @@ def load_video(
     path: str | os.PathLike[str],
     sampling: VideoSampling,
     limits: PixelLimits,
-    factor: int,
+    rules: FrameRules,
     max_decoded_mb: int = memory.MAX_DECODED_MB,
 ) -> Media:
     """A video's sampled frames, resized. Raises MediaError."""
     video = VideoFile(path, max_decoded_mb)
     while True:
-        indices, sample_fps = frame_indices(video.frames, video.fps, sampling)
-        size = target_size(video.as_counted, sampling, limits, factor)
+        indices, sample_fps = rules.indices(video.frames, video.fps, sampling)
+        size = rules.resized(video.as_counted, sampling, limits)
         video.check_memory(len(indices) * size[0] * size[1] * 3)
         frames = np.empty((len(indices), *size, 3), np.uint8)
         try:

@@ -19,9 +19,11 @@ from jvr1.demo.dataset import questions
 from jvr1.demo.questions import HARD, LETTERS, TASKS, WARMUP, DemoQuestion
 from jvr1.demo.scenes import GLYPHS
 from jvr1.model import hf
-from jvr1.model.config import from_hf
-from jvr1.model.qwen2_5_vl import init
-from jvr1.model.vision import IMAGE_MEAN, IMAGE_STD
+from jvr1.model.families import TOKEN_PIXELS, from_hf
+from jvr1.model.qwen2_5_vl import QWEN2_5_VL
+from jvr1.model.qwen2_5_vl.config import MERGE, PATCH
+from jvr1.model.qwen2_5_vl.frames import IMAGE_MEAN, IMAGE_STD
+from jvr1.model.vision_language import init
 
 WORDS = 490
 """Size of the vocabulary before the 22 added tokens; 256 of them are the bytes."""
@@ -127,7 +129,7 @@ def raw_config(tokenizer: Tokenizer) -> dict[str, Any]:
         "video_token_id": "<|video_pad|>",
     }
     return {
-        "model_type": "qwen2_5_vl",
+        "model_type": QWEN2_5_VL.model_type,
         **{field: tokenizer.token_to_id(name) for field, name in names.items()},
         "vocab_size": tokenizer.get_vocab_size(),
         "hidden_size": 128,
@@ -147,7 +149,7 @@ def raw_config(tokenizer: Tokenizer) -> dict[str, Any]:
             "num_heads": 4,
             "intermediate_size": 128,
             "out_hidden_size": 128,
-            "window_size": 56,
+            "window_size": 2 * MERGE * PATCH,
             "fullatt_block_indexes": [1],
             "tokens_per_second": 2,
         },
@@ -156,17 +158,17 @@ def raw_config(tokenizer: Tokenizer) -> dict[str, Any]:
 
 def processor_config() -> dict[str, Any]:
     """preprocessor_config.json: the published fields, pictures of 2x2 to 8x8 merged tokens."""
-    least, most = 56 * 56, 224 * 224
+    least, most = 4 * TOKEN_PIXELS, 64 * TOKEN_PIXELS
     return {
         "min_pixels": least,
         "max_pixels": most,
         "size": {"shortest_edge": least, "longest_edge": most},
-        "patch_size": 14,
+        "patch_size": PATCH,
         "temporal_patch_size": 2,
-        "merge_size": 2,
+        "merge_size": MERGE,
         "image_mean": list(IMAGE_MEAN),
         "image_std": list(IMAGE_STD),
-        "image_processor_type": "Qwen2VLImageProcessor",
+        "image_processor_type": QWEN2_5_VL.processor.image_type,
         "processor_class": "Qwen2_5_VLProcessor",
     }
 

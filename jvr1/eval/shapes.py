@@ -13,9 +13,9 @@ from jaxtyping import Int64
 from jvr1.data.batch import MAX_BUCKETS, Bucket, Need
 from jvr1.data.encode import Encoder
 from jvr1.data.index import IndexEntry
-from jvr1.data.media import Probe
 from jvr1.data.prompts import PlaceholderError
 from jvr1.data.records import Record
+from jvr1.model.media import Probe
 
 PROMPT_STEP = 64
 MAX_SHAPES = 200

@@ -1,13 +1,13 @@
-"""HF folders: one table of tensor names, read in slices straight to the devices, written back in the published form."""
+"""HF folders: read in slices straight to the devices, written back in the published form."""
 
 from __future__ import annotations
 
 import json
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +16,13 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from jvr1.errors import UserError
-from jvr1.model.config import ModelConfig, from_hf, to_hf
+from jvr1.model.config import ModelConfig
+from jvr1.model.families import from_hf, to_hf
 from jvr1.model.fields import parse_object
 from jvr1.model.folder import foreign, form_of
 from jvr1.model.lora import A, B, LoRAConfig
-from jvr1.model.safetensors import ShardReader, TensorSpec, write_shard
+from jvr1.model.safetensors import ShardReader, write_shard
+from jvr1.model.weights import Tensor, get, hf_tensors, to_ours, to_theirs
 
 CONFIG, INDEX = "config.json", "model.safetensors.index.json"
 CARRIED = (
@@ -40,103 +42,6 @@ CARRIED = (
 """Files beside the weights that travel with a model."""
 
 
-class Rule(NamedTuple):
-    """One line of the table. `inputs` counts the contracted axes of a kernel; 0: not a kernel, shape kept or flat."""
-
-    hf: str
-    path: str
-    inputs: int = 0
-
-
-def _block(
-    hf: str, path: str, kernels: dict[str, tuple[str, int]], scales: dict[str, str], biased: set[str]
-) -> list[Rule]:
-    rules = [Rule(f"{hf}.{a}.weight", f"{path}/{b}/scale") for a, b in scales.items()]
-    for a, (b, inputs) in kernels.items():
-        rules.append(Rule(f"{hf}.{a}.weight", f"{path}/{b}/kernel", inputs))
-        if a in biased:
-            rules.append(Rule(f"{hf}.{a}.bias", f"{path}/{b}/bias"))
-    return rules
-
-
-_MLP = {f"mlp.{name}_proj": (f"mlp/{name}", 1) for name in ("gate", "up", "down")}
-_VISION = {"attn.qkv": ("qkv", 1), "attn.proj": ("proj", 2), **_MLP}
-_TEXT = {f"self_attn.{name}_proj": (name, 1) for name in "qkv"} | {"self_attn.o_proj": ("o", 2), **_MLP}
-
-TABLE: tuple[Rule, ...] = (
-    Rule("visual.patch_embed.proj.weight", "visual/patch_embed/kernel", 2),
-    *_block("visual.blocks.{}", "visual/blocks", _VISION, {"norm1": "norm1", "norm2": "norm2"}, set(_VISION)),
-    Rule("visual.merger.ln_q.weight", "visual/merge_norm/scale"),
-    Rule("visual.merger.mlp.0.weight", "visual/merge_in/kernel", 1),
-    Rule("visual.merger.mlp.0.bias", "visual/merge_in/bias"),
-    Rule("visual.merger.mlp.2.weight", "visual/merge_out/kernel", 1),
-    Rule("visual.merger.mlp.2.bias", "visual/merge_out/bias"),
-    Rule("model.embed_tokens.weight", "text/embedding"),
-    *_block(
-        "model.layers.{}",
-        "text/layers",
-        _TEXT,
-        {"input_layernorm": "norm1", "post_attention_layernorm": "norm2"},
-        {f"self_attn.{name}_proj" for name in "qkv"},
-    ),
-    Rule("model.norm.weight", "text/norm/scale"),
-    Rule("lm_head.weight", "text/head/kernel", 1),
-)
-"""HF tensor name (published scheme, `{}` a layer) <-> parameter path <-> layout."""
-
-
-class Tensor(NamedTuple):
-    """One HF tensor of a model: its rule, its layer (None outside the stacks), its shape as HF keeps it."""
-
-    name: str
-    rule: Rule
-    layer: int | None
-    shape: tuple[int, ...]
-
-
-def hf_tensors(config: ModelConfig, params: dict) -> Iterator[Tensor]:
-    """All tensors of a model in the published order, from its parameters or their shapes."""
-    for rule in TABLE:
-        leaf = get(params, rule.path)
-        if leaf is None:
-            continue
-        if "{}" in rule.hf:
-            for layer in range(leaf.shape[0]):
-                yield Tensor(rule.hf.format(layer), rule, layer, _hf_shape(rule, leaf.shape[1:], config))
-        else:
-            yield Tensor(rule.hf, rule, None, _hf_shape(rule, leaf.shape, config))
-
-
-def get(params: dict, path: str) -> Any:
-    node: Any = params
-    for key in path.split("/"):
-        node = node.get(key) if isinstance(node, dict) else None
-    return node
-
-
-def _hf_shape(rule: Rule, shape: tuple[int, ...], config: ModelConfig) -> tuple[int, ...]:
-    if "patch_embed" in rule.hf:
-        return (shape[-1], 3, 2, config.vision.patch, config.vision.patch)
-    if rule.inputs:
-        return (math.prod(shape[rule.inputs :]), math.prod(shape[: rule.inputs]))
-    return (math.prod(shape),) if rule.path.endswith("bias") else shape
-
-
-def to_ours(tensor: Tensor, x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """An HF tensor in the layout of our parameter of that shape; a view wherever one is possible."""
-    if "patch_embed" in tensor.name:  # D c t h w -> t (c h w) D
-        return x.transpose(2, 1, 3, 4, 0).reshape(shape)
-    return (x.T if tensor.rule.inputs else x).reshape(shape)
-
-
-def to_theirs(tensor: Tensor, x: np.ndarray) -> np.ndarray:
-    """The inverse of `to_ours`."""
-    if "patch_embed" in tensor.name:
-        d, c, t, h, w = tensor.shape
-        return x.reshape(t, c, h, w, d).transpose(4, 1, 0, 2, 3)
-    return x.reshape(tensor.shape[::-1]).T if tensor.rule.inputs else x.reshape(tensor.shape)
-
-
 def read_config(folder: epath.PathLike) -> ModelConfig:
     """The shape of the model in a folder. Raises UserError naming the file."""
     path = epath.Path(folder) / CONFIG
@@ -154,19 +59,13 @@ def read_config(folder: epath.PathLike) -> ModelConfig:
 _IGNORED = re.compile(r".*rotary_emb\.inv_freq")
 
 
-def published_name(name: str) -> str:
-    """The published name of a tensor, from either scheme."""
-    name = name.replace("model.language_model.lm_head", "lm_head")
-    return re.sub(r"^model\.visual\.", "visual.", re.sub(r"^model\.language_model\.", "model.", name))
-
-
 def load(folder: epath.PathLike, config: ModelConfig, shapes: dict, shardings: Any) -> dict:
     """Parameters of an HF folder, laid out as `shapes` (ShapeDtypeStructs) and `shardings` say.
 
     Each device gets its slice straight from the memory-mapped file; the host holds one tensor at a time.
     Raises UserError that names the file or tensor: missing, unexpected, of another shape, truncated.
     """
-    reader = ShardReader(epath.Path(folder), rename=published_name)
+    reader = ShardReader(epath.Path(folder), rename=config.family.published_name)
     tensors = list(hf_tensors(config, shapes))
     _check_names(reader, tensors, config)
     params: dict = {}
@@ -344,6 +243,3 @@ def read_carried(folder: epath.PathLike) -> dict[str, bytes]:
         except OSError as error:
             raise UserError(f"{folder / name} cannot be read: {error.strerror}") from None
     return found
-
-
-__all__ = ["TABLE", "TensorSpec", "claim_folder", "hf_tensors", "load", "read_carried", "read_config", "save"]

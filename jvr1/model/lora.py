@@ -21,20 +21,19 @@ from flax import nnx
 from jaxtyping import Array
 
 from jvr1.errors import UserError
+from jvr1.model.families import adaptable
 from jvr1.model.layers import Linear
-from jvr1.model.parameters import LINEAR, A, B, is_stacked
+from jvr1.model.parameters import A, B, is_stacked
 
 ADAPTERS = rf".*/({A}|{B})"
 """Matches the paths of adapters, and of nothing else."""
-ADAPTABLE = tuple(LINEAR)
-"""Linear maps that can have an adapter: all but the patch embedding and the head."""
 LANGUAGE = ("text/layers/.*",)
 """All linear maps of the decoder's layers."""
 
 
 @dataclass(frozen=True)
 class LoRAConfig:
-    """y = x W + (x A) B alpha / rank in the linear maps whose whole path a pattern matches (`ADAPTABLE`).
+    """y = x W + (x A) B alpha / rank in the linear maps whose whole path a pattern matches (`families.adaptable`).
 
     patterns: regular expressions, such as 'text/layers/(q|v)'. dtype: of the adapters as kept; products are in the
     dtype of the activations. Errors: UserError for a value that is not possible, a pattern that matches nothing.
@@ -54,11 +53,11 @@ class LoRAConfig:
             raise UserError(f"lora.patterns is empty; name linear maps, such as {LANGUAGE[0]!r}")
         for pattern in self.patterns:
             try:
-                matched = any(re.fullmatch(pattern, name) for name in ADAPTABLE)
+                matched = any(re.fullmatch(pattern, name) for name in adaptable())
             except re.error as error:
                 raise UserError(f"lora.patterns: {pattern!r} is no regular expression: {error}") from None
             if not matched:
-                raise UserError(f"lora.patterns: {pattern!r} matches no linear map; they are {', '.join(ADAPTABLE)}")
+                raise UserError(f"lora.patterns: {pattern!r} matches no linear map; they are {', '.join(adaptable())}")
 
     @property
     def scale(self) -> float:
@@ -66,7 +65,7 @@ class LoRAConfig:
 
     def matches(self, name: str) -> bool:
         """Whether the linear map of that path has an adapter."""
-        return name in ADAPTABLE and any(re.fullmatch(pattern, name) for pattern in self.patterns)
+        return name in adaptable() and any(re.fullmatch(pattern, name) for pattern in self.patterns)
 
 
 def linear_maps(model: nnx.Module) -> Iterator[tuple[str, Linear]]:
@@ -77,9 +76,17 @@ def linear_maps(model: nnx.Module) -> Iterator[tuple[str, Linear]]:
 
 
 def with_adapters(graphdef: nnx.GraphDef, params: dict, config: LoRAConfig) -> tuple[nnx.GraphDef, dict]:
-    """The graph with adapters, and the parameters (arrays or shapes) with the adapters as shapes; `draw` draws them."""
+    """The graph with adapters, and the parameters (arrays or shapes) with the adapters as shapes; `draw` draws them.
+    Raises UserError for a pattern that matches linear maps of other families only."""
     model = nnx.merge(graphdef, params)
-    for name, linear in linear_maps(model):
+    maps = dict(linear_maps(model))
+    own = [name for name in maps if name in adaptable()]
+    for pattern in config.patterns:
+        if not any(re.fullmatch(pattern, name) for name in own):
+            raise UserError(
+                f"lora.patterns: {pattern!r} matches no linear map of this model; they are {', '.join(own)}"
+            )
+    for name, linear in maps.items():
         if not config.matches(name):
             continue
         shape, inputs = linear.kernel.get_value().shape, linear.contracted

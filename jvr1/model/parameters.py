@@ -1,6 +1,7 @@
-"""What is known of each parameter: logical axes, stacked or not, what its product contracts, whether it decays.
+"""What is known of a parameter: logical axes, stacked or not, what its product contracts, whether it decays.
 
-One table for sharding, weight decay, LoRA and optimizers; which mesh axis splits a logical axis is said once, too.
+For sharding, weight decay, LoRA and optimizers; which mesh axis splits a logical axis is said once, too. Here is the
+decoder's table, which families share; a tower's is its family's, `families.known` looks into all.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import NamedTuple
 
 A, B = "lora_a", "lora_b"
 STACKS = ("text/layers/", "visual/blocks/")
-"""Modules whose parameters have a leading axis that counts layers."""
+"""Modules whose parameters have a leading axis that counts layers, in every family."""
 MESH_AXES: Mapping[str, str] = {
     "width": "fsdp",
     "merged": "fsdp",
@@ -69,30 +70,13 @@ class Parameter:
         return Matrix(batch, inputs, outputs)
 
 
-_MLP = {
+Sides = tuple[tuple[str, ...], tuple[str, ...]]
+"""Logical axes of a linear map's inputs and outputs, in one layer."""
+GATED_MLP: Mapping[str, Sides] = {
     "mlp/gate": (("width",), ("mlp",)),
     "mlp/up": (("width",), ("mlp",)),
     "mlp/down": (("mlp",), ("width",)),
 }
-_TEXT = {
-    "q": (("width",), ("heads", "head_size")),
-    "k": (("width",), ("kv_heads", "head_size")),
-    "v": (("width",), ("kv_heads", "head_size")),
-    "o": (("heads", "head_size"), ("width",)),
-    **_MLP,
-}
-_VISION = {
-    "qkv": (("width",), ("qkv", "heads", "head_size")),
-    "proj": (("heads", "head_size"), ("width",)),
-    **_MLP,
-}
-LINEAR = {
-    **{f"text/layers/{name}": axes for name, axes in _TEXT.items()},
-    **{f"visual/blocks/{name}": axes for name, axes in _VISION.items()},
-    "visual/merge_in": (("merged",), ("mlp",)),
-    "visual/merge_out": (("mlp",), ("width",)),
-}
-"""Linear maps inside the model: (inputs, outputs) of one layer's."""
 
 
 def is_stacked(path: str) -> bool:
@@ -100,16 +84,11 @@ def is_stacked(path: str) -> bool:
     return path.startswith(STACKS)
 
 
-def _table() -> dict[str, Parameter]:
-    table = {
-        "text/embedding": Parameter(("vocab", "width"), decays=True),
-        "text/head/kernel": Parameter(("width", "vocab"), 1, decays=True),
-        "text/norm/scale": Parameter(("width",)),
-        "visual/merge_norm/scale": Parameter(("width",)),
-        "visual/patch_embed/kernel": Parameter(("pair", "patch", "features"), 2, decays=True),
-    }
-    table |= {f"{stack}{norm}/scale": Parameter(("width",)) for stack in STACKS for norm in ("norm1", "norm2")}
-    for name, (inputs, outputs) in LINEAR.items():
+def table_of(linear: Mapping[str, Sides], others: Mapping[str, Parameter]) -> dict[str, Parameter]:
+    """By path: the kernels, biases and adapters of linear maps inside the model, by the maps' paths, and others as they
+    are but for 'layers', which stacked ones get."""
+    table: dict[str, Parameter] = {}
+    for name, (inputs, outputs) in linear.items():
         product = Parameter((), len(inputs), hidden=True, decays=True)
         table |= {
             f"{name}/kernel": replace(product, axes=(*inputs, *outputs)),
@@ -117,17 +96,27 @@ def _table() -> dict[str, Parameter]:
             f"{name}/{B}": replace(product, axes=("rank", *outputs), contracted=1),
             f"{name}/bias": Parameter(outputs),
         }
-    table["visual/merge_in/bias"] = Parameter(("features",))  # over fsdp, as it always was
     return {
         path: replace(known, axes=("layers", *known.axes)) if is_stacked(path) else known
-        for path, known in table.items()
+        for path, known in (table | dict(others)).items()
     }
 
 
-PARAMETERS: Mapping[str, Parameter] = _table()
-"""By path, adapters too; a model has some of them."""
-
-
-def known(path: str) -> Parameter:
-    """Of a path that is not in the table nothing is known: no axis has a name, and it does not decay."""
-    return PARAMETERS.get(path, Parameter(("layers",) if is_stacked(path) else ()))
+_LAYER: Mapping[str, Sides] = {
+    "q": (("width",), ("heads", "head_size")),
+    "k": (("width",), ("kv_heads", "head_size")),
+    "v": (("width",), ("kv_heads", "head_size")),
+    "o": (("heads", "head_size"), ("width",)),
+    **GATED_MLP,
+}
+DECODER: Mapping[str, Parameter] = table_of(
+    {f"text/layers/{name}": sides for name, sides in _LAYER.items()},
+    {
+        "text/embedding": Parameter(("vocab", "width"), decays=True),
+        "text/head/kernel": Parameter(("width", "vocab"), 1, decays=True),
+        "text/norm/scale": Parameter(("width",)),
+        "text/layers/norm1/scale": Parameter(("width",)),
+        "text/layers/norm2/scale": Parameter(("width",)),
+    },
+)
+"""Of the decoder; a model has some of them."""

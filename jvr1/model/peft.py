@@ -1,4 +1,4 @@
-"""Adapters as a folder that the `peft` library puts onto `Qwen2_5_VLForConditionalGeneration` of transformers 5."""
+"""Adapters as a folder that the `peft` library puts onto the model as transformers 5 holds it."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from jvr1.model import hf
 from jvr1.model.config import ModelConfig
 from jvr1.model.lora import LoRAConfig
 from jvr1.model.safetensors import write_shard
+from jvr1.model.weights import Tensor, get, hf_tensors
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -44,28 +45,27 @@ def adapters(params: dict, config: ModelConfig) -> Iterator[tuple[str, np.ndarra
     for tensor in adapted(params, config):
         outputs, inputs = tensor.shape
         a, b = (hf.to_host(params, path, tensor.layer) for path in hf.adapter_paths(tensor))
-        name = f"base_model.model.{module_name(tensor.name)}"
+        name = f"base_model.model.{module_name(tensor.name, config)}"
         yield f"{name}.lora_A.weight", a.reshape(inputs, -1).T
         yield f"{name}.lora_B.weight", b.reshape(-1, outputs).T
 
 
-def adapted(params: dict, config: ModelConfig) -> Iterator[hf.Tensor]:
+def adapted(params: dict, config: ModelConfig) -> Iterator[Tensor]:
     """The kernels that have an adapter."""
-    for tensor in hf.hf_tensors(config, params):
-        if tensor.rule.inputs and hf.get(params, hf.adapter_paths(tensor)[0]) is not None:
+    for tensor in hf_tensors(config, params):
+        if tensor.rule.inputs and get(params, hf.adapter_paths(tensor)[0]) is not None:
             yield tensor
 
 
-def module_name(name: str) -> str:
+def module_name(name: str, config: ModelConfig) -> str:
     """The module in memory that holds a tensor of that published name."""
-    name = re.sub(r"^visual\.", "model.visual.", re.sub(r"^model\.", "model.language_model.", name))
-    return name.removesuffix(".weight")
+    return config.family.memory_name(name).removesuffix(".weight")
 
 
 def peft_config(params: dict, config: ModelConfig, lora: LoRAConfig, base: str | None) -> dict[str, object]:
     """The fields of peft's `LoraConfig`. Targets are one pattern of whole names: both halves of the model have an
     `mlp.gate_proj`."""
-    modules = {re.escape(module_name(t.rule.hf)).replace(r"\{\}", r"\d+") for t in adapted(params, config)}
+    modules = {re.escape(module_name(t.rule.hf, config)).replace(r"\{\}", r"\d+") for t in adapted(params, config)}
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -39,8 +40,18 @@ class KV(NamedTuple):
     v: Float[Array, "layers B S K P H"] | list[Float[Array, "B S K P H"]]
 
 
+@dataclass(frozen=True)
+class Embedded:
+    """B prompts as the decoder gets them: embeddings, angles of their rotary positions, which tokens are real. A family
+    whose decoder gets more adds it."""
+
+    x: Float[Array, "B P D"]
+    angles: Float[Array, "B P h"]
+    mask: Bool[Array, "B P"]
+
+
 class TextLayer(nnx.Module):
-    """Pre-norm grouped-query attention and gated MLP (HF `Qwen2_5_VLDecoderLayer`)."""
+    """Pre-norm grouped-query attention and gated MLP (HF `Qwen2DecoderLayer`)."""
 
     def __init__(self, config: TextConfig, *, std: float, param_dtype: DTypeLike, rngs: nnx.Rngs):
         size, heads, kv_heads, head = config.hidden, config.heads, config.kv_heads, config.head_size
@@ -78,12 +89,13 @@ class TextDecoder(nnx.Module):
         dtype: DTypeLike,
         param_dtype: DTypeLike,
         rngs: nnx.Rngs,
+        layer: type[TextLayer] = TextLayer,
     ):
         self.config, self.remat, self.attention, self.dtype = config, remat, attention, dtype
         table = jax.random.normal(rngs.params(), (config.vocab, config.hidden), param_dtype)
         self.embedding = nnx.Param(table * jnp.asarray(std, param_dtype))
         self.layers = stack(
-            lambda rngs: TextLayer(config, std=std, param_dtype=param_dtype, rngs=rngs), config.layers, rngs
+            lambda rngs: layer(config, std=std, param_dtype=param_dtype, rngs=rngs), config.layers, rngs
         )
         self.norm = RMSNorm(config.hidden, eps=config.eps, param_dtype=param_dtype)
         head: dict[str, Any] = {"bias": False, "std": std, "param_dtype": param_dtype, "rngs": rngs}
@@ -108,50 +120,54 @@ class TextDecoder(nnx.Module):
             return KV(*([jnp.zeros(shape, self.dtype) for _ in range(layers)] for shape in shapes))
         return KV(*(jnp.zeros((layers, *shape), self.dtype) for shape in shapes))
 
-    def prompt(
-        self, x: Float[Array, "B P D"], angles: Float[Array, "B P h"], mask: Bool[Array, "B P"], *, keep: bool
-    ) -> tuple[Float[Array, "B P D"], tuple[Any, Any] | None]:
+    def prompt(self, given: Embedded, *, keep: bool) -> tuple[Float[Array, "B P D"], tuple[Any, Any] | None]:
         """Causal pass over prompts; with `keep` also the keys [layers,B,K,H,P] and values [layers,B,K,P,H], or lists of
         a layer's where layers lie apart.
 
         Padding may stand on either side; hidden states at padding are finite and mean nothing.
         """
 
-        def body(layer: TextLayer, x: Array, _: None) -> tuple[Array, Any]:
-            own = layer.qkv(x, angles)
-            mixed = attend_prompt(own, mask, self.attention)
-            return layer.finish(x, mixed), (own.k.transpose(0, 2, 3, 1), own.v.swapaxes(1, 2)) if keep else None
+        def attend(layer: TextLayer, x: Array) -> tuple[Array, Any]:
+            own = layer.qkv(x, given.angles)
+            mixed = attend_prompt(own, given.mask, self.attention)
+            return mixed, (own.k.transpose(0, 2, 3, 1), own.v.swapaxes(1, 2)) if keep else None
 
-        x, kv = scan_layers(self.layers, body, constrain_batch(x), remat=self.remat)
+        x, kv = self.through(given, given.x, attend)
         return self.norm(x), kv
 
     def complete(
-        self,
-        x: Float[Array, "B P D"],
-        angles: Float[Array, "B P h"],
-        mask: Bool[Array, "B P"],
-        y: Float[Array, "B G C D"],
-        y_angles: Float[Array, "B G C h"],
+        self, given: Embedded, y: Float[Array, "B G C D"], y_angles: Float[Array, "B G C h"]
     ) -> tuple[Float[Array, "B P D"], Float[Array, "B G C D"]]:
         """Prompts and their G completions through the same layers; a completion attends to [prompt | itself].
 
         Values and gradients are those of G separate sequences; the prompt is computed once. Both are one row of tokens
         but for attention: two products with one weight would add up its gradient over devices twice.
         """
-        (rows, length), prompt = y.shape[1:3], x.shape[1]
+        (rows, length), prompt = y.shape[1:3], given.x.shape[1]
 
         def join(x: Array, y: Array) -> Array:
             return jnp.concatenate([x, y.reshape(y.shape[0], rows * length, *y.shape[3:])], axis=1)
 
-        joined = join(angles, y_angles)
+        joined = join(given.angles, y_angles)
 
-        def body(layer: TextLayer, z: Array, _: None) -> tuple[Array, None]:
-            mixed = attend_group(layer.qkv(z, joined), mask, rows, length, self.attention)
-            return layer.finish(z, mixed), None
+        def attend(layer: TextLayer, z: Array) -> tuple[Array, None]:
+            return attend_group(layer.qkv(z, joined), given.mask, rows, length, self.attention), None
 
-        z, _ = scan_layers(self.layers, body, constrain_batch(join(x, y)), remat=self.remat)
+        z, _ = self.through(given, join(given.x, y), attend)
         z = self.norm(z)
         return z[:, :prompt], z[:, prompt:].reshape(y.shape)
+
+    def through(
+        self, given: Embedded, x: Array, attend: Callable[[TextLayer, Array], tuple[Array, Any]]
+    ) -> tuple[Array, Any]:
+        """All layers over x [B,T,D], which begins with the prompts' tokens; `attend(layer, x)` gives a layer's
+        attention, and what is kept of each."""
+
+        def body(layer: TextLayer, x: Array, _: None) -> tuple[Array, Any]:
+            mixed, kept = attend(layer, x)
+            return layer.finish(x, mixed), kept
+
+        return scan_layers(self.layers, body, constrain_batch(x), remat=self.remat)
 
     def step(
         self,

@@ -20,10 +20,11 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from jvr1.errors import UserError
-from jvr1.model import hf, qwen2_5_vl
+from jvr1.model import hf, vision_language
 from jvr1.model import lora as adapters
 from jvr1.model.attention import choose
-from jvr1.model.config import ModelConfig, to_hf
+from jvr1.model.config import ModelConfig
+from jvr1.model.families import to_hf
 from jvr1.model.fields import parse_object
 from jvr1.model.lora import LoRAConfig
 from jvr1.opening import checksums
@@ -77,7 +78,7 @@ def open_model(
     """Reads a model straight onto the mesh, with the adapters it was trained with. All processes call it.
 
     dtype: of activations; param_dtype: of parameters, whatever they are stored in (adapters keep their own); remat: see
-    `qwen2_5_vl.Qwen25VL`; attention: one of `attention.CHOICES`, for the platform of the mesh.
+    `vision_language.VisionLanguageModel`; attention: one of `attention.CHOICES`, for the platform of the mesh.
     Raises UserError that says what is wrong: no such model, another architecture, a tensor missing or of another
     shape, a file that is not what was written, a number that is not finite, a tensor axis that cannot split the model,
     attention that the mesh's devices do not have.
@@ -110,7 +111,7 @@ def describe_model(
     check_mesh(mesh, config)
     backend = choose(attention, mesh.devices.flat[0].platform, dtype, config.text.head_size)
     kw: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "remat": remat, "attention": backend}
-    graphdef, shapes = qwen2_5_vl.abstract(config, lora=lora, **kw)
+    graphdef, shapes = vision_language.abstract(config, lora=lora, **kw)
     shardings = param_shardings(shapes, mesh)
     params = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
     return Model(config, graphdef, params, hf.read_carried(folder), str(folder), lora)
@@ -296,11 +297,11 @@ def download(name: str, commit: str | None = None) -> epath.Path:
 def read_tokenizer(source: epath.PathLike) -> Any:
     """The tokenizer (HF `PreTrainedTokenizerFast`) beside a model's weights. Raises UserError when there is none."""
     folder = locate(source).folder
-    return make_tokenizer(hf.read_carried(folder), str(folder))
+    return make_tokenizer(hf.read_carried(folder), hf.read_config(folder), str(folder))
 
 
-def make_tokenizer(carried: Mapping[str, bytes], name: str) -> Any:
-    """The tokenizer of carried files; `name` says in errors where they came from. Needs no torch."""
+def make_tokenizer(carried: Mapping[str, bytes], config: ModelConfig, name: str) -> Any:
+    """The tokenizer of a model's carried files; `name` says in errors where they came from. Needs no torch."""
     from transformers import AutoTokenizer  # slow to import
 
     if "tokenizer.json" not in carried and "vocab.json" not in carried:
@@ -308,7 +309,7 @@ def make_tokenizer(carried: Mapping[str, bytes], name: str) -> Any:
     with tempfile.TemporaryDirectory() as folder:  # carried files may come from a bucket
         for file, content in carried.items():
             (Path(folder) / file).write_bytes(content)
-        (Path(folder) / hf.CONFIG).write_text('{"model_type": "qwen2_5_vl"}')
+        (Path(folder) / hf.CONFIG).write_text(json.dumps({"model_type": config.model_type}))
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder)
         except Exception as error:  # whatever a broken file makes the library raise

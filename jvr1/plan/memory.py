@@ -30,8 +30,6 @@ VALUES = {"forward": 2.0, "backward": 6.0}
 """Copies of a text layer's queries, keys, values and outputs alive at once."""
 VISION_SCORES = {"forward": 1.5, "backward": 4.0}
 """Copies of the fp32 scores of a layer of the tower alive at once."""
-SCORES_KEPT = 2.5
-"""Copies of a layer's attention scores in the tower that the backward pass keeps where nothing is computed again."""
 MLP = {"forward": 3.0, "backward": 6.0}
 """Copies of what a gated MLP holds between its products, in the compute dtype."""
 LOGITS = {"forward": 1.75, "backward": 4.0}
@@ -175,9 +173,9 @@ def text_scores(step: Shapes, bucket: Bucket, here: Local, group: int) -> tuple[
 
 
 def vision_scores(model: ModelConfig, bucket: Bucket, here: Local) -> int:
-    """Attention scores of the tower in a layer of full attention, [rows, F, W*L, heads, W*L] in fp32."""
-    vision = model.vision
-    return here.rows * bucket.steps * (bucket.windows * vision.slots) ** 2 * vision.heads // here.tensor * FLOAT
+    """Attention scores of the tower in the layer that has most, in fp32."""
+    scores = model.family.tower_scores(model.vision, bucket.windows).largest
+    return here.rows * bucket.steps * scores // here.tensor * FLOAT
 
 
 def chunk_logits(step: Shapes, here: Local) -> int:
@@ -200,20 +198,16 @@ def kept_bytes(step: Shapes, bucket: Bucket) -> int:
     lies between them: norms, gates, and the tower's attention scores.
     """
     model, here, size, remat = step.model, local(step), itemsize(step), step.config.model.remat
-    text, vision, group = model.text, model.vision, step.config.rl.group
+    text, group = model.text, step.config.rl.group
     tokens = here.rows * (bucket.prompt + group * bucket.completion)
-    slots = here.rows * bucket.steps * bucket.windows * vision.slots
+    slots = here.rows * bucket.steps * bucket.windows * model.vision.slots
     hidden, gates = {"full": (1, 0), "dots": (2, 2), "none": (10, 6)}[remat]  # in units of D and of the MLP's width
     heads = (text.heads + 2 * text.kv_heads) * text.head_size if gates else 0
     text_layer = tokens * (hidden * text.hidden + (heads + gates * text.intermediate) // here.tensor) * size
-    heads = 3 * vision.hidden if gates else 0
-    vision_layer = slots * (hidden * vision.hidden + (heads + gates * vision.intermediate) // here.tensor) * size
-    tower = vision.depth * vision_layer + 3 * slots * vision.hidden * size  # the merger
-    if remat == "none":
-        full = len(vision.full_blocks)
-        tower += int(SCORES_KEPT * vision_scores(model, bucket, here) * (full + (vision.depth - full) / bucket.windows))
+    tower = model.family.tower_kept(model.vision, remat, here.tensor, bucket.windows)
+    vision = slots * tower.values * size + int(tower.scores * vision_scores(model, bucket, here))
     kept = text.layers * text_layer + 2 * tokens * text.hidden * size  # and the final norms
-    return kept + trains_vision(step) * tower
+    return kept + trains_vision(step) * vision
 
 
 def trains_vision(step: Shapes) -> bool:

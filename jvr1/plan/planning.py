@@ -19,7 +19,8 @@ from jvr1.chips import Chip
 from jvr1.data.batch import Bucket
 from jvr1.errors import UserError
 from jvr1.model import hf
-from jvr1.model.config import ModelConfig, published
+from jvr1.model.config import ModelConfig
+from jvr1.model.families import published, published_sizes
 from jvr1.model.layers import REMAT_POLICIES
 from jvr1.opening.models import locate
 from jvr1.plan import memory
@@ -27,18 +28,18 @@ from jvr1.plan.programs import Shapes, step_shapes
 from jvr1.plan.work import Work, step_work
 from jvr1.sharding import AXES, valid_tensor_sizes
 
-SIZES = ("3b", "7b", "32b", "72b")
-
 
 def named_model(name: str) -> ModelConfig:
     """The shape of a published size, of a folder, or of a hub id whose name holds a size. Raises UserError."""
-    if name.lower() in SIZES:
+    sizes = published_sizes()
+    if name.lower() in sizes:
         return published(name.lower())
     if name and epath.Path(name).is_dir():
         return hf.read_config(locate(name)[0])
-    found = re.search(r"(?<![0-9.])(3|7|32|72)b(?![a-z])", name.lower())
+    longest_first = "|".join(map(re.escape, sorted(sizes, key=len, reverse=True)))
+    found = re.search(rf"(?<![0-9.])({longest_first})(?![a-z])", name.lower())
     if not found:
-        raise UserError(f"model {name!r} is no folder and names no size; give --model {', '.join(SIZES)} or a folder")
+        raise UserError(f"model {name!r} is no folder and names no size; give --model {', '.join(sizes)} or a folder")
     return published(found[0])
 
 

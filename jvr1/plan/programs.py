@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 from jvr1 import config as settings
 from jvr1.data.batch import Arrays, Bucket, empty_example
 from jvr1.errors import UserError
-from jvr1.model import qwen2_5_vl
+from jvr1.model import vision_language
 from jvr1.model.attention import Backend, choose
 from jvr1.model.config import ModelConfig
 from jvr1.model.layers import BATCH
@@ -124,7 +124,7 @@ def _abstract(
     model: ModelConfig, lora: LoRAConfig | None, dtype: str, param_dtype: str, remat: str, attention: Backend
 ) -> tuple[nnx.GraphDef, dict]:
     kw: dict[str, Any] = {"dtype": jnp.dtype(dtype), "param_dtype": jnp.dtype(param_dtype)}
-    return qwen2_5_vl.abstract(model, lora=lora, remat=remat, attention=attention, **kw)
+    return vision_language.abstract(model, lora=lora, remat=remat, attention=attention, **kw)
 
 
 def generation_mesh(mesh: Mesh | AbstractMesh, tensor: int) -> Mesh | AbstractMesh:

@@ -9,6 +9,7 @@ import jax
 
 from jvr1.chips import Chip
 from jvr1.data.batch import Bucket
+from jvr1.model.config import ModelConfig
 from jvr1.plan import memory
 from jvr1.plan.programs import Shapes, chip_bytes, row_counts, slot_shape, slots_of
 from jvr1.rollout.decoder import at_a_time
@@ -113,7 +114,7 @@ def _sampling(step: Shapes, bucket: Bucket, tokens: float | int) -> _Sampling:
     prefix = memory.kv_bytes(model, here, len(shape.rows) * shape.prompt, size)
     ring = memory.kv_bytes(model, here, drawn * shape.completion, size) / shape.completion
     scores = model.text.layers * streams * memory.text_scores(step, bucket, entering, 0)[1]
-    scores += len(model.vision.full_blocks) * streams * memory.vision_scores(model, bucket, entering)
+    scores += _full_layers(model, bucket) * streams * memory.vision_scores(model, bucket, entering)
     exchanged = 4 * model.text.layers * model.text.hidden * size * (here.tensor > 1)  # two all-reduces
     one_token = flops.completion_flops(model, bucket, drawn, tokens, trained) / tokens
     return _Sampling(
@@ -152,7 +153,12 @@ def _scoring(step: Shapes, bucket: Bucket, tokens: float | int) -> tuple[flops.P
     model, group, here = step.model, step.config.rl.group, memory.local(step)
     once = flops.scoring(model, bucket, group, tokens, flops.trained_of(step.params, step.state.params))
     scores = model.text.layers * memory.text_scores(step, bucket, here, group)[1]
-    return once, scores + len(model.vision.full_blocks) * memory.vision_scores(model, bucket, here)
+    return once, scores + _full_layers(model, bucket) * memory.vision_scores(model, bucket, here)
+
+
+def _full_layers(model: ModelConfig, bucket: Bucket) -> int:
+    """Layers of the tower whose attention scores are counted."""
+    return model.family.tower_scores(model.vision, bucket.windows).layers
 
 
 def _gathered(step: Shapes, bucket: Bucket) -> float:

@@ -17,10 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from jvr1.model.inputs import Prompt, Visual
 from jvr1.model.layers import constrain_batch, constrain_vocab
-from jvr1.model.qwen2_5_vl import Prompt, Qwen25VL
 from jvr1.model.text import KV
-from jvr1.model.vision import Visual
+from jvr1.model.vision_language import VisionLanguageModel
 from jvr1.rollout.sampling import Sampling, choose, token_logprob
 
 LEAST_READ, MOST_LOOPS = 64, 4
@@ -121,7 +121,7 @@ class Slots(NamedTuple):
 
 
 def generate(
-    model: Qwen25VL,
+    model: VisionLanguageModel,
     prompt: Prompt,
     visual: Visual | None,
     pairs: Int[Array, "B S F 2"] | None,
@@ -146,7 +146,7 @@ def generate(
     return Completions(state.ids, state.length, state.ended, state.logprobs, slots.steps)
 
 
-def begin(model: Qwen25VL, slots: int, room: Room, sampling: Sampling) -> Slots:
+def begin(model: VisionLanguageModel, slots: int, room: Room, sampling: Sampling) -> Slots:
     """So many slots without a prompt."""
     (s, r, m), c = (len(room.rows), sum(room.rows), sum(room.lanes)), sampling.max_tokens
     held = Held(
@@ -161,7 +161,7 @@ def begin(model: Qwen25VL, slots: int, room: Room, sampling: Sampling) -> Slots:
     return Slots(held, lanes, _ring(model, slots, room, sampling), jnp.int32(1))
 
 
-def _ring(model: Qwen25VL, slots: int, room: Room, sampling: Sampling) -> KV:
+def _ring(model: VisionLanguageModel, slots: int, room: Room, sampling: Sampling) -> KV:
     return model.text.cache(slots, sum(room.lanes), sampling.max_tokens)
 
 
@@ -180,7 +180,9 @@ def _lanes(row: Int[Array, "B M"], begun: Int[Array, "B S"], r: int, c: int, sam
     )
 
 
-def enter(model: Qwen25VL, asked: Asked, key: PRNGKeyArray, room: Room, sampling: Sampling) -> tuple[Held, Lanes]:
+def enter(
+    model: VisionLanguageModel, asked: Asked, key: PRNGKeyArray, room: Room, sampling: Sampling
+) -> tuple[Held, Lanes]:
     """What `place` puts into slots: one prefill of B prompts, and the first token of the first lanes of each stream.
 
     `asked` is of these prompts' own shape, with R completions of as many streams as they have.
@@ -230,7 +232,7 @@ def place(held: Held, lanes: Lanes, new_held: Held, new_lanes: Lanes, into: Int[
 
 
 def advance(
-    model: Qwen25VL,
+    model: VisionLanguageModel,
     slots: Slots,
     key: PRNGKeyArray,
     room: Room,
@@ -309,7 +311,7 @@ def reads(max_tokens: int) -> tuple[int, ...]:
 
 
 def _draw(
-    model: Qwen25VL,
+    model: VisionLanguageModel,
     held: Held,
     state: Lanes,
     key: PRNGKeyArray,

@@ -29,8 +29,8 @@ from jaxtyping import Array
 
 from jvr1.data.share import Share
 from jvr1.model.layers import BATCH, lies_apart
-from jvr1.model.qwen2_5_vl import merge
 from jvr1.model.text import KV
+from jvr1.model.vision_language import merge
 from jvr1.processes.peers import share_of
 from jvr1.rollout.generate import (
     Asked,

@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from jvr1.errors import UserError
-from jvr1.model.parameters import known
+from jvr1.model.families import known
 from jvr1.sharding import path_name
 from jvr1.train.optimizers import OPTIMIZERS
 

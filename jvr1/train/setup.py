@@ -26,7 +26,8 @@ from jvr1.data.schedule import Pool, Schedule, Sequential
 from jvr1.data.share import Share
 from jvr1.data.store import RecordStore
 from jvr1.errors import UserError
-from jvr1.model.config import ModelConfig, to_hf
+from jvr1.model.config import ModelConfig
+from jvr1.model.families import to_hf
 from jvr1.model.hf import CONFIG
 from jvr1.model.lora import ADAPTERS, LoRAConfig
 from jvr1.opening import checksums
@@ -104,7 +105,7 @@ def _open_held(config: ConfigDict, folder: epath.Path, stage: str, *, targets: b
     share = share_of(mesh)
     lora = settings.lora(config)
     model, origin = open_weights(config, folder, begun, mesh, stage)
-    tokenizer = make_tokenizer(model.carried, model.source)
+    tokenizer = make_tokenizer(model.carried, model.config, model.source)
     optimizer = settings.optimizer(config)
     trainable, frozen = partition(model.params, optimizer.freeze, ".*" if lora is None else ADAPTERS)
     tx = make_optimizer(optimizer, trainable)

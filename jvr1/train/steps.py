@@ -18,7 +18,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 from jvr1.data.batch import Arrays
-from jvr1.model.qwen2_5_vl import merge
+from jvr1.model.vision_language import merge
 from jvr1.rl import tgrpo
 from jvr1.sharding import batch_sharding
 from jvr1.train.losses import TokenScores, supervised_loss, token_scores

@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 from jvr1.demo.dataset import questions
 from jvr1.demo.questions import HARD, TASKS, WARMUP
 from jvr1.demo.tiny_model import corpus, json_bytes, processor_config, raw_config, tokenizer_files, train_tokenizer
-from jvr1.model.config import from_hf
+from jvr1.model.families import from_hf
 
 
 @pytest.fixture(scope="session")

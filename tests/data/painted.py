@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from jvr1.data.media import Media, MediaError, PixelLimits, VideoSampling
+from jvr1.data.media import Media, MediaError
+from jvr1.model.media import FrameRules, PixelLimits, VideoSampling
 
 PATIENCE = 4.0
 """Seconds a reading may take."""
@@ -23,7 +24,9 @@ class Paint:
 
     marks: Path
 
-    def __call__(self, path: str, data_type: str, sampling: VideoSampling, limits: PixelLimits, factor: int) -> Media:
+    def __call__(
+        self, path: str, data_type: str, sampling: VideoSampling, limits: PixelLimits, rules: FrameRules
+    ) -> Media:
         mark = self.marks / path.replace("/", "-")
         if "broken" in path:
             raise MediaError("corrupt", path)

@@ -16,7 +16,7 @@ from jvr1.data.pipeline import Pipeline
 from jvr1.data.schedule import Pool, Schedule
 from jvr1.data.shared_memory import own_name
 from jvr1.data.store import RecordStore
-from jvr1.model.config import from_hf
+from jvr1.model.families import from_hf
 
 if __name__ == "__main__":  # workers import this module, too
     tokenizer, folder = map(Path, sys.argv[1:])

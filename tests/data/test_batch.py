@@ -20,8 +20,8 @@ from jvr1.data.batch import (
     stack,
 )
 from jvr1.errors import UserError
-from jvr1.model.config import from_hf
-from jvr1.model.qwen2_5_vl import merge
+from jvr1.model.families import from_hf
+from jvr1.model.vision_language import merge
 
 CONFIG = from_hf(raw_config())
 BUCKETS = make_buckets(

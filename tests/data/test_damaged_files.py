@@ -11,11 +11,11 @@ from damage import HARMS, flip, harmed
 from etils import epath
 
 from jvr1.data.index import IndexEntry, load_index, save_index
-from jvr1.data.media import Probe
 from jvr1.data.pipeline import FailureJournal
 from jvr1.errors import UserError
 from jvr1.eval.journal import AnswerJournal as Answers
 from jvr1.eval.journal import claim
+from jvr1.model.media import Probe
 from jvr1.questions.replies import Question, Reply, from_line, to_line
 
 SETTINGS = {"frames": 16, "pixels": [1, 2]}

@@ -11,10 +11,10 @@ from PIL import Image
 
 from jvr1.data.index import VisualTokens, build_index
 from jvr1.data.index_summary import summary
-from jvr1.data.media import PixelLimits, VideoSampling
 from jvr1.data.records import load_records, read_records
 from jvr1.data.store import RecordStore
 from jvr1.errors import UserError
+from jvr1.model.media import PixelLimits, VideoSampling
 
 GOOD = {
     "problem_id": 2, "problem": "which?", "data_type": "image", "problem_type": "multiple choice",

@@ -15,11 +15,13 @@ from PIL import Image, ImageFile
 from jvr1.data import memory
 from jvr1.data.cache import MediaCache, MediaReader
 from jvr1.data.index import build_index
-from jvr1.data.media import Media, MediaError, PixelLimits, VideoSampling, load, probe
+from jvr1.data.media import Media, MediaError, load, probe
 from jvr1.data.sandbox import Sandbox
 from jvr1.errors import UserError
+from jvr1.model.families import RULES
+from jvr1.model.media import PixelLimits, VideoSampling
 
-HOW = (VideoSampling(), PixelLimits(784, 40 * 784), 28)
+HOW = (VideoSampling(), PixelLimits(784, 40 * 784), RULES)
 
 
 def read_bounded(folder, name: str, data_type: str, megabytes: int, allowed: int = 10**6) -> Media:
@@ -75,9 +77,9 @@ def test_a_picture_file_without_end(tmp_path, kind):
 
 def test_the_frames_kept_count_too(tmp_path):
     file = clip(tmp_path / "a.mp4", frames=60)
-    how = (VideoSampling(frames=60), PixelLimits(784, 400 * 784), 28)
+    how = (VideoSampling(frames=60), PixelLimits(784, 400 * 784), RULES)
     assert len(load(file, "video", *how, 64).frames) == 60
-    big = (VideoSampling(frames=60), PixelLimits(400 * 784, 400 * 784), 28)
+    big = (VideoSampling(frames=60), PixelLimits(400 * 784, 400 * 784), RULES)
     with pytest.raises(MediaError, match=r"decoding takes up to 9\d MB, over data\.max_decoded_mb=64"):
         load(file, "video", *big, 64)
 

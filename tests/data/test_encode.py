@@ -18,9 +18,9 @@ from jvr1.data.batch import make_buckets
 from jvr1.data.cache import MediaCache, MediaReader
 from jvr1.data.index import build_index
 from jvr1.data.index_summary import summary
-from jvr1.data.media import PixelLimits, Probe, VideoSampling
 from jvr1.data.prompts import TEMPLATES, PromptStyle
-from jvr1.model.vision import IMAGE_MEAN, IMAGE_STD
+from jvr1.model.media import PixelLimits, Probe, VideoSampling
+from jvr1.model.qwen2_5_vl.frames import IMAGE_MEAN, IMAGE_STD
 from jvr1.problems.kinds import KINDS
 
 VIDEO_PIXELS, IMAGE_PIXELS = PixelLimits(16 * 784, 24 * 784), PixelLimits(4 * 784, 40 * 784)

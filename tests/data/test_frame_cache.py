@@ -22,13 +22,15 @@ from PIL import Image
 from jvr1.data import frame_cache
 from jvr1.data.cache import MediaCache, MediaReader
 from jvr1.data.frame_cache import SHARDS, FrameCache, frames_key
-from jvr1.data.media import Media, MediaError, PixelLimits, VideoSampling
+from jvr1.data.media import Media, MediaError
 from jvr1.data.pipeline import Pipeline
 from jvr1.data.schedule import Sequential
 from jvr1.data.store import RecordStore
 from jvr1.errors import UserError
+from jvr1.model.families import RULES
+from jvr1.model.media import PixelLimits, VideoSampling
 
-HOW = ("video", VideoSampling(), PixelLimits(784, 1568), 28)
+HOW = ("video", VideoSampling(), PixelLimits(784, 1568), RULES)
 
 
 @pytest.fixture(autouse=True)
@@ -145,9 +147,10 @@ def test_a_name_holds_all_that_frames_depend_on(data, tmp_path, monkeypatch):
         ("image", *HOW[1:]),
         (HOW[0], VideoSampling(max_frames=8), *HOW[2:]),
         (HOW[0], VideoSampling(end=3.0), *HOW[2:]),
-        (*HOW[:2], PixelLimits(784, 1568, 784), 28),
-        (*HOW[:2], PixelLimits(784, 2 * 1568), 28),
-        (*HOW[:3], 56),
+        (*HOW[:2], PixelLimits(784, 1568, 784), RULES),
+        (*HOW[:2], PixelLimits(784, 2 * 1568), RULES),
+        (*HOW[:3], replace(RULES, factor=56)),
+        (*HOW[:3], replace(RULES, mark="another family")),
     ]
     names |= {frames_key(root, "a.mp4", *how) for how in others}
     os.utime(tmp_path / "a.mp4", ns=(10**18, 10**18 + 1))

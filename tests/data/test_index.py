@@ -23,9 +23,9 @@ from jvr1.data.index import (
     settings_hash,
 )
 from jvr1.data.index_summary import summary
-from jvr1.data.media import PixelLimits, Probe, VideoSampling
 from jvr1.data.records import Record, parse_record
 from jvr1.errors import UserError
+from jvr1.model.media import PixelLimits, Probe, VideoSampling
 from tools import index as tool
 
 SETTINGS = {"video": VideoSampling(), "limits": (1, 2)}

@@ -13,8 +13,11 @@ from hypothesis import strategies as st
 from media_files import BROKEN, GOOD, LATE, clip, pictures, pyav_frames, write_broken, write_good
 from PIL import Image, ImageOps
 
-from jvr1.data.media import MediaError, PixelLimits, Probe, VideoSampling, frame_indices, load, probe, target_size
+from jvr1.data.media import MediaError, load, probe
 from jvr1.errors import UserError
+from jvr1.model.families import FACTOR, RULES
+from jvr1.model.media import PixelLimits, Probe, VideoSampling
+from jvr1.model.qwen2_5_vl.frames import frame_indices, target_size
 
 TOKEN = 28 * 28
 ANY = PixelLimits(TOKEN, 400 * TOKEN)
@@ -123,15 +126,15 @@ def test_impossible_pixel_limits_are_refused(wrong):
 )
 def test_target_size(seen, limits, size):
     """Per-frame bound: max(min(max, 2 total / frames), 1.05 min) for videos, max alone for images."""
-    assert target_size(seen, VideoSampling(), limits, 28) == size
+    assert target_size(seen, VideoSampling(), limits, FACTOR) == size
 
 
 def test_a_video_frame_may_have_a_twentieth_more_than_the_least():
     """10 x 13 tokens lie between 128 and 1.05 x 128, 9 x 15 above; an image gets no such grace."""
     limits = PixelLimits(128 * TOKEN, 128 * TOKEN)
-    assert target_size(Probe(280, 364, 300, 30.0), VideoSampling(), limits, 28) == (280, 364)
-    assert target_size(Probe(252, 420, 300, 30.0), VideoSampling(), limits, 28) == (224, 392)
-    assert target_size(Probe(280, 364, 1, 0.0), VideoSampling(), limits, 28) == (252, 336)
+    assert target_size(Probe(280, 364, 300, 30.0), VideoSampling(), limits, FACTOR) == (280, 364)
+    assert target_size(Probe(252, 420, 300, 30.0), VideoSampling(), limits, FACTOR) == (224, 392)
+    assert target_size(Probe(280, 364, 1, 0.0), VideoSampling(), limits, FACTOR) == (252, 336)
 
 
 def test_resize_is_the_reference_s():
@@ -153,7 +156,7 @@ def test_resize_is_the_reference_s():
 @pytest.mark.parametrize("codec", ["libx264", "libx265", "libvpx-vp9", "libsvtav1"])
 def test_frames_are_decoded_as_pyav_does(tmp_path, codec):
     path = clip(tmp_path / "clip.mkv", frames=20, codec=codec)
-    media = load(path, "video", VideoSampling(frames=7), ANY, 28)
+    media = load(path, "video", VideoSampling(frames=7), ANY, RULES)
     indices = frame_indices(20, 10.0, VideoSampling(frames=7))[0]
     np.testing.assert_array_equal(media.frames, pyav_frames(path)[indices])
     np.testing.assert_allclose(media.timestamps, indices / 10, atol=1e-3)
@@ -164,7 +167,7 @@ def test_frames_are_decoded_as_pyav_does(tmp_path, codec):
 def test_narrow_widths(tmp_path, width):
     path = clip(tmp_path / "clip.mp4", height=32, width=width)
     assert probe(path, "video") == Probe(32, width, 12, 10.0)
-    media = load(path, "video", EVERY, ANY, 28)
+    media = load(path, "video", EVERY, ANY, RULES)
     height, width = media.frames.shape[1:3]
     expected = [Image.fromarray(f).resize((width, height), Image.Resampling.BICUBIC) for f in pyav_frames(path)]
     np.testing.assert_array_equal(media.frames, np.stack(expected))
@@ -175,19 +178,19 @@ def test_display_rotation(tmp_path, rotation):
     path = clip(tmp_path / "clip.mp4", rotation=rotation)
     upright = np.rot90(pyav_frames(path), rotation // 90, axes=(1, 2))
     assert probe(path, "video") == Probe(*upright.shape[1:3], 12, 10.0)
-    np.testing.assert_array_equal(load(path, "video", EVERY, ANY, 28).frames, upright)
+    np.testing.assert_array_equal(load(path, "video", EVERY, ANY, RULES).frames, upright)
 
 
 def test_uneven_frame_times(tmp_path):
     times = [0, 1, 2, 3, 10, 20, 30, 31]
     path = clip(tmp_path / "clip.mp4", frames=8, times=times)
-    media = load(path, "video", EVERY, ANY, 28)
+    media = load(path, "video", EVERY, ANY, RULES)
     np.testing.assert_allclose(media.timestamps, np.array(times) / 10, atol=1e-3)
 
 
 def test_part_of_a_video(tmp_path):
     path = clip(tmp_path / "clip.mp4", frames=40)
-    media = load(path, "video", VideoSampling(fps=5, start=2.0, end=3.0), ANY, 28)
+    media = load(path, "video", VideoSampling(fps=5, start=2.0, end=3.0), ANY, RULES)
     np.testing.assert_array_equal(media.frames, pyav_frames(path)[[20, 23, 27, 30]])
     np.testing.assert_allclose(media.timestamps, [2.0, 2.3, 2.7, 3.0], atol=1e-3)
 
@@ -195,10 +198,10 @@ def test_part_of_a_video(tmp_path):
 def test_odd_size_one_frame_and_very_wide(tmp_path):
     clip(tmp_path / "odd.mp4", height=65, width=101, pixels="yuv444p")
     assert probe(tmp_path / "odd.mp4", "video") == Probe(65, 101, 12, 10.0)
-    one = load(clip(tmp_path / "one.mp4", frames=1), "video", VideoSampling(), ANY, 28)
+    one = load(clip(tmp_path / "one.mp4", frames=1), "video", VideoSampling(), ANY, RULES)
     assert one.frames.shape == (1, 84, 112, 3)
     assert one.seconds_per_step == pytest.approx(0.2)
-    wide = load(clip(tmp_path / "wide.mp4", height=16, width=1600), "video", VideoSampling(), ANY, 28)
+    wide = load(clip(tmp_path / "wide.mp4", height=16, width=1600), "video", VideoSampling(), ANY, RULES)
     assert wide.frames.shape == (4, 28, 1596, 3)
 
 
@@ -207,7 +210,7 @@ def test_odd_size_one_frame_and_very_wide(tmp_path):
 
 def read(path, image, kind="PNG", **options):
     image.save(path, kind, **options)
-    return load(path, "image", VideoSampling(), ANY, 28)
+    return load(path, "image", VideoSampling(), ANY, RULES)
 
 
 def test_an_image_is_one_step_without_time(tmp_path):
@@ -279,7 +282,7 @@ def test_first_picture_of_an_animation(tmp_path):
 def test_broken_media_are_named(folder, name):
     data_type, cause = BROKEN[name]
     with pytest.raises(MediaError) as raised:
-        load(folder / name, data_type, VideoSampling(), ANY, 28)
+        load(folder / name, data_type, VideoSampling(), ANY, RULES)
     assert raised.value.cause == cause
     assert "\n" not in str(raised.value)
     if name not in LATE:
@@ -299,9 +302,9 @@ def test_a_broken_file_gives_the_same_message_each_time(folder, name):
 @pytest.mark.parametrize("name", GOOD)
 def test_good_media_among_them(folder, name):
     seen = probe(folder / name, GOOD[name])
-    media = load(folder / name, GOOD[name], EVERY, ANY, 28)
+    media = load(folder / name, GOOD[name], EVERY, ANY, RULES)
     assert len(media.frames) == seen.frames
-    assert media.frames.shape[1:3] == target_size(seen, EVERY, ANY, 28)
+    assert media.frames.shape[1:3] == target_size(seen, EVERY, ANY, FACTOR)
 
 
 def test_no_permission_to_read(folder, monkeypatch):

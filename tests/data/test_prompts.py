@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from cases import record
+from cases import grids, record
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
@@ -27,7 +27,7 @@ REFERENCE = PromptStyle()
 
 
 def shown(tokenizer, config, one, style=REFERENCE, tokens=(1,)):
-    return tokenizer.decode(prompt_ids(tokenizer, one, style, tokens, config))
+    return tokenizer.decode(prompt_ids(tokenizer, one, style, grids(*tokens), config))
 
 
 def chat(media, question, system=SYSTEM):
@@ -75,7 +75,7 @@ def test_media_come_first_and_each_placeholder_is_repeated_as_often_as_its_mediu
 def test_a_placeholder_in_text_that_counts_is_refused(tokenizer, config, text):
     style = replace(REFERENCE, special_tokens=True)
     with pytest.raises(PlaceholderError, match="2 visual placeholders for 1 media"):
-        prompt_ids(tokenizer, record(problem=text), style, (4,), config)
+        prompt_ids(tokenizer, record(problem=text), style, grids(4), config)
     with pytest.raises(PlaceholderError, match="1 visual placeholders for 0 media"):
         prompt_ids(tokenizer, record(problem=text, data_type="text", path=None), style, (), config)
     with pytest.raises(PlaceholderError, match="answer to learn"):
@@ -83,7 +83,7 @@ def test_a_placeholder_in_text_that_counts_is_refused(tokenizer, config, text):
 
 
 def test_targets(tokenizer, config):
-    end, other = end_ids(tokenizer)
+    end, other = end_ids(tokenizer, config)
     assert tokenizer.convert_ids_to_tokens([end, other]) == ["<|im_end|>", "<|endoftext|>"]
     ids = target_ids(tokenizer, record(), REFERENCE, end, config)
     assert ids.dtype == np.int32
@@ -95,7 +95,7 @@ def test_targets(tokenizer, config):
 
 
 @pytest.mark.parametrize("unknown", [None, "?"])
-def test_a_foreign_tokenizer_is_refused(unknown):
+def test_a_foreign_tokenizer_is_refused(config, unknown):
     words = Tokenizer(models.WordLevel({"?": 0, "red": 1}, unk_token="?"))
     with pytest.raises(UserError, match="not one of Qwen"):
-        end_ids(PreTrainedTokenizerFast(tokenizer_object=words, unk_token=unknown))
+        end_ids(PreTrainedTokenizerFast(tokenizer_object=words, unk_token=unknown), config)

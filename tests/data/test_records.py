@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 
 from jvr1.data import cache, records
 from jvr1.data.cache import MediaCache, MediaReader
-from jvr1.data.media import MediaError, PixelLimits, VideoSampling
+from jvr1.data.media import MediaError
 from jvr1.data.records import Record, load_records, parse_record, resolve
 from jvr1.errors import UserError
+from jvr1.model.families import RULES
+from jvr1.model.media import PixelLimits, VideoSampling
 
 GOOD = {
     "problem_id": 2,
@@ -303,7 +305,7 @@ def test_reader_reads_relative_to_the_root(tmp_path):
 
     clip(tmp_path / "clip.mp4")
     read = MediaReader(MediaCache(str(tmp_path)))
-    media = read("./clip.mp4", "video", VideoSampling(), PixelLimits(784, 400 * 784), 28)
+    media = read("./clip.mp4", "video", VideoSampling(), PixelLimits(784, 400 * 784), RULES)
     assert media.frames.shape == (4, 84, 112, 3)
     assert cache.is_remote("gs://a/b")
     assert not cache.is_remote("/a/b")

@@ -16,11 +16,13 @@ import pytest
 from media_files import BROKEN, clip, write_broken, write_good
 from processes_left import marked, running, soon
 
-from jvr1.data.media import MediaError, PixelLimits, VideoSampling, load
+from jvr1.data.media import MediaError, load
 from jvr1.data.sandbox import Sandbox
 from jvr1.errors import UserError
+from jvr1.model.families import RULES
+from jvr1.model.media import PixelLimits, VideoSampling
 
-ARGUMENTS = (VideoSampling(), PixelLimits(784, 400 * 784), 28)
+ARGUMENTS = (VideoSampling(), PixelLimits(784, 400 * 784), RULES)
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,11 @@ from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize as hf_smart_resize
 
-from jvr1.data.vision import frame_pairs, smart_resize, window_layout, window_patches
+from jvr1.data.vision import frame_pairs, window_patches
 from jvr1.errors import UserError
-from jvr1.model.config import VisionConfig
-from jvr1.model.vision import IMAGE_MEAN, IMAGE_STD
+from jvr1.model.qwen2_5_vl.config import VisionConfig
+from jvr1.model.qwen2_5_vl.frames import IMAGE_MEAN, IMAGE_STD, smart_resize
+from jvr1.model.qwen2_5_vl.layout import window_layout
 
 CONFIG = VisionConfig(hidden=1280)
 LIMITS = {"factor": 28, "min_pixels": 56 * 56, "max_pixels": 256 * 28 * 28}

@@ -11,7 +11,7 @@ from oracle import raw_config
 
 from jvr1.data.batch import MAX_BUCKETS, Bucket, Need, choose_bucket
 from jvr1.eval.shapes import MAX_SHAPES, fit_buckets
-from jvr1.model.config import from_hf
+from jvr1.model.families import from_hf
 
 CONFIG = from_hf(raw_config())
 UNITS = CONFIG.vision.units

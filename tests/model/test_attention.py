@@ -17,9 +17,9 @@ import pytest
 from oracle import Item, our_inputs, tokens
 
 from jvr1.errors import UserError
-from jvr1.model import blockwise, qwen2_5_vl, splash
+from jvr1.model import blockwise, splash, vision_language
 from jvr1.model.attention import QKV, attend_group, attend_prompt, choose
-from jvr1.model.config import from_hf
+from jvr1.model.families import from_hf
 from jvr1.sharding import AXES, make_mesh
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
@@ -209,7 +209,7 @@ def test_a_model_computes_the_same(kernels, backend):
         graphdef, params = oracle.random_model(config, remat="full", attention=name)
 
         def loss(params):
-            model = qwen2_5_vl.merge(graphdef, params)
+            model = vision_language.merge(graphdef, params)
             logits = model.logits(model.complete(prompt, visual, ids))
             last, kv = model.prefill(prompt, visual, None)
             losses = -jnp.take_along_axis(jax.nn.log_softmax(logits), ids[..., None], axis=-1)

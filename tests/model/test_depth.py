@@ -9,21 +9,21 @@ import oracle
 import pytest
 from oracle import Item, our_inputs, tokens
 
-from jvr1.model import qwen2_5_vl
-from jvr1.model.config import from_hf
+from jvr1.model import vision_language
+from jvr1.model.families import from_hf
 
 pytestmark = pytest.mark.slow
 
 
 def program(text_layers: int, vision_layers: int, remat: str) -> str:
     config = from_hf(oracle.raw_config(num_hidden_layers=text_layers, vision_depth=vision_layers))
-    graphdef, shapes = qwen2_5_vl.abstract(config, remat=remat)
+    graphdef, shapes = vision_language.abstract(config, remat=remat)
     rng = np.random.default_rng(0)
     items = [Item(rng, 4, 4, 4, 1.0)]
     prompt, visual = our_inputs(tokens(rng, 2, *items, 2), items, config)
 
     def loss(params, prompt, visual, completions):
-        model = qwen2_5_vl.merge(graphdef, params)
+        model = vision_language.merge(graphdef, params)
         return jnp.sum(model.logits(model.complete(prompt, visual, completions)))
 
     completions = jax.ShapeDtypeStruct((1, 2, 3), jnp.int32)

@@ -30,7 +30,7 @@ from jvr1.demo.tiny_model import (
 )
 from jvr1.errors import UserError
 from jvr1.model import hf
-from jvr1.model.config import from_hf
+from jvr1.model.families import from_hf
 from jvr1.model.safetensors import INDEX
 from jvr1.opening.models import make_tokenizer, open_model
 from jvr1.sharding import make_mesh
@@ -67,7 +67,7 @@ def opened(folder: Path) -> None:
     """What every command does first."""
     model = open_model(folder, make_mesh({}, jax.devices()[:1]), dtype="float32", param_dtype="float32")
     if model.carried:
-        check_tokenizer(make_tokenizer(model.carried, str(folder)), model.config, str(folder))
+        check_tokenizer(make_tokenizer(model.carried, model.config, str(folder)), model.config, str(folder))
 
 
 def refusal(folder: Path) -> str:

@@ -11,10 +11,10 @@ import oracle
 import pytest
 from oracle import Item, our_inputs, tokens
 
-from jvr1.model import qwen2_5_vl
-from jvr1.model.config import from_hf
-from jvr1.model.qwen2_5_vl import KV, Prompt
-from jvr1.model.vision import Visual
+from jvr1.model import vision_language
+from jvr1.model.families import from_hf
+from jvr1.model.inputs import Prompt, Visual
+from jvr1.model.text import KV
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
 CONFIG = from_hf(oracle.raw_config(num_hidden_layers=2, vision_depth=2, vision_fullatt_block_indexes=[0]))
@@ -74,7 +74,7 @@ def test_prefix_and_completions_equal_separate_forwards(model):
 
     def run(form):
         def loss(params, prompt, visual):
-            hidden = form(qwen2_5_vl.merge(graphdef, params), prompt, visual, ids)
+            hidden = form(vision_language.merge(graphdef, params), prompt, visual, ids)
             return jnp.sum(hidden * weights), hidden
 
         (_, hidden), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params, prompt, visual)
@@ -97,7 +97,7 @@ def test_prefill_and_decode_equal_the_full_forward(model, start):
     pairs = jnp.stack([visual.pair, visual.pair[:, ::-1, ::-1]], axis=1)
 
     def sample(params, prompt, visual, pairs):
-        module = qwen2_5_vl.merge(graphdef, params)
+        module = vision_language.merge(graphdef, params)
         last, prefix = module.prefill(prompt, visual, pairs)
         layers, b, _, heads, _, size = prefix.v.shape
         lines = (layers, b, 3, heads)
@@ -111,7 +111,9 @@ def test_prefill_and_decode_equal_the_full_forward(model, start):
             out.append(hidden)
         return jnp.stack(out, axis=2)
 
-    full = jax.jit(lambda params, prompt, visual: separate(qwen2_5_vl.merge(graphdef, params), prompt, visual, ids))
+    full = jax.jit(
+        lambda params, prompt, visual: separate(vision_language.merge(graphdef, params), prompt, visual, ids)
+    )
     ordered, shuffled = (full(params, prompt, visual._replace(pair=pairs[:, s])) for s in (0, 1))
     got, want = (
         jax.jit(sample)(params, prompt, visual, pairs),
@@ -124,7 +126,7 @@ def test_prefill_and_decode_equal_the_full_forward(model, start):
 def test_prefill_without_pairs_sees_the_video(model):
     graphdef, params = model
     prompt, visual = batch()
-    prefill = jax.jit(lambda p, *a: qwen2_5_vl.merge(graphdef, p).prefill(*a)[0])
+    prefill = jax.jit(lambda p, *a: vision_language.merge(graphdef, p).prefill(*a)[0])
     got, want = (prefill(params, prompt, visual, pairs) for pairs in (None, visual.pair[:, None]))
     np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6)
 
@@ -156,7 +158,7 @@ def pad_visual(visual: Visual, rows: int, frames: int, steps: int, windows: int)
 def test_visual_tokens_do_not_change_when_padding_grows(model, more):
     graphdef, params = model
     _, visual = batch()
-    tower = jax.jit(lambda p, v: qwen2_5_vl.merge(graphdef, p).visual(v))
+    tower = jax.jit(lambda p, v: vision_language.merge(graphdef, p).visual(v))
     want, got = np.asarray(tower(params, visual)), np.asarray(tower(params, pad_visual(visual, **more)))
     assert np.isfinite(got).all()
     b, f, w = visual.hw.shape[:3]
@@ -169,7 +171,7 @@ def test_hidden_states_do_not_see_the_padding(model, left):
     """What stands in the padding changes nothing to the bit; how much of it there is, only XLA's order of summation."""
     graphdef, params = model
     prompt, visual = batch(left)
-    forward = jax.jit(lambda params, p, v: qwen2_5_vl.merge(graphdef, params)(p, v))
+    forward = jax.jit(lambda params, p, v: vision_language.merge(graphdef, params)(p, v))
     mask = np.asarray(prompt.mask)
     want = np.asarray(forward(params, prompt, visual))[mask]
 
@@ -199,7 +201,7 @@ def test_rows_and_steps_of_padding_alone_are_finite_in_value_and_gradient(model)
     ids = jnp.concatenate([completions(2)] * 2)
 
     def loss(params, prompt, visual):
-        hidden = qwen2_5_vl.merge(graphdef, params).complete(prompt, visual, ids)
+        hidden = vision_language.merge(graphdef, params).complete(prompt, visual, ids)
         return jnp.sum(hidden * hidden), hidden
 
     (_, hidden), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params, prompt, visual)

@@ -15,9 +15,9 @@ import torch
 from oracle import Item, our_inputs, tokens
 
 from jvr1.errors import UserError
-from jvr1.model import lora, qwen2_5_vl
-from jvr1.model.config import from_hf, published
-from jvr1.model.lora import ADAPTABLE, ADAPTERS, LoRAConfig
+from jvr1.model import lora, vision_language
+from jvr1.model.families import adaptable, from_hf, published
+from jvr1.model.lora import ADAPTERS, LoRAConfig
 from jvr1.sharding import AXES, make_mesh, param_shardings, path_name, put_batch
 from jvr1.train.optimizer import combine, partition
 
@@ -49,7 +49,7 @@ def dense(params: dict, config: LoRAConfig) -> dict:
     """The plain model's parameters with W + A B alpha / rank, by definition."""
     _, base = partition(params, (), ADAPTERS)
     base = jax.tree.map(lambda x: x, base)  # other dicts
-    for name in ADAPTABLE:
+    for name in adaptable():
         linear = at(params, name)
         if "lora_a" in linear:
             one = lambda a, b: jnp.tensordot(a, b, 1)  # noqa: E731
@@ -59,10 +59,10 @@ def dense(params: dict, config: LoRAConfig) -> dict:
 
 
 def test_all_linear_maps_but_two_are_adaptable():
-    graphdef, shapes = qwen2_5_vl.abstract(CONFIG)
-    names = {name for name, _ in lora.linear_maps(qwen2_5_vl.merge(graphdef, shapes))}
-    assert names - set(ADAPTABLE) == {"text/head", "visual/patch_embed"}
-    assert set(ADAPTABLE) <= names
+    graphdef, shapes = vision_language.abstract(CONFIG)
+    names = {name for name, _ in lora.linear_maps(vision_language.merge(graphdef, shapes))}
+    assert names - set(adaptable()) == {"text/head", "visual/patch_embed"}
+    assert set(adaptable()) <= names
 
 
 @pytest.mark.parametrize(
@@ -71,11 +71,11 @@ def test_all_linear_maps_but_two_are_adaptable():
         (("text/layers/(q|v)",), {"text/layers/q", "text/layers/v"}),
         (("visual/blocks/mlp/.*", "visual/merge_in"), {f"visual/blocks/mlp/{n}" for n in ("gate", "up", "down")}
          | {"visual/merge_in"}),
-        ((".*",), set(ADAPTABLE)),
+        ((".*",), set(adaptable())),
     ],
 )  # fmt: skip
 def test_patterns_choose_the_linear_maps(patterns, adapted):
-    _, shapes = qwen2_5_vl.abstract(CONFIG, lora=LoRAConfig(4, 8.0, patterns))
+    _, shapes = vision_language.abstract(CONFIG, lora=LoRAConfig(4, 8.0, patterns))
     got = named(partition(shapes, (), ADAPTERS)[0])
     assert set(got) == {f"{name}/lora_{x}" for name in adapted for x in "ab"}
     for name in adapted:
@@ -106,7 +106,7 @@ def test_settings_that_cannot_be(changes, message):
 
 def test_adapters_begin_as_those_of_torch_do():
     """`kaiming_uniform_(a=sqrt(5))` over [rank, inputs], and zeros."""
-    _, params = qwen2_5_vl.init(CONFIG, 3, lora=LoRAConfig(64, 8.0, (".*",)))
+    _, params = vision_language.init(CONFIG, 3, lora=LoRAConfig(64, 8.0, (".*",)))
     for name, inputs in {"text/layers/o": 48, "visual/blocks/mlp/down": 44, "visual/merge_in": 128}.items():
         a, b = (np.asarray(at(params, name)[x]) for x in ("lora_a", "lora_b"))
         want = torch.nn.init.kaiming_uniform_(torch.empty(3 * 64, inputs), a=5**0.5).numpy()
@@ -143,7 +143,7 @@ def test_a_fresh_model_gives_what_its_base_gives_to_the_bit(dtype):
 
     @jax.jit
     def both(base, params):
-        run = lambda graph, p: qwen2_5_vl.merge(graph, p).complete(*inputs())  # noqa: E731
+        run = lambda graph, p: vision_language.merge(graph, p).complete(*inputs())  # noqa: E731
         return run(graphdef, base), run(adapted, params)
 
     want, got = both(base, params)
@@ -152,7 +152,7 @@ def test_a_fresh_model_gives_what_its_base_gives_to_the_bit(dtype):
 
 
 def loss_of(graphdef, params, prompt, visual, completions):
-    model = qwen2_5_vl.merge(graphdef, params)
+    model = vision_language.merge(graphdef, params)
     logits = model.logits(model.complete(prompt, visual, completions))
     return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), completions[..., None], axis=-1))
 
@@ -160,7 +160,7 @@ def loss_of(graphdef, params, prompt, visual, completions):
 @pytest.fixture(scope="module")
 def adapted():
     """Graph with adapters everywhere, all parameters random (lora_b too), and the plain graph."""
-    plain, _ = qwen2_5_vl.abstract(CONFIG, remat="full")
+    plain, _ = vision_language.abstract(CONFIG, remat="full")
     return *oracle.random_model(CONFIG, remat="full", lora=EVERYWHERE), plain
 
 
@@ -195,7 +195,7 @@ def test_no_product_of_adapters_and_no_gradient_of_a_kernel_is_ever_formed(adapt
     """Nothing of a kernel's shape is computed, neither a layer's nor a stack's; a full update does compute them."""
     graphdef, params, _ = adapted
     adapters, base = partition(params, (), ADAPTERS)
-    kernels = {name: at(params, name)["kernel"].shape for name in ADAPTABLE}
+    kernels = {name: at(params, name)["kernel"].shape for name in adaptable()}
     layers = {shape if "merge" in name else shape[1:] for name, shape in kernels.items()}
     forbidden = layers | set(kernels.values())
     step = lambda a, b: jax.grad(lambda a: loss_of(graphdef, combine(a, b), *inputs()))(a)  # noqa: E731
@@ -257,7 +257,7 @@ def test_sharded_equals_unsharded(sizes):
 
 def test_adapters_of_the_7b_are_split_as_the_kernels_beside_them():
     mesh = jax.sharding.AbstractMesh((1, 4, 2), AXES)
-    _, shapes = qwen2_5_vl.abstract(published("7b"), lora=LoRAConfig(32, 64.0, (".*",)))
+    _, shapes = vision_language.abstract(published("7b"), lora=LoRAConfig(32, 64.0, (".*",)))
     specs = {name: tuple(s.spec) for name, s in named(param_shardings(shapes, mesh)).items()}
     assert specs["text/layers/q/lora_a"] == (None, "fsdp", None)
     assert specs["text/layers/q/lora_b"][2] == "tensor"

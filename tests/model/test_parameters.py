@@ -5,13 +5,14 @@ from __future__ import annotations
 import jax
 import pytest
 
-from jvr1.model import qwen2_5_vl
-from jvr1.model.config import published
+from jvr1.model import vision_language
+from jvr1.model.families import known, published
 from jvr1.model.lora import LoRAConfig, linear_maps
-from jvr1.model.parameters import MESH_AXES, PARAMETERS, known
+from jvr1.model.parameters import DECODER, MESH_AXES
 from jvr1.sharding import AXES, path_name
 
-GRAPHDEF, SHAPES = qwen2_5_vl.abstract(published("7b"), lora=LoRAConfig(16, 8.0, (".*",)))
+PARAMETERS = {**DECODER, **published("7b").family.parameters}
+GRAPHDEF, SHAPES = vision_language.abstract(published("7b"), lora=LoRAConfig(16, 8.0, (".*",)))
 ARRAYS = {path_name(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(SHAPES)}
 
 
@@ -34,7 +35,7 @@ def test_an_axis_has_one_size_in_all_that_has_it():
 
 
 def test_products_contract_what_the_linear_maps_contract():
-    maps = dict(linear_maps(qwen2_5_vl.merge(GRAPHDEF, SHAPES)))
+    maps = dict(linear_maps(vision_language.merge(GRAPHDEF, SHAPES)))
     assert {f"{name}/kernel" for name in maps} == {n for n in ARRAYS if known(n).contracted and n.endswith("/kernel")}
     for name, linear in maps.items():
         assert known(f"{name}/kernel").contracted == linear.contracted

@@ -10,8 +10,11 @@ import pytest
 import torch
 from oracle import Item, our_inputs, tokens, torch_inputs
 
-from jvr1.model import hf, qwen2_5_vl
-from jvr1.model.config import from_hf
+from jvr1.model import hf, vision_language
+from jvr1.model.families import from_hf
+from jvr1.model.qwen2_5_vl.weights import published_name
+from jvr1.model.text import KV
+from jvr1.model.weights import hf_tensors
 from jvr1.sharding import make_mesh, param_shardings
 
 pytestmark = [pytest.mark.usefixtures("strict_dtypes"), pytest.mark.slow]
@@ -22,7 +25,7 @@ def load(model, tmp_path, **kw):
     """Ours from the torch model, through an HF folder."""
     model.save_pretrained(tmp_path / "hf")
     config = hf.read_config(tmp_path / "hf")
-    graphdef, shapes = qwen2_5_vl.abstract(config, **kw)
+    graphdef, shapes = vision_language.abstract(config, **kw)
     mesh = make_mesh({"data": 1}, jax.devices()[:1])
     return config, graphdef, hf.load(tmp_path / "hf", config, shapes, param_shardings(shapes, mesh))
 
@@ -63,7 +66,7 @@ def test_vision_tower(pair, name):
             want = model.model.visual(torch.tensor(item.pixel_values()), torch.tensor([item.grid[:3]])).pooler_output
         visual, order = oracle.visual_inputs([item], config)
         batched = type(visual)(*(jnp.asarray(x)[None] for x in visual))
-        got = jax.jit(lambda p, v: qwen2_5_vl.merge(graphdef, p).visual(v))(params, batched)
+        got = jax.jit(lambda p, v: vision_language.merge(graphdef, p).visual(v))(params, batched)
         got = np.asarray(got).reshape(-1, got.shape[-1])[order]
         np.testing.assert_allclose(got, want.numpy(), **TOLERANCE)
 
@@ -79,7 +82,7 @@ def test_logits(pair, name, side):
     prompt, visual = our_inputs(ids, items, config, length, side == "left", steps=0 if side == "none" else 9)
 
     def logits(params, prompt, visual):
-        model = qwen2_5_vl.merge(graphdef, params)
+        model = vision_language.merge(graphdef, params)
         return model.logits(model(prompt, visual))
 
     got = np.asarray(jax.jit(logits)(params, prompt, visual))[0]
@@ -92,7 +95,7 @@ def test_logits(pair, name, side):
 )
 def test_gradients_of_every_parameter(pair, tmp_path, name, remat):
     model, config, _, params = pair
-    graphdef, _ = qwen2_5_vl.abstract(config, remat=remat)
+    graphdef, _ = vision_language.abstract(config, remat=remat)
     ids, items = case(name)
     rng = np.random.default_rng(5)
     weights = rng.normal(size=(len(ids), config.text.vocab)).astype(np.float32)
@@ -101,15 +104,15 @@ def test_gradients_of_every_parameter(pair, tmp_path, name, remat):
     prompt, visual = our_inputs(ids, items, config, len(ids) + 5)
 
     def loss(params):
-        model = qwen2_5_vl.merge(graphdef, params)
+        model = vision_language.merge(graphdef, params)
         logits = model.logits(model(prompt, visual))[0]
         return jnp.sum(jnp.where(prompt.mask[0][:, None], logits, jnp.float32(0)) * padded)
 
     padded = np.zeros((prompt.ids.shape[1], config.text.vocab), np.float32)
     padded[: len(ids)] = weights
     grads = jax.jit(jax.grad(loss))(params)
-    theirs = {hf.published_name(n): p.grad for n, p in model.named_parameters()}
-    for tensor in hf.hf_tensors(config, grads):
+    theirs = {published_name(n): p.grad for n, p in model.named_parameters()}
+    for tensor in hf_tensors(config, grads):
         got = hf._fetch(grads, tensor, "float32")
         want = theirs[tensor.name]
         want = np.zeros_like(got) if want is None else want.numpy()
@@ -136,7 +139,7 @@ def test_published_7b_dimensions(tmp_path):
     with torch.no_grad():
         want = model(**torch_inputs(ids, [video], config)).logits[0].numpy()
     prompt, visual = our_inputs(ids, [video], config)
-    module = qwen2_5_vl.merge(graphdef, params)
+    module = vision_language.merge(graphdef, params)
     got = np.asarray(jax.jit(lambda m, p, v: m.logits(m(p, v)))(module, prompt, visual))[0]
     np.testing.assert_allclose(got, want, **TOLERANCE)
 
@@ -148,7 +151,7 @@ def test_greedy_decoding_gives_the_tokens_of_generate(pair):
     # transformers advances text one by one from the last position it was given, which is our rule after the prompt
     want = greedy_torch(model, inputs, ids, config, items, 12)
     prompt, visual = our_inputs(ids, items, config, len(ids) + 6)
-    got = greedy_ours(qwen2_5_vl.merge(graphdef, params), prompt, visual, 12)
+    got = greedy_ours(vision_language.merge(graphdef, params), prompt, visual, 12)
     assert got == want
 
 
@@ -176,7 +179,7 @@ def greedy_ours(model, prompt, visual, count):
     last, prefix = model.prefill(prompt, visual, None if visual is None else visual.pair[:, None])
     layers, b, _, heads, _, size = prefix.v.shape
     lines = (layers, b, 1, heads)
-    cache = qwen2_5_vl.KV(jnp.zeros((*lines, size, count)), jnp.zeros((*lines, count, size)))
+    cache = KV(jnp.zeros((*lines, size, count)), jnp.zeros((*lines, count, size)))
     step = jax.jit(lambda *a: model.decode(*a, rows=(1,)))
     out = [_best(model.logits(last)[0, 0])]
     for i in range(count - 1):

@@ -7,8 +7,10 @@ import oracle
 import pytest
 import torch
 
-from jvr1.model.config import from_hf
-from jvr1.model.rope import Grid, mrope_positions
+from jvr1.model.families import from_hf
+from jvr1.model.inputs import Grid
+from jvr1.model.qwen2_5_vl.config import vision_of
+from jvr1.model.qwen2_5_vl.positions import mrope_positions
 
 CONFIG = from_hf(oracle.raw_config())
 
@@ -51,7 +53,7 @@ def sequence(rng: np.random.Generator) -> tuple[np.ndarray, list[Grid]]:
 def test_positions_follow_the_rule_of_training(seed):
     ids, grids = sequence(np.random.default_rng(seed))
     got, following = mrope_positions(ids, grids, CONFIG)
-    want, after = rule(ids, grids, CONFIG.vision.tokens_per_second)
+    want, after = rule(ids, grids, vision_of(CONFIG).tokens_per_second)
     np.testing.assert_array_equal(got, want)
     assert following == after
 

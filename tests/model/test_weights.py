@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from jvr1.errors import UserError
-from jvr1.model import hf, qwen2_5_vl
-from jvr1.model.config import from_hf, published, to_hf
+from jvr1.model import hf, vision_language
+from jvr1.model.families import from_hf, published, to_hf
+from jvr1.model.qwen2_5_vl.weights import published_name
 from jvr1.model.safetensors import INDEX
 from jvr1.sharding import make_mesh, param_shardings
 
@@ -49,7 +50,7 @@ def write(folder, tensors, shards=1, raw=RAW):
 
 def load(folder, param_dtype="float32", **mesh):
     config = hf.read_config(folder)
-    _, shapes = qwen2_5_vl.abstract(config, param_dtype=param_dtype)
+    _, shapes = vision_language.abstract(config, param_dtype=param_dtype)
     devices = jax.devices()[: int(np.prod(list(mesh.values()) or [1]))]
     return config, hf.load(folder, config, shapes, param_shardings(shapes, make_mesh(mesh, devices)))
 
@@ -69,7 +70,7 @@ def all_tensors(folder):
 )
 def test_round_trip_is_equal_to_the_bit(tensors, tmp_path, scheme, dtype, shards, mesh):
     given = {k: v.to(getattr(torch, dtype)) for k, v in tensors.items()}
-    wanted = {hf.published_name(k): v for k, v in given.items()}
+    wanted = {published_name(k): v for k, v in given.items()}
     config, params = load(write(tmp_path / "in", given if scheme == "in memory" else wanted, shards), dtype, **mesh)
     hf.save(params, config, tmp_path / "out", carried={}, dtype=dtype, shard_bytes=60_000 if shards > 1 else 10**9)
     got = all_tensors(tmp_path / "out")
@@ -182,7 +183,7 @@ def test_a_file_of_another_kind_is_named(tensors, tmp_path, header):
 
 
 def test_missing_misshapen_unexpected_and_integer_tensors_are_named(tensors, tmp_path):
-    given = {hf.published_name(k): v for k, v in tensors.items()}
+    given = {published_name(k): v for k, v in tensors.items()}
     cases = {
         f"tensor {NORM} is missing": {k: v for k, v in given.items() if k != NORM},
         f"tensor {NORM} has shape \\(7,\\); config.json asks for \\(48,\\)": given | {NORM: torch.ones(7)},

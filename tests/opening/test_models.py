@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from jvr1.errors import UserError
 from jvr1.model import hf
-from jvr1.model.config import from_hf
+from jvr1.model.families import from_hf, published
 from jvr1.opening.models import locate, make_tokenizer, open_model, read_tokenizer, save_model
 from jvr1.sharding import make_mesh, param_shardings
 
@@ -74,9 +74,9 @@ def test_the_tokenizer_comes_from_the_carried_files(root):
 
 def test_tokenizers_that_cannot_be_read(root):
     with pytest.raises(UserError, match=r"^here holds no tokenizer.json"):
-        make_tokenizer({}, "here")
+        make_tokenizer({}, published("7b"), "here")
     with pytest.raises(UserError, match=r"^here: the tokenizer files cannot be read: "):
-        make_tokenizer({"tokenizer.json": b"{"}, "here")
+        make_tokenizer({"tokenizer.json": b"{"}, published("7b"), "here")
 
 
 @pytest.mark.parametrize(

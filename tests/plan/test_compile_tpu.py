@@ -12,7 +12,7 @@ from step_shapes import SMALL, moved, small_config
 
 from jvr1 import config as settings
 from jvr1.chips import CHIPS, chip_named
-from jvr1.model.config import published, to_hf
+from jvr1.model.families import published, to_hf
 from jvr1.plan.hlo import read, totals
 from jvr1.plan.memory import phase_memory
 from jvr1.plan.planning import changed, largest_bucket

@@ -15,8 +15,8 @@ import pytest
 
 from jvr1 import config as settings
 from jvr1.data.batch import empty_example
-from jvr1.model import qwen2_5_vl
-from jvr1.model.config import published
+from jvr1.model import vision_language
+from jvr1.model.families import published
 from jvr1.model.layers import REMAT_POLICIES
 from jvr1.plan import memory
 from jvr1.plan.planning import changed, counted_shapes, largest_bucket
@@ -60,7 +60,7 @@ def test_what_the_backward_pass_keeps_is_what_jax_keeps(name, changes):
 
     def residuals(trainable, frozen, arrays, ids):
         def hidden(trainable):
-            module = qwen2_5_vl.merge(step.graphdef, combine(trainable, frozen))
+            module = vision_language.merge(step.graphdef, combine(trainable, frozen))
             return module.complete(arrays.prompt, arrays.visual, ids)
 
         return jax.vjp(hidden, trainable)[1]
@@ -80,7 +80,7 @@ def test_keys_and_values_are_those_of_generation():
     found = []
 
     def run(params, arrays, key):
-        module = qwen2_5_vl.merge(step.graphdef, params)
+        module = vision_language.merge(step.graphdef, params)
         module.decode = lambda ids, positions, prefix, mask, cache, index, length, rows, read: (
             found.extend([prefix, cache]),
             (jnp.zeros((1, 12, model.text.hidden), jnp.bfloat16), cache),

@@ -13,7 +13,7 @@ import pytest
 from jvr1 import config as settings
 from jvr1.chips import CHIPS, GIB, chip_named
 from jvr1.errors import UserError, run_main
-from jvr1.model.config import published, to_hf
+from jvr1.model.families import published, to_hf
 from jvr1.plan.planning import changed, make_plan, named_model, read_mesh, smallest, suggestions
 from jvr1.plan.programs import PHASES
 

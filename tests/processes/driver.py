@@ -13,8 +13,8 @@ import numpy as np
 from step_cases import ROWS, as_task, make_rows, make_scores
 
 from jvr1.data.batch import stack
-from jvr1.model import qwen2_5_vl
-from jvr1.model.config import from_hf
+from jvr1.model import vision_language
+from jvr1.model.families import from_hf
 from jvr1.processes.peers import Peers, connect, gather, share_of
 from jvr1.rl import tgrpo
 from jvr1.rollout.decoder import make_decoder
@@ -46,7 +46,7 @@ def random_params(shapes):
 def step(mesh, sample):
     """Gradient and loss of the step of `train_rl` on replayed completions; with `sample` also completions drawn from a
     fixed key."""
-    graphdef, shapes = qwen2_5_vl.abstract(CONFIG)
+    graphdef, shapes = vision_language.abstract(CONFIG)
     host = random_params(shapes)
     shardings = param_shardings(host, mesh)
     params = jax.device_put(host, shardings)
@@ -111,7 +111,7 @@ def save(out, tree, loss, tokens):
 
 def load(out):
     """What one device gave."""
-    _, shapes = qwen2_5_vl.abstract(CONFIG)
+    _, shapes = vision_language.abstract(CONFIG)
     kept = np.load(f"{out}.npz")
     tree = jax.tree_util.tree_map_with_path(lambda path, _: kept[path_name(path)], shapes)
     return tree, *json.loads(Path(f"{out}.json").read_text())

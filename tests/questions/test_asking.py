@@ -11,7 +11,7 @@ from jvr1.data.batch import Bucket, Clip, Microbatch, Row, build_example, empty_
 from jvr1.data.records import parse_record
 from jvr1.errors import UserError
 from jvr1.eval.report import as_table, percent
-from jvr1.model.config import from_hf
+from jvr1.model.families import from_hf
 from jvr1.questions.asking import IDENTITIES, VALIDATION, Asking, answer_questions, frame_streams, identity
 from jvr1.questions.summary import TaskSummary, as_metrics, summarise
 from jvr1.rl.judge import Judge

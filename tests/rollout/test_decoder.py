@@ -11,7 +11,7 @@ from step_cases import as_task, make_rows
 
 from jvr1.data.batch import stack
 from jvr1.errors import UserError
-from jvr1.model.config import from_hf
+from jvr1.model.families import from_hf
 from jvr1.rollout.decoder import make_decoder
 from jvr1.sharding import make_mesh, param_shardings, path_name
 from jvr1.train.reference import open_reference

@@ -17,8 +17,8 @@ from scipy.stats import chisquare
 from transformers import TopKLogitsWarper, TopPLogitsWarper
 
 from jvr1.errors import UserError
-from jvr1.model.config import from_hf
-from jvr1.model.qwen2_5_vl import merge
+from jvr1.model.families import from_hf
+from jvr1.model.vision_language import merge
 from jvr1.rollout.generate import generate, reads
 from jvr1.rollout.sampling import Sampling, choose, token_logprob
 from jvr1.sharding import make_mesh, put_batch, replicated

@@ -17,8 +17,8 @@ from step_cases import BUCKET, example
 
 from jvr1.data.batch import Bucket, Clip, Microbatch, build_example, empty_example, stack
 from jvr1.data.share import ALONE, Share
-from jvr1.model.config import from_hf
-from jvr1.model.qwen2_5_vl import merge
+from jvr1.model.families import from_hf
+from jvr1.model.vision_language import merge
 from jvr1.rollout import generate as generate_module
 from jvr1.rollout.decoder import make_decoder
 from jvr1.rollout.generate import Room, generate

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from jvr1.model import hf
-from jvr1.model.config import from_hf
+from jvr1.model.families import from_hf
 
 pytestmark = pytest.mark.slow
 

@@ -15,8 +15,9 @@ from oracle import Item, our_inputs, tokens, torch_inputs
 from test_convert import run, tensors
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from jvr1.model import hf, qwen2_5_vl
+from jvr1.model import hf, vision_language
 from jvr1.model.lora import ADAPTERS, LoRAConfig
+from jvr1.model.qwen2_5_vl.weights import published_name
 from jvr1.opening.models import open_model, save_model
 from jvr1.sharding import make_mesh, param_shardings
 from jvr1.train.optimizer import combine, partition
@@ -47,7 +48,7 @@ def adapted(request, base, tmp_path_factory):
     lora, folder = CASES[request.param], tmp_path_factory.mktemp("adapted") / "model"
     config = hf.read_config(base[1])
     mesh = make_mesh({"data": 1}, jax.devices()[:1])
-    _, shapes = qwen2_5_vl.abstract(config)
+    _, shapes = vision_language.abstract(config)
     params = hf.load(base[1], config, shapes, param_shardings(shapes, mesh))
     adapters, _ = partition(oracle.random_model(config, lora=lora)[1], (), ADAPTERS)
     save_model(folder, combine(adapters, params), config, {}, lora)
@@ -74,7 +75,7 @@ def logits(model) -> np.ndarray:
 
 def our_logits(folder) -> np.ndarray:
     opened = open_model(folder, make_mesh({"data": 1}, jax.devices()[:1]), dtype="float32", param_dtype="float32")
-    model = qwen2_5_vl.merge(opened.graphdef, opened.params)
+    model = vision_language.merge(opened.graphdef, opened.params)
     return np.asarray(jax.jit(lambda m, p, v: m.logits(m(p, v)))(model, *our_inputs(*inputs(), opened.config)))[0]
 
 
@@ -131,7 +132,7 @@ def test_merged_weights_are_the_sum_rounded_once(base, adapted, tmp_path, monkey
     reader = hf.ShardReader(hf.epath.Path(tmp_path / "merged"), rename=str)
     before = dict(base[0].named_parameters())
     for name, want in merged.named_parameters():
-        got = np.asarray(reader.read(hf.published_name(name)), np.float32)
+        got = np.asarray(reader.read(published_name(name)), np.float32)
         want = want.detach()
         rounded = want.to(torch.bfloat16).float().numpy()
         if torch.equal(want, before[name]):

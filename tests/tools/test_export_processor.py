@@ -20,7 +20,6 @@ from transformers.video_utils import VideoMetadata
 from jvr1 import config as settings
 from jvr1.data import processor
 from jvr1.data.chat import ends_of
-from jvr1.data.media import PixelLimits, Probe, VideoSampling, frame_indices, target_size
 from jvr1.demo.dataset import questions
 from jvr1.demo.questions import TASKS
 from jvr1.demo.tiny_model import (
@@ -33,10 +32,13 @@ from jvr1.demo.tiny_model import (
     train_tokenizer,
 )
 from jvr1.errors import UserError
-from jvr1.model.config import VisionConfig, from_hf
+from jvr1.model.families import FACTOR, from_hf, published
+from jvr1.model.media import PixelLimits, Probe, VideoSampling
 from jvr1.opening.models import make_tokenizer, save_model
 
 ROOT = Path(__file__).parents[2]
+CONFIG = published("7b")
+FORM = CONFIG.family.processor
 TOKEN = 28 * 28
 SIZES = (
     (360, 640),
@@ -115,13 +117,13 @@ def test_the_processor_of_the_export_gives_the_grids_of_the_training(exported, n
     sampling, limits = RUNS[name]
     for number, (height, width) in enumerate(SIZES):
         image = np.zeros((height, width, 3), np.uint8)
-        size = target_size(Probe(height, width, 1, 0.0), sampling, IMAGES, 28)
+        size = CONFIG.frames.resized(Probe(height, width, 1, 0.0), sampling, IMAGES)
         got = library.image_processor(images=[image], return_tensors="np")["image_grid_thw"]
         assert got.tolist() == [[1, size[0] // 14, size[1] // 14]], (height, width)
 
         total, fps = 20 + 13 * number, 8.0
-        chosen, _ = frame_indices(total, fps, sampling)
-        size = target_size(Probe(height, width, total, fps), sampling, limits, 28)
+        chosen, _ = CONFIG.frames.indices(total, fps, sampling)
+        size = CONFIG.frames.resized(Probe(height, width, total, fps), sampling, limits)
         want = [[len(chosen) // 2, size[0] // 14, size[1] // 14]]
         video = torch.zeros((1, 3, height, width), dtype=torch.uint8).expand(total, -1, -1, -1)
         sampled = library.video_processor(videos=[video[chosen]], return_tensors="np")
@@ -142,14 +144,14 @@ def test_both_forms_of_the_files_are_written(exported, carried):
     assert not (folder / "processor_config.json").exists()
     nested = {"image_processor": {"patch_size": 14, "max_pixels": 1}, "video_processor": {"fps": 24, "num_frames": 3}}
     files = carried | {"processor_config.json": json.dumps(nested).encode()}
-    of_video = processor.video_fields(*RUNS["by rate"], 28)
-    out = processor.processor_files(files, VisionConfig(), processor.image_fields(IMAGES), of_video)
+    of_video = FORM.video(*RUNS["by rate"], FACTOR)
+    out = processor.processor_files(files, CONFIG, FORM.image(IMAGES), of_video)
     both = json.loads(out["processor_config.json"])
     assert both["image_processor"]["max_pixels"] == IMAGES.max_pixels
     assert both["video_processor"]["fps"] == 2.0
     assert "num_frames" not in both["video_processor"]
     assert json.loads(out["video_preprocessor_config.json"]) == both["video_processor"]
-    without = processor.processor_files({}, VisionConfig(), processor.image_fields(IMAGES), None)
+    without = processor.processor_files({}, CONFIG, FORM.image(IMAGES), None)
     assert json.loads(without["preprocessor_config.json"])["size"]["longest_edge"] == IMAGES.max_pixels
     assert set(without) == {"preprocessor_config.json"}
 
@@ -188,7 +190,7 @@ def printed(capsys) -> str:
 def test_files_that_are_no_json_are_named(carried, name):
     broken = carried | {name: b"{"}
     read = {
-        "preprocessor_config.json": lambda: processor.processor_files(broken, VisionConfig(), {}, None),
+        "preprocessor_config.json": lambda: processor.processor_files(broken, CONFIG, {}, None),
         "generation_config.json": lambda: processor.penalty(broken),
     }
     with pytest.raises(UserError, match=re.escape(name)):
@@ -197,7 +199,7 @@ def test_files_that_are_no_json_are_named(carried, name):
 
 def test_a_third_end_token_ends_an_answer(carried):
     config = from_hf(json.loads(carried["config.json"]))
-    tokenizer = make_tokenizer(carried, "here")
+    tokenizer = make_tokenizer(carried, CONFIG, "here")
     first, last = ends_of(tokenizer, carried, config)
     assert tokenizer.convert_ids_to_tokens([first, last]) == ["<|im_end|>", "<|endoftext|>"]
     for given, want in (([first, 7, last], (first, 7, last)), (7, (first, 7, last)), (first, (first, last))):

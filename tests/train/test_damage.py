@@ -21,7 +21,7 @@ from jvr1.answering import config_of, parse
 from jvr1.errors import UserError
 from jvr1.evaluate import options
 from jvr1.model import hf
-from jvr1.model.config import from_hf
+from jvr1.model.families import from_hf
 from jvr1.opening import checksums
 from jvr1.opening.models import open_model, save_model
 from jvr1.opening.restore import newest_whole, read_meta, restore

@@ -14,9 +14,11 @@ import pytest
 
 from jvr1 import config as settings
 from jvr1.data.batch import Arrays, Bucket, empty_example
-from jvr1.model.config import ModelConfig, TextConfig, VisionConfig, published
+from jvr1.model.config import ModelConfig, TextConfig
+from jvr1.model.families import published
 from jvr1.model.lora import ADAPTERS, LoRAConfig
-from jvr1.model.qwen2_5_vl import abstract, merge
+from jvr1.model.qwen2_5_vl.config import MODEL_TYPE, VisionConfig
+from jvr1.model.vision_language import abstract, merge
 from jvr1.plan.planning import named_model
 from jvr1.train.flops import completion_flops, prompt_flops, scoring, sft_flops, step_flops, trained_of
 from jvr1.train.optimizer import combine, partition
@@ -24,6 +26,7 @@ from jvr1.train.optimizer import combine, partition
 pytestmark = pytest.mark.optimised
 ROOT = Path(__file__).parents[2]
 MODEL = ModelConfig(
+    MODEL_TYPE,
     TextConfig(256, 2, 4, 2, 704, 512, mrope_section=(8, 12, 12)),
     VisionConfig(depth=2, hidden=192, heads=4, intermediate=352, out_hidden=256, window=56, full_blocks=(1,)),
     tied=False,
@@ -122,7 +125,7 @@ def test_counts_by_hand():
 
 def plain(width: int) -> ModelConfig:
     text = TextConfig(width, 1, 2, 2, 5 * width, 50, mrope_section=(4, 6, 6))
-    return ModelConfig(text, VisionConfig(depth=1, hidden=32, heads=2, out_hidden=width), tied=False)
+    return ModelConfig(MODEL_TYPE, text, VisionConfig(depth=1, hidden=32, heads=2, out_hidden=width), tied=False)
 
 
 @pytest.mark.parametrize("tied", [False, True])

@@ -19,7 +19,7 @@ from train.test_microbatches import CONFIG
 from jvr1.data.batch import stack
 from jvr1.errors import UserError
 from jvr1.model.lora import ADAPTERS, LoRAConfig, without_adapters
-from jvr1.model.qwen2_5_vl import merge
+from jvr1.model.vision_language import merge
 from jvr1.opening.models import LORA, open_base, open_model, save_model
 from jvr1.rl import tgrpo
 from jvr1.sharding import make_mesh, param_shardings, path_name

@@ -10,8 +10,8 @@ from oracle import random_model, raw_config
 from step_cases import BUCKET, GROUP, INVALID, ROWS, make_rows, make_scores, part
 
 from jvr1.data.batch import empty_example, stack
-from jvr1.model.config import from_hf
-from jvr1.model.qwen2_5_vl import merge
+from jvr1.model.families import from_hf
+from jvr1.model.vision_language import merge
 from jvr1.rl import tgrpo
 from jvr1.sharding import make_mesh, param_shardings, put_batch
 from jvr1.train.optimizer import OptimizerConfig, make_optimizer

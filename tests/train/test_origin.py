@@ -16,7 +16,7 @@ from train.test_checkpoint import checkpoints
 from jvr1 import config as settings
 from jvr1.errors import UserError
 from jvr1.model import hf
-from jvr1.model.config import from_hf
+from jvr1.model.families import from_hf
 from jvr1.opening import values
 from jvr1.opening.holder import release_all
 from jvr1.opening.models import locate, save_model

@@ -12,7 +12,7 @@ from runs import scalars, without_times
 from step_cases import BUCKET, GROUP, ROWS, make_rows
 
 from jvr1.data.batch import Microbatch, stack
-from jvr1.model.config import from_hf
+from jvr1.model.families import from_hf
 from jvr1.rollout.tasks import Sampled
 from jvr1.train_bestofn import best_sums, choose
 

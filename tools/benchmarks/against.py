@@ -24,8 +24,8 @@ import numpy as np
 
 from jvr1.data.batch import Arrays
 from jvr1.errors import UserError
-from jvr1.model import hf, qwen2_5_vl
-from jvr1.model.vision import IMAGE_MEAN, IMAGE_STD
+from jvr1.model import hf, vision_language
+from jvr1.model.qwen2_5_vl.frames import IMAGE_MEAN, IMAGE_STD
 from jvr1.sharding import make_mesh, param_shardings
 
 from .phases import open_phases
@@ -59,7 +59,7 @@ CASES = {
 def open_ours(folder: str, shape: Shape) -> dict[str, Callable[[], Any]]:
     """The programs of `jvr1.train_rl` for one prompt a step."""
     config = hf.read_config(folder)
-    graphdef, shapes = qwen2_5_vl.abstract(config, remat="dots")
+    graphdef, shapes = vision_language.abstract(config, remat="dots")
     params = hf.load(folder, config, shapes, param_shardings(shapes, make_mesh({"data": 1}, jax.devices()[:1])))
     phases = open_phases(graphdef, params, shape)
 
@@ -234,7 +234,7 @@ def run(name: str, rounds: int = 3) -> dict[str, Any]:
     ours, usual = CASES[name]
     with tempfile.TemporaryDirectory() as scratch:
         folder = f"{scratch}/model"
-        _, params = qwen2_5_vl.init(ours.model, 0)
+        _, params = vision_language.init(ours.model, 0)
         hf.save(params, ours.model, folder, carried={}, dtype="float32")
         del params
         workers = {way: Worker(way, folder, name) for way in ("ours", "usual")}

@@ -16,10 +16,12 @@ import av
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from jvr1.data.media import MediaError, PixelLimits, VideoSampling, frame_indices, load, probe
+from jvr1.data.media import MediaError, load, probe
+from jvr1.model.families import FACTOR, RULES, TOKEN_PIXELS
+from jvr1.model.media import PixelLimits, VideoSampling
 
 HEIGHT, WIDTH, BITS, COLUMNS = 144, 176, 12, 4
-LIMITS = PixelLimits(WIDTH // 28 * (HEIGHT // 28) * 784, 10**6)
+LIMITS = PixelLimits(WIDTH // FACTOR * (HEIGHT // FACTOR) * TOKEN_PIXELS, 10**6)
 
 
 @dataclass(frozen=True)
@@ -149,11 +151,11 @@ def read(
     path: str, sampling: VideoSampling, first: bool
 ) -> tuple[Int64[np.ndarray, " N"] | None, UInt8[np.ndarray, "N H W 3"]]:
     """The frames, and for the first load the numbers that should be seen, as an index would say."""
-    frames = load(path, "video", sampling, LIMITS, 28).frames
+    frames = load(path, "video", sampling, LIMITS, RULES).frames
     if not first:
         return None, frames
     seen = probe(path, "video")
-    return frame_indices(seen.frames, seen.fps, sampling)[0], frames
+    return RULES.numbers(seen, sampling), frames
 
 
 def read_by_decord(
@@ -165,7 +167,7 @@ def read_by_decord(
     decord.logging.set_level(decord.logging.QUIET)
     try:
         reader = decord.VideoReader(path, num_threads=1)
-        indices, _ = frame_indices(len(reader), float(reader.get_avg_fps()), sampling)
+        indices, _ = RULES.indices(len(reader), float(reader.get_avg_fps()), sampling)
         return indices, reader.get_batch(indices).asnumpy()[..., :3]
     except Exception as error:
         raise MediaError("corrupt", str(error).split("\n")[0]) from None

@@ -29,14 +29,15 @@ from jvr1.data.batch import Bucket, Need, choose_bucket
 from jvr1.data.cache import MediaCache, MediaReader
 from jvr1.data.encode import Encoder
 from jvr1.data.index import IndexEntry, build_index
-from jvr1.data.media import PixelLimits, Probe, VideoSampling, frame_indices, target_size
 from jvr1.data.prompts import PromptStyle
 from jvr1.data.records import Record, load_records
 from jvr1.data.sandbox import Sandbox
 from jvr1.demo.dataset import Settings, questions, write_dataset
 from jvr1.demo.questions import HARD, TASKS, WARMUP
 from jvr1.demo.tiny_model import corpus, raw_config, tokenizer_files, train_tokenizer
-from jvr1.model.config import ModelConfig, from_hf, published
+from jvr1.model.config import ModelConfig
+from jvr1.model.families import from_hf, published
+from jvr1.model.media import PixelLimits, Probe, VideoSampling
 from jvr1.train.flops import text_flops, vision_flops
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -272,14 +273,15 @@ TEMPLATE_TOKENS, QUESTION_MEDIAN, QUESTION_SIGMA = 160, 50, 0.7
 def mixture_needs(rows: int, seed: int = 0) -> Iterator[tuple[Need, int]]:
     """What the rows of a mixture like Video-R1-260k take of a bucket, and the merged tokens of one step."""
     rng = np.random.default_rng(seed)
-    sampling, vision = VideoSampling(), published("7b").vision
+    sampling, model = VideoSampling(), published("7b")
+    rules, vision = model.frames, model.vision
     for _ in range(rows):
         kind = "video" if rng.random() < VIDEO_SHARE else "image"
         probe, limits = _video(rng) if kind == "video" else _image(rng)
-        steps = 1 if probe.is_image else (len(frame_indices(probe.frames, probe.fps, sampling)[0]) + 1) // 2
-        height, width = target_size(probe, sampling, limits, vision.factor)
+        steps = (len(rules.numbers(probe, sampling)) + 1) // 2
+        height, width = rules.resized(probe, sampling, limits)
         tokens = (height // vision.factor) * (width // vision.factor)
-        windows = -(-height // vision.window) * -(-width // vision.window)
+        windows = model.family.windows(height // vision.patch, width // vision.patch, vision)
         text = TEMPLATE_TOKENS + int(rng.lognormal(np.log(QUESTION_MEDIAN), QUESTION_SIGMA))
         yield Need(kind, steps, windows, steps * tokens + text, 1), tokens
 

@@ -21,7 +21,9 @@ import numpy as np
 from PIL import Image
 
 from jvr1.data import memory
-from jvr1.data.media import MediaError, PixelLimits, VideoSampling, load
+from jvr1.data.media import MediaError, load
+from jvr1.model.families import RULES
+from jvr1.model.media import PixelLimits, VideoSampling
 
 MB = 2**20
 UNBOUNDED = 10**6
@@ -95,7 +97,7 @@ def measured(path: Path, kind: str) -> dict[str, float]:
 
 def report(path: str, kind: str) -> None:
     """Prints what a load of a medium took and what its header said, as JSON."""
-    how = (VideoSampling(), PixelLimits(784, 400 * 784), 28)
+    how = (VideoSampling(), PixelLimits(784, 400 * 784), RULES)
     Image.init()
     begun, most, done = memory.kept("VmData") or 0, 0, threading.Event()
 
@@ -115,7 +117,7 @@ def report(path: str, kind: str) -> None:
 def counted(path: str, kind: str) -> float:
     """What the refusal of a bound of 1 MB says that it takes."""
     try:
-        load(path, kind, VideoSampling(), PixelLimits(784, 400 * 784), 28, 1)
+        load(path, kind, VideoSampling(), PixelLimits(784, 400 * 784), RULES, 1)
     except MediaError as error:
         return float(str(error).partition("takes up to ")[2].partition(" MB")[0])
     raise AssertionError("1 MB is enough")

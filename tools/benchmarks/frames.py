@@ -19,14 +19,14 @@ from jvr1.data.batch import Bucket
 from jvr1.data.cache import MediaCache, MediaReader
 from jvr1.data.encode import Encoder
 from jvr1.data.frame_cache import FrameCache, frames_key
-from jvr1.data.media import PixelLimits, VideoSampling
 from jvr1.data.pipeline import Pipeline
 from jvr1.data.prompts import PromptStyle
 from jvr1.data.records import Record
 from jvr1.data.sandbox import Sandbox
 from jvr1.data.schedule import Sequential
 from jvr1.data.store import RecordStore
-from jvr1.model.config import published
+from jvr1.model.families import published
+from jvr1.model.media import PixelLimits, VideoSampling
 
 from .data import demo_tokenizer
 
@@ -126,7 +126,7 @@ def _waiting(root: Path, encoder: Encoder) -> dict[str, float]:
 def _formats(encoder: Encoder, kept: FrameCache, record: Record) -> dict[str, float]:
     """One entry raw, as it is kept, and what compressing it would give and cost."""
     media = encoder.frames(record, record.paths[0])
-    how = (record.paths[0], "video", encoder.video, LIMITS, encoder.model.vision.factor)
+    how = (record.paths[0], "video", encoder.video, LIMITS, encoder.model.frames)
     key = frames_key(encoder.media, *how)
     assert key is not None
     raw = media.frames.tobytes()

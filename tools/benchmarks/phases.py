@@ -17,7 +17,7 @@ from jvr1.chips import chip_of
 from jvr1.data.batch import Microbatch
 from jvr1.model.attention import choose
 from jvr1.model.lora import ADAPTERS, LoRAConfig
-from jvr1.model.qwen2_5_vl import init, merge
+from jvr1.model.vision_language import init, merge
 from jvr1.rl import tgrpo
 from jvr1.rollout.decoder import make_decoder
 from jvr1.rollout.generate import Room, Slots

@@ -18,7 +18,7 @@ import numpy as np
 
 from jvr1.data.batch import Bucket, Microbatch
 from jvr1.errors import UserError
-from jvr1.model.qwen2_5_vl import init
+from jvr1.model.vision_language import init
 from jvr1.rollout.decoder import Decoder, make_decoder
 from jvr1.rollout.generate import Room
 from jvr1.rollout.queue import FOREVER

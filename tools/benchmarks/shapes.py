@@ -10,7 +10,9 @@ import numpy as np
 
 from jvr1.data.batch import Arrays, Bucket, Clip, build_example, stack
 from jvr1.errors import UserError
-from jvr1.model.config import ModelConfig, TextConfig, VisionConfig, published
+from jvr1.model.config import ModelConfig, TextConfig
+from jvr1.model.families import published
+from jvr1.model.qwen2_5_vl.config import MODEL_TYPE, VisionConfig
 
 
 class Shape(NamedTuple):
@@ -38,9 +40,8 @@ def _model(text: TextConfig, depth: int, hidden: int, heads: int, intermediate: 
         tokens_per_second=2,
     )  # fmt: skip
     image, video, start, end = range(text.vocab - 4, text.vocab)
-    return ModelConfig(
-        text, vision, tied=False, image_token=image, video_token=video, vision_start_token=start, vision_end_token=end
-    )
+    ids = {"image_token": image, "video_token": video, "vision_start_token": start, "vision_end_token": end}
+    return ModelConfig(MODEL_TYPE, text, vision, tied=False, **ids)
 
 
 SECTIONS = (8, 12, 12)

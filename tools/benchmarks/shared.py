@@ -19,8 +19,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jvr1.data.batch import Arrays
-from jvr1.model.qwen2_5_vl import Prompt, Qwen25VL, init, merge
-from jvr1.model.vision import Visual
+from jvr1.model.inputs import Prompt, Visual
+from jvr1.model.vision_language import VisionLanguageModel, init, merge
 from jvr1.rl import tgrpo
 from jvr1.sharding import make_mesh, param_shardings, put_batch
 from jvr1.train.steps import PolicyBatch, make_policy_gradients
@@ -30,7 +30,11 @@ from .shapes import make_inputs, named
 
 
 def naive_logprobs(
-    model: Qwen25VL, prompt: Prompt, visual: Visual | None, ids: Int[Array, "B G C"], temperature: float = 1.0
+    model: VisionLanguageModel,
+    prompt: Prompt,
+    visual: Visual | None,
+    ids: Int[Array, "B G C"],
+    temperature: float = 1.0,
 ) -> Float[Array, "B G C"]:
     """Token log-probabilities with nothing shared: B*G sequences [prompt | completion], the video in each, the logits
     [B*G,P+C,V] of every position."""

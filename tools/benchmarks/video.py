@@ -21,8 +21,9 @@ import av
 import numpy as np
 
 from benchmarks.data import write_clip
-from jvr1.data.media import VideoSampling, frame_indices
 from jvr1.data.video import THREADS, VideoFile
+from jvr1.model.families import RULES
+from jvr1.model.media import VideoSampling
 
 SIZES = ((360, 640), (720, 1280))
 CODECS = {"H.264": ("libx264", {}), "HEVC": ("libx265", {"x265-params": "log-level=none:bframes=0", "preset": "fast"})}
@@ -88,14 +89,14 @@ def repeat(source: Path, target: Path, times: int) -> None:
 
 def ours(path: str, count: int) -> list[np.ndarray]:
     video = VideoFile(path)
-    return list(video.read(frame_indices(video.frames, video.fps, VideoSampling(frames=count))[0]))
+    return list(video.read(RULES.indices(video.frames, video.fps, VideoSampling(frames=count))[0]))
 
 
 def decord_s(path: str, count: int) -> list[np.ndarray]:
     import decord
 
     reader = decord.VideoReader(path, num_threads=THREADS)
-    indices = frame_indices(len(reader), float(reader.get_avg_fps()), VideoSampling(frames=count))[0]
+    indices = RULES.indices(len(reader), float(reader.get_avg_fps()), VideoSampling(frames=count))[0]
     return [reader[int(index)].asnumpy() for index in indices]
 
 

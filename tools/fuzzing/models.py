@@ -290,7 +290,7 @@ class Opening:
 
         models = self.models
         model = models.open_model(folder, make_mesh({}, jax.devices()[:1]), dtype="float32", param_dtype="float32")
-        check_tokenizer(models.make_tokenizer(model.carried, str(folder)), model.config, str(folder))
+        check_tokenizer(models.make_tokenizer(model.carried, model.config, str(folder)), model.config, str(folder))
         models.save_model(folder.parent / "converted", model.params, model.config, model.carried, model.lora)
         digest = hashlib.sha256()
         for leaf in jax.tree.leaves(model.params):

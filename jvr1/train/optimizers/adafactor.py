@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
-from jvr1.model.parameters import known
+from jvr1.model.families import known
 from jvr1.sharding import path_name
 
 FACTORED_FROM = 128

@@ -11,7 +11,8 @@ import optax
 from jaxtyping import Array
 from optax import contrib
 
-from jvr1.model.parameters import Matrix, known
+from jvr1.model.families import known
+from jvr1.model.parameters import Matrix
 from jvr1.sharding import path_name
 from jvr1.train.optimizers.adamw import adamw
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,26 +12,11 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, UInt8
 
 from jvr1.model.attention import attend
-from jvr1.model.config import VisionConfig
+from jvr1.model.inputs import Visual
 from jvr1.model.layers import GatedMLP, Linear, RMSNorm, constrain_batch, scan_kinds, stack
+from jvr1.model.qwen2_5_vl.config import VisionConfig
+from jvr1.model.qwen2_5_vl.frames import IMAGE_MEAN, IMAGE_STD
 from jvr1.model.rope import rotate, vision_angles
-
-IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
-IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
-"""Pixel statistics of CLIP, which the published preprocessor_config.json holds."""
-
-
-class Visual(NamedTuple):
-    """Visual inputs of B prompts. L slots a window in merge-block order, U = L / merge^2 merged tokens.
-
-    frames: pixel values of the patches of N frame slots.
-    pair: the two frames of each of F temporal steps; the shuffled twin differs in nothing else.
-    hw: row and column of each slot's patch in its frame, (-1, -1) for a slot without a patch.
-    """
-
-    frames: UInt8[Array, "B N W L 588"]
-    pair: Int[Array, "B F 2"]
-    hw: Int[Array, "B F W L 2"]
 
 
 class VisionBlock(nnx.Module):
@@ -93,9 +78,9 @@ class VisionTower(nnx.Module):
         full = [number in config.full_blocks for number in range(config.depth)]
         return self.merge(scan_kinds(self.blocks, full, block, x, remat=self.remat))
 
-    def embed(self, frames: UInt8[Array, "B N W L 588"], pair: Int[Array, "B F 2"]) -> Float[Array, "B F W L D"]:
+    def embed(self, frames: UInt8[Array, "B N W L v"], pair: Int[Array, "B F 2"]) -> Float[Array, "B F W L D"]:
         """Normalises the pixels and embeds each step's pair of frames: one half-kernel for each frame."""
-        pairs = jax.vmap(lambda frames, pair: frames[pair])(frames, pair)  # B F 2 W L 588
+        pairs = jax.vmap(lambda frames, pair: frames[pair])(frames, pair)  # B F 2 W L v
         pixels = jnp.moveaxis(pairs, 2, 4).astype(jnp.float32) / jnp.float32(255)
         mean, std = (
             jnp.asarray(np.repeat(np.asarray(c, np.float32), self.config.patch**2)).reshape(1, 1, 1, 1, 1, -1)

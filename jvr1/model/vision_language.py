@@ -1,9 +1,13 @@
-"""Qwen2.5-VL in the forms that training and generation need. Hidden states out; logits only where asked."""
+"""A tower and a decoder as one model, in the forms that training and generation need. Hidden states out; logits only
+where asked.
+
+`config.family.model` makes it of the family's modules; a family whose halves touch otherwise has a class of its own.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,39 +18,26 @@ from jaxtyping import Array, Bool, Float, Int
 from jvr1.model import lora as adapters
 from jvr1.model.attention import Backend
 from jvr1.model.config import ModelConfig
+from jvr1.model.inputs import Prompt, Visual
 from jvr1.model.lora import LoRAConfig
 from jvr1.model.rope import text_angles
-from jvr1.model.text import KV, TextDecoder
-from jvr1.model.vision import VisionTower, Visual
+from jvr1.model.text import KV, Embedded, TextDecoder
 
 
-class Prompt(NamedTuple):
-    """B tokenised prompts of one static length, padded on either side.
+class VisionLanguageModel(nnx.Module):
+    """Visual tokens of the tower in a decoder's prompt.
 
-    positions: M-RoPE (time, row, column).
-    mask: true at real tokens.
-    visual_index: for a visual token, which of the prompt's F*W*U merged tokens it is; -1 for text.
-    next_position: position, on all three axes, of the first completion token.
-    """
-
-    ids: Int[Array, "B P"]
-    positions: Int[Array, "B 3 P"]
-    mask: Bool[Array, "B P"]
-    visual_index: Int[Array, "B P"]
-    next_position: Int[Array, " B"]
-
-
-class Qwen25VL(nnx.Module):
-    """The model (HF `Qwen2_5_VLForConditionalGeneration`).
-
-    dtype: of activations and products. param_dtype: of the parameters as kept. remat: what the backward pass
-    keeps of a layer, a key of `layers.REMAT_POLICIES`. attention: what computes the text layers', see
-    `attention.choose`.
+    tower: the family's class of it, made by `tower(config.vision, remat=, std=, dtype=, param_dtype=, rngs=)`; of a
+    `Visual` it gives merged tokens [B,F,W,U,D]. decoder: `TextDecoder`, or the family's own. dtype: of activations and
+    products. param_dtype: of the parameters as kept. remat: what the backward pass keeps of a layer, a key of
+    `layers.REMAT_POLICIES`. attention: what computes the text layers', see `attention.choose`.
     """
 
     def __init__(
         self,
         config: ModelConfig,
+        tower: Callable[..., Callable[[Visual], Array]],
+        decoder: Callable[..., TextDecoder] = TextDecoder,
         *,
         rngs: nnx.Rngs,
         dtype: DTypeLike = jnp.float32,
@@ -62,13 +53,12 @@ class Qwen25VL(nnx.Module):
             "rngs": rngs,
         }
         self.config = config
-        self.visual = VisionTower(config.vision, **kw)
-        self.text = TextDecoder(config.text, tied=config.tied, attention=attention, **kw)
+        self.visual = tower(config.vision, **kw)
+        self.text = decoder(config.text, tied=config.tied, attention=attention, **kw)
 
     def __call__(self, prompt: Prompt, visual: Visual | None) -> Float[Array, "B P D"]:
         """Hidden states after the final norm. `visual` is None for prompts of text only."""
-        x = self.embed(prompt, visual)
-        return self.text.prompt(x, self._angles(prompt.positions), prompt.mask, keep=False)[0]
+        return self.text.prompt(self.embed(prompt, visual), keep=False)[0]
 
     def complete(
         self, prompt: Prompt, visual: Visual | None, completions: Int[Array, "B G C"]
@@ -90,11 +80,7 @@ class Qwen25VL(nnx.Module):
         tokens = self.text.embed(jnp.concatenate([prompt.ids, completions.reshape(b, -1)], axis=1))
         own = tokens[:, p:].reshape(*completions.shape, -1)
         hidden, own = self.text.complete(
-            self._seeing(prompt, visual, tokens[:, :p]),
-            self._angles(prompt.positions),
-            prompt.mask,
-            own,
-            self._flat_angles(positions),
+            self.embed(prompt, visual, tokens=tokens[:, :p]), own, self._flat_angles(positions)
         )
         first = jnp.broadcast_to(last_real(hidden, prompt.mask)[:, None, None, :], (*own.shape[:2], 1, own.shape[3]))
         return hidden, jnp.concatenate([first, own[:, :, :-1]], axis=2)
@@ -109,20 +95,16 @@ class Qwen25VL(nnx.Module):
         """
         b = prompt.ids.shape[0]
         if visual is None or pairs is None:
-            streams, x = 1, self.embed(prompt, visual)
+            streams, given = 1, self.embed(prompt, visual)
         else:
             streams, steps = pairs.shape[1:3]
             every = Visual(
                 visual.frames, pairs.reshape(b, streams * steps, 2), jnp.tile(visual.hw, (1, streams, 1, 1, 1))
             )
-            merged = self.visual(every)
-            merged = merged.reshape(b * streams, -1, merged.shape[-1])
-            tokens = self.text.embed(repeat(prompt.ids, streams))
-            x = _place(merged, tokens, repeat(prompt.visual_index, streams))
-        mask = repeat(prompt.mask, streams)
-        hidden, kv = self.text.prompt(x, self._angles(repeat(prompt.positions, streams)), mask, keep=True)
+            given = self.embed(Prompt(*(repeat(x, streams) for x in prompt)), every, streams)
+        hidden, kv = self.text.prompt(given, keep=True)
         assert kv is not None  # keep=True
-        last = last_real(hidden, mask).reshape(b, streams, -1)
+        last = last_real(hidden, given.mask).reshape(b, streams, -1)
         return last, KV(*jax.tree.map(lambda y: y.reshape(*y.shape[:-4], b, streams, *y.shape[-3:]), kv))
 
     def decode(
@@ -145,29 +127,33 @@ class Qwen25VL(nnx.Module):
     def logits(self, hidden: Float[Array, "*X D"]) -> Float[Array, "*X V"]:
         return self.text.logits(hidden)
 
-    def embed(self, prompt: Prompt, visual: Visual | None) -> Float[Array, "B P D"]:
-        """Token embeddings with merged visual tokens in the places that `visual_index` names."""
-        return self._seeing(prompt, visual, self.text.embed(prompt.ids))
-
-    def _seeing(self, prompt: Prompt, visual: Visual | None, tokens: Float[Array, "B P D"]) -> Float[Array, "B P D"]:
-        if visual is None:
-            return tokens
-        merged = self.visual(visual)
-        return _place(merged.reshape(merged.shape[0], -1, merged.shape[-1]), tokens, prompt.visual_index)
+    def embed(
+        self,
+        prompt: Prompt,
+        visual: Visual | None,
+        streams: int = 1,
+        tokens: Float[Array, "B P D"] | None = None,
+    ) -> Embedded:
+        """What the decoder gets of prompts: token embeddings (`tokens`, where they are there already) with merged
+        visual tokens in the places that `visual_index` names. streams: a row of `visual` holds the steps of so many of
+        the prompts, one after the other.
+        """
+        x = self.text.embed(prompt.ids) if tokens is None else tokens
+        if visual is not None:
+            merged = self.visual(visual)
+            merged = merged.reshape(merged.shape[0] * streams, -1, merged.shape[-1])
+            gathered = jnp.take_along_axis(merged, jnp.maximum(prompt.visual_index, 0)[:, :, None], axis=1)
+            x = jnp.where(prompt.visual_index[:, :, None] >= 0, gathered, x)
+        return Embedded(x, self._angles(prompt.positions), prompt.mask)
 
     def _angles(self, positions: Int[Array, "B 3 T"]) -> Float[Array, "B T h"]:
         text = self.config.text
-        return text_angles(positions, text.mrope_section, text.head_size, text.rope_theta)
+        return text_angles(positions, self.config.family.rope_axes(text), text.head_size, text.rope_theta)
 
     def _flat_angles(self, positions: Int[Array, "B R C"]) -> Float[Array, "B R C h"]:
         b, r, c = positions.shape
         same = jnp.broadcast_to(positions.reshape(b, 1, r * c), (b, 3, r * c))
         return self._angles(same).reshape(b, r, c, -1)
-
-
-def _place(merged: Array, tokens: Array, visual_index: Array) -> Array:
-    gathered = jnp.take_along_axis(merged, jnp.maximum(visual_index, 0)[:, :, None], axis=1)
-    return jnp.where(visual_index[:, :, None] >= 0, gathered, tokens)
 
 
 def last_real(hidden: Float[Array, "B T D"], mask: Bool[Array, "B T"]) -> Float[Array, "B D"]:
@@ -183,14 +169,14 @@ def repeat(x: Array, times: int) -> Array:
 
 def abstract(config: ModelConfig, *, lora: LoRAConfig | None = None, **kw: Any) -> tuple[nnx.GraphDef, dict]:
     """The model's graph and its parameters as shapes: nothing is allocated. lora: with these adapters."""
-    graphdef, params = nnx.split(nnx.eval_shape(lambda: Qwen25VL(config, rngs=nnx.Rngs(0), **kw)))
+    graphdef, params = nnx.split(nnx.eval_shape(lambda: config.family.model(config, rngs=nnx.Rngs(0), **kw)))
     shapes = nnx.to_pure_dict(params)
     return (graphdef, shapes) if lora is None else adapters.with_adapters(graphdef, shapes, lora)
 
 
 def init(config: ModelConfig, seed: int, *, lora: LoRAConfig | None = None, **kw: Any) -> tuple[nnx.GraphDef, dict]:
     """The model's graph and random parameters (normal, std `config.initializer_range`). lora: with these adapters."""
-    graphdef, state = nnx.split(Qwen25VL(config, rngs=nnx.Rngs(seed), **kw))
+    graphdef, state = nnx.split(config.family.model(config, rngs=nnx.Rngs(seed), **kw))
     params = nnx.to_pure_dict(state)
     if lora is None:
         return graphdef, params
@@ -198,6 +184,6 @@ def init(config: ModelConfig, seed: int, *, lora: LoRAConfig | None = None, **kw
     return graphdef, adapters.draw(params, seed)
 
 
-def merge(graphdef: nnx.GraphDef, params: dict) -> Qwen25VL:
+def merge(graphdef: nnx.GraphDef, params: dict) -> VisionLanguageModel:
     """The module to call, from its graph and (traced) parameters."""
     return nnx.merge(graphdef, params)
