@@ -53,6 +53,26 @@ def _named(shape: Mapping[str, int]) -> str:
     return ", ".join(f"mesh.{axis}={shape.get(axis, 1)}" for axis in AXES)
 
 
+MOST_DECODE = 4
+"""The most ways that weights are split for decoding by themselves: no host has fewer chips that has several."""
+
+
+def decode_ways(mesh: Mesh | AbstractMesh, config: ModelConfig, platform: str) -> int:
+    """Ways the weights are split for decoding where no setting says it. On CPUs as on the mesh. On GPUs and TPUs a step
+    takes as long as its bytes are read, and few rows share what is read: as many ways as key and value heads allow, up
+    to MOST_DECODE, within a process."""
+    if platform == "cpu":
+        return mesh.shape["tensor"]
+    devices = mesh.size
+    local = len(mesh.local_devices) if isinstance(mesh, Mesh) and mesh.local_devices else devices
+    fit = [
+        t
+        for t in valid_tensor_sizes(config)
+        if t <= MOST_DECODE and config.text.kv_heads % t == 0 and devices % t == 0 and local % t == 0
+    ]
+    return max(mesh.shape["tensor"], *fit)
+
+
 def decode_mesh(mesh: Mesh, tensor: int) -> Mesh:
     """The devices of `mesh`, in its order, as they generate: split over tensor, replicated otherwise.
 

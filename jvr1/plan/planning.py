@@ -137,8 +137,8 @@ def make_plan(config: ConfigDict, model: ModelConfig, chip: Chip, tokens: int | 
 
 OF_PEAK, OF_BANDWIDTH = 0.5, 0.8
 """What good programs reach of a chip's peaks: an assumption, the same for all, for what is expected and not at best."""
-MOST_DECODE = 8
-"""The most ways that weights are split for decoding in a suggestion: the devices of a host."""
+OF_A_HOST = 8
+"""The most ways that weights are split for decoding in a suggestion."""
 ALTERS = ("optimizer.moment_dtype", "model.param_dtype", "rl.beta", "optimizer.freeze")
 """Settings that change what a run computes, not only where and when."""
 
@@ -179,8 +179,8 @@ def faster(plan: RunPlan, tokens: int | None = None) -> list[Suggestion]:
     """Settings with which a step of the same prompts is expected to take less time, and that fit; the fastest first.
     None of them alters the training."""
     config, model = plan.step.config, plan.step.model
-    mesh, rows = config.mesh, config.batch.micro
-    tensors = [t for t in valid_tensor_sizes(model) if plan.chips % t == 0 and t <= MOST_DECODE]
+    rows = config.batch.micro
+    tensors = [t for t in valid_tensor_sizes(model) if plan.chips % t == 0 and t <= OF_A_HOST]
     micros = [n for n in (rows, 2 * rows) if config.batch.per_step * rows % n == 0]
     found = []
     for decode, remat, micro, lanes in itertools.product(tensors, REMAT_POLICIES, micros, {config.rl.lanes, 0}):
@@ -188,7 +188,7 @@ def faster(plan: RunPlan, tokens: int | None = None) -> list[Suggestion]:
         changes["rl.slots"] = 0
         changes["batch.per_step"] = config.batch.per_step * rows // micro
         now = {name: operator.attrgetter(name)(config) for name in changes}
-        now["mesh.decode_tensor"] = now["mesh.decode_tensor"] or mesh.tensor
+        now["mesh.decode_tensor"] = plan.step.generation_mesh.shape["tensor"]
         changes = {name: value for name, value in changes.items() if value != now[name]}
         try:
             other = make_plan(changed(config, changes), model, plan.chip, tokens)
@@ -204,7 +204,7 @@ def candidates(config: ConfigDict, model: ModelConfig) -> list[dict[str, Any]]:
     mesh, chips = config.mesh, config.mesh.data * config.mesh.fsdp * config.mesh.tensor
     tensors = [t for t in valid_tensor_sizes(model) if chips % t == 0]
     found: list[dict[str, Any]] = [{"model.remat": remat} for remat in ("dots", "full") if remat != config.model.remat]
-    found += [{"mesh.decode_tensor": t} for t in tensors if t > (mesh.decode_tensor or mesh.tensor)]
+    found += [{"mesh.decode_tensor": t} for t in tensors if t > (mesh.decode_tensor or 1)]
     found += [{"model.logit_chunk": n} for n in (64, 32) if n < config.model.logit_chunk]
     found += [{"optimizer.moment_dtype": "bfloat16"}, {"model.reference": "host"}, {"rl.beta": 0.0}]
     found += [{"model.param_dtype": "bfloat16"}, {"optimizer.freeze": ("visual/.*",)}]

@@ -32,7 +32,7 @@ from jvr1.plan.hlo import Collective, read
 from jvr1.rollout.decoder import Place, at_a_time, make_decoder, mover, places, wants_apart
 from jvr1.rollout.generate import Room, reads
 from jvr1.rollout.tasks import SlotShape
-from jvr1.sharding import AXES, batch_sharding, check_mesh, decode_mesh, param_shardings
+from jvr1.sharding import AXES, batch_sharding, check_mesh, decode_mesh, decode_ways, param_shardings
 from jvr1.train.optimizer import make_optimizer, partition
 from jvr1.train.reference import Reference
 from jvr1.train.rollouts import rows_of, slot_count, slot_shapes
@@ -87,10 +87,10 @@ def step_shapes(
     platform: that of a mesh without devices: tpu, gpu or cpu. Raises UserError for a mesh that cannot be.
     """
     check_mesh(mesh, model)
-    generation = generation_mesh(mesh, config.mesh.decode_tensor)
+    platform = mesh.devices.flat[0].platform if isinstance(mesh, Mesh) else platform or "cpu"
+    generation = generation_mesh(mesh, config.mesh.decode_tensor or decode_ways(mesh, model, platform))
     check_mesh(generation, model)
     lora = settings.lora(config)
-    platform = mesh.devices.flat[0].platform if isinstance(mesh, Mesh) else platform or "cpu"
     dtype, remat = config.model.dtype, config.model.remat
     attention = choose(config.model.attention, platform, dtype, model.text.head_size)
     graphdef, shapes = _abstract(model, lora, dtype, settings.base_dtype(config), remat, attention)
@@ -131,7 +131,6 @@ def generation_mesh(mesh: Mesh | AbstractMesh, tensor: int) -> Mesh | AbstractMe
     """`sharding.decode_mesh`, of a mesh without devices, too. Raises UserError for a size that does not divide."""
     if isinstance(mesh, Mesh):
         return decode_mesh(mesh, tensor)
-    tensor = tensor or mesh.shape["tensor"]
     if mesh.size % tensor:
         raise UserError(f"mesh.decode_tensor={tensor} cannot split {mesh.size} devices; use a divisor")
     return AbstractMesh((mesh.size // tensor, 1, tensor), AXES)

@@ -21,7 +21,7 @@ from jvr1.rollout.generate import Room
 from jvr1.rollout.queue import Programs, answer_queue, make_programs
 from jvr1.rollout.sampling import Sampling
 from jvr1.rollout.tasks import Decode, Done, Sampled, SlotShape, Task, shared_shapes
-from jvr1.sharding import check_mesh, decode_mesh, param_shardings, path_name
+from jvr1.sharding import check_mesh, decode_mesh, decode_ways, param_shardings, path_name
 
 DECODER_LAYERS = "text/layers/"
 """What can lie apart: the tower's layers run once a prompt, the decoder's at each token."""
@@ -157,15 +157,16 @@ def make_decoder(
     dtype: str | None = None,
     apart: bool | None = None,
 ) -> Decoder:
-    """tensor: ways the weights are split when generating (0: as on `mesh`). dtype: of the weights then (None: theirs).
-    apart: an array a layer of weights and caches (None: as the platform of `mesh` has it, see `wants_apart`).
+    """tensor: ways the weights are split when generating (0: see `sharding.decode_ways`). dtype: of the weights then
+    (None: theirs). apart: an array a layer of weights and caches (None: as the platform of `mesh` has it, see `wants_apart`).
 
     Raises UserError for a size that is not possible.
     """
-    generation = decode_mesh(mesh, tensor)
+    platform = mesh.devices.flat[0].platform
+    generation = decode_mesh(mesh, tensor or decode_ways(mesh, model, platform))
     check_mesh(generation, model)
 
-    apart = wants_apart(mesh.devices.flat[0].platform) if apart is None else apart
+    apart = wants_apart(platform) if apart is None else apart
     programs = make_programs(graphdef, mesh, generation, model.text.kv_heads)
     return Decoder(
         mesh, generation, model, end_ids, partial(lay_out, mesh=generation, dtype=dtype, apart=apart), programs
