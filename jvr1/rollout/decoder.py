@@ -158,7 +158,7 @@ def make_decoder(
     apart: bool | None = None,
 ) -> Decoder:
     """tensor: ways the weights are split when generating (0: see `sharding.decode_ways`). dtype: of the weights then
-    (None: theirs). apart: an array a layer of weights and caches (None: as the platform of `mesh` has it, see `wants_apart`).
+    (None: theirs). apart: an array a layer of weights and caches (None: as the platform has it, see `wants_apart`).
 
     Raises UserError for a size that is not possible.
     """
