@@ -24,6 +24,7 @@ from jvr1.data.records import load_records
 from jvr1.errors import UserError, run_main
 from jvr1.problems.kinds import load
 from jvr1.rl.golds import doubts
+from jvr1.setting import written_as
 
 TOKEN = 28 * 28
 
@@ -33,8 +34,10 @@ def main(arguments: list[str] | None = None) -> None:
     if flags.config:
         return index_for(flags)
     out = flags.out or f"{flags.data}.index"
+    with written_as({name: f"--{name.replace('_', '-')}" for name in ("fps", "min_frames", "max_frames")}):
+        sampling = VideoSampling(flags.fps, flags.min_frames, flags.max_frames)
     measure = VisualTokens(
-        VideoSampling(flags.fps, flags.min_frames, flags.max_frames),
+        sampling,
         PixelLimits(4 * TOKEN, flags.image_tokens * TOKEN),
         PixelLimits(min(128, flags.frame_tokens) * TOKEN, flags.frame_tokens * TOKEN),
     )

@@ -10,16 +10,15 @@ from ml_collections import ConfigDict
 
 from jvr1 import __version__
 from jvr1 import config as settings
-from jvr1.data.media import VideoSampling
+from jvr1.data.media import TOKEN_PIXELS, VideoSampling
 from jvr1.errors import UserError
 from jvr1.eval.suites import Suite
 from jvr1.questions.asking import Asking
 from jvr1.questions.replies import MODES, mode_of
 
-TOKEN = 28 * 28
-PIXELS, FRAMES, TOKENS = 256 * TOKEN, 64, 1024
+PIXELS, FRAMES, TOKENS = 256 * TOKEN_PIXELS, 64, 1024
 BATCH = 8
-MIN_VIDEO_PIXELS = 128 * TOKEN
+MIN_VIDEO_PIXELS = 128 * TOKEN_PIXELS
 PROMPTS = {"think": "reference-eval", "direct": "plain"}
 
 
@@ -53,8 +52,8 @@ def with_changes(
             raise UserError(f"--frames is {frames}; use an even number of at least 4 (the reference: 16, 32 or 64)")
         _set_frames(config, frames)
     if max_pixels is not None:
-        if max_pixels < TOKEN:
-            raise UserError(f"--max-pixels is {max_pixels}; one visual token takes 28*28 = {TOKEN}")
+        if max_pixels < TOKEN_PIXELS:
+            raise UserError(f"--max-pixels is {max_pixels}; one visual token takes 28*28 = {TOKEN_PIXELS}")
         _set_pixels(config, max_pixels)
     if prompt is not None:
         config.data.template, config.data.suffixes = PROMPTS[prompt], True
@@ -76,7 +75,7 @@ def _set_frames(config: ConfigDict, most: int) -> None:
 
 def _set_pixels(config: ConfigDict, most: int) -> None:
     config.data.video_pixels.update({"min_pixels": min(MIN_VIDEO_PIXELS, most), "max_pixels": most})
-    config.data.image_pixels.update({"min_pixels": min(4 * TOKEN, most), "max_pixels": most})
+    config.data.image_pixels.update({"min_pixels": min(4 * TOKEN_PIXELS, most), "max_pixels": most})
 
 
 def paper_frames(config: ConfigDict, asking: Asking) -> int | None:
