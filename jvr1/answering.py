@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, NoReturn
 
 import jax
@@ -35,6 +36,7 @@ from jvr1.processes.peers import PEER_SECONDS, Peers, gather, share_of
 from jvr1.questions.asking import Asking, answer_questions
 from jvr1.questions.replies import Question, from_line, to_line
 from jvr1.rollout.decoder import Decoder, make_decoder
+from jvr1.setting import written_as
 from jvr1.sharding import decode_mesh, make_mesh
 
 # --- command line -----------------------------------------------------------------------------------------------------
@@ -47,11 +49,38 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; {self.prog} --help lists what there is")
 
 
+SETTING_OF = {
+    "seed": "seed",
+    "dtype": "model.dtype",
+    "kinds": "data.kinds",
+    "batch": "batch.micro",
+    "workers": "data.workers",
+    "index": "data.index",
+    "frame_cache": "data.frame_cache",
+}
+"""Option -> the setting that it gives."""
+
+
+def _given(args: argparse.Namespace) -> dict[str, str]:
+    """Those of `SETTING_OF` that the command line has: option -> setting."""
+    return {option: name for option, name in SETTING_OF.items() if getattr(args, option, None) is not None}
+
+
+def _as_given(args: argparse.Namespace) -> AbstractContextManager[None]:
+    """Errors name options, where a setting was given as one."""
+    return written_as({name: f"--{option.replace('_', '-')}" for option, name in _given(args).items()})
+
+
 def add_model_options(parser: Parser) -> None:
     """Which model, and how it is asked."""
     parser.add_argument("--model", required=True, help="HF folder, hub id, converted folder or workdir")
     parser.add_argument("--config", help="config file FILE[:ARG]; default: the workdir's own, or the reference's")
-    parser.add_argument("--kinds", metavar="MODULE:NAME", help="your own problem kinds, with commas")
+    parser.add_argument(
+        "--kinds",
+        metavar="MODULE:NAME",
+        type=lambda text: tuple(text.split(",")),
+        help="your own problem kinds, with commas",
+    )
     parser.add_argument("--frames", type=int, help="most frames a video, at 2 a second (reference: 16, 32 or 64)")
     parser.add_argument(
         "--max-pixels", type=int, help=f"most pixels a frame or image (reference: 256*{FACTOR}*{FACTOR} = {PIXELS})"
@@ -114,40 +143,27 @@ def config_of(args: argparse.Namespace, files: Sequence[str], root: str) -> tupl
     fitted = with_changes(
         config, frames=args.frames, max_pixels=args.max_pixels, prompt=args.prompt, max_tokens=args.max_tokens, fit=own
     )
-    for section, name, value in (
-        (config, "seed", args.seed),
-        (config.data, "kinds", tuple(args.kinds.split(",")) if args.kinds else None),
-        (config.model, "dtype", args.dtype),
-    ):
-        if value is not None:
-            section[name] = value
-    return settings.check(config), fitted
+    given = {name: getattr(args, option) for option, name in _given(args).items()}
+    config.update_from_flattened_dict(given)
+    if "data.workers" in given:
+        config.data.index_workers = max(config.data.workers, 1)
+    with _as_given(args):
+        return settings.check(config), fitted
 
 
 def prepared(
     args: argparse.Namespace, files: Sequence[str], root: str, out: epath.Path
 ) -> tuple[ConfigDict, bool, Mesh]:
-    """Of `config_of`, with workers, batch and mesh as asked; `out` can be written. Raises UserError."""
+    """Of `config_of`, with the mesh as asked; `out` can be written. Raises UserError."""
     config, fitted = config_of(args, files, root)
-    set_workers(config, args.workers)
-    if args.index is not None:
-        config.data.index = args.index
-    if args.frame_cache is not None:
-        config.data.frame_cache = args.frame_cache
     check_writable(out)
     use_compilation_cache()
     mesh = mesh_of(config, args.mesh)
-    set_batch(config, args.batch, mesh)
+    if args.batch is None:
+        fill_devices(config, mesh)
+    with _as_given(args):
+        check_batch(config, mesh)
     return config, fitted, mesh
-
-
-def set_workers(config: ConfigDict, workers: int | None) -> None:
-    """Processes that read media, of an index one at least."""
-    if workers is None:
-        return
-    if workers < 0:
-        raise UserError(f"--workers is {workers}; it must be at least 0")
-    config.data.workers, config.data.index_workers = workers, max(workers, 1)
 
 
 def workdir_of(model: epath.Path) -> epath.Path | None:
@@ -169,13 +185,10 @@ def mesh_of(config: ConfigDict, given: str | None) -> Mesh:
     return decode_mesh(make_mesh(wanted), config.mesh.decode_tensor)
 
 
-def set_batch(config: ConfigDict, batch: int | None, mesh: Mesh) -> None:
-    """Rows a microbatch: as asked, else the config's, made to divide by the devices."""
+def fill_devices(config: ConfigDict, mesh: Mesh) -> None:
+    """Makes the rows of a microbatch divide by the devices."""
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
-    config.batch.micro = -(-config.batch.micro // ways) * ways if batch is None else batch
-    if config.batch.micro < 1:
-        raise UserError(f"--batch is {batch}; it must be at least 1")
-    check_batch(config, mesh)
+    config.batch.micro = -(-config.batch.micro // ways) * ways
 
 
 # --- the model --------------------------------------------------------------------------------------------------------

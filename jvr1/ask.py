@@ -19,7 +19,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from jvr1.answering import Parser, add_model_options, config_of, mesh_of, open_decoder, open_encoder, set_batch
+from jvr1.answering import Parser, add_model_options, config_of, fill_devices, mesh_of, open_decoder, open_encoder
 from jvr1.data.batch import Arrays, Bucket, choose_bucket, empty_example, stack
 from jvr1.data.encode import Encoder
 from jvr1.data.index import measure_one
@@ -43,7 +43,7 @@ def main(args: argparse.Namespace) -> int:
     use_compilation_cache()
     mesh = mesh_of(config, args.mesh)
     config.batch.micro = 1
-    set_batch(config, None, mesh)
+    fill_devices(config, mesh)
 
     # --- the question as the model gets it
     encoder, _ = open_encoder(config)

@@ -1,129 +1,52 @@
-"""What a run is told: every setting with its default, read from a config file and the command line, checked at once."""
+"""What a run is told: its settings (jvr1.config_sections), read from a config file and the command line, checked."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 import sys
-import types
-import typing
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterable, Sequence
+from dataclasses import fields, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from absl import flags
 from ml_collections import ConfigDict, config_dict, config_flags
 
-from jvr1.config_checks import check_together, check_values
+from jvr1.config_checks import check_together
+from jvr1.config_page import usage
+from jvr1.config_sections import RunSettings
 from jvr1.data.batch import Bucket, make_buckets
-from jvr1.data.memory import MAX_DECODED_MB
 from jvr1.data.prompts import TEMPLATES, PromptStyle
 from jvr1.errors import UserError
-from jvr1.model.families import TOKEN_PIXELS
-from jvr1.model.lora import LANGUAGE, LoRAConfig
+from jvr1.model.lora import LoRAConfig
 from jvr1.model.media import PixelLimits, VideoSampling
+from jvr1.optimizers.config import OptimizerConfig
 from jvr1.problems import kinds
 from jvr1.processes.peers import Peers, define_flags
 from jvr1.rl.tgrpo import TGRPOConfig
+from jvr1.setting import check_settings, settings_of, written_as
 from jvr1.sharding import AXES
-from jvr1.train.optimizer import OptimizerConfig
 
-Built = TypeVar("Built", VideoSampling, PixelLimits)
+Typed = TypeVar("Typed")
 
-
-def section(default: Any) -> ConfigDict:
-    """A section with the fields of a frozen dataclass; a field that is None keeps its type for the command line."""
-    hints = typing.get_type_hints(type(default))
-    return ConfigDict({f.name: _slot(getattr(default, f.name), hints[f.name]) for f in dataclasses.fields(default)})
-
-
-def _slot(value: Any, hint: Any) -> Any:
-    if value is not None:
-        return value
-    kinds = [k for k in typing.get_args(hint) if k is not types.NoneType]
-    return config_dict.placeholder(kinds[0])
+SETTINGS = {one.name: one for one in settings_of(RunSettings())}
+"""Every setting, by its name as the user writes it."""
+HELP = {f"{dashes}{flag}" for dashes in ("-", "--") for flag in ("h", "help", "helpfull", "helpshort")}
 
 
 def default() -> ConfigDict:
     """All settings. docs/config.md explains each; configs/*.py set what differs."""
-    config = ConfigDict()
-    config.seed = 0
-    config.model = ConfigDict(
-        {
-            "source": "",
-            "dtype": "bfloat16",
-            "param_dtype": "float32",
-            "remat": "full",
-            "attention": "auto",
-            "logit_chunk": 128,
-            "reference": "device",
-        }
-    )
-    config.lora = ConfigDict({"rank": 0, "alpha": 32.0, "patterns": LANGUAGE})
-    config.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1, "decode_tensor": 0})
-    config.data = _data()
-    config.batch = ConfigDict({"micro": 1, "per_step": 8})
-    config.sampling = ConfigDict({"temperature": 1.0, "top_p": 1.0, "top_k": 0})
-    config.sft = ConfigDict({"loss_on_prompt": False})
-    config.bestofn = ConfigDict({"threshold": 1.5})
-    config.rl = section(TGRPOConfig())
-    config.rl.update({"group": 8, "shuffled": 4, "updates": 1, "format_weight": 1.0, "slots": 0, "lanes": 0})
-    config.reward = ConfigDict(
-        {"mode": "robust", "user": "", "user_weight": 1.0, "user_timeout": 2.0, "user_failure": 0.0}
-    )
-    config.optimizer = section(OptimizerConfig())
-    config.train = _train()
-    return config.lock()
-
-
-def _data() -> ConfigDict:
-    return ConfigDict(
-        {
-            "root": "",
-            "train": (),
-            "weights": (),
-            "valid": (),
-            "kinds": (),
-            "modality": {"text": 1.0, "image": 1.0, "video": 1.0},
-            "buckets": (),
-            "video": section(VideoSampling()),
-            "video_pixels": section(PixelLimits(128 * TOKEN_PIXELS, 128 * TOKEN_PIXELS, None)),
-            "image_pixels": ConfigDict({"min_pixels": 4 * TOKEN_PIXELS, "max_pixels": 256 * TOKEN_PIXELS}),
-            "real_seconds": True,
-            "template": "reference",
-            "suffixes": True,
-            "system": config_dict.placeholder(str),
-            "special_tokens_in_text": False,
-            "index": "",
-            "media_cache": "",
-            "media_cache_gb": 100,
-            "frame_cache": "",
-            "frame_cache_gb": 100,
-            "workers": 2,
-            "index_workers": 2,
-            "timeout": 60.0,
-            "max_decoded_mb": MAX_DECODED_MB,
-            "max_failed": 0.05,
-        }
-    )
-
-
-def _train() -> ConfigDict:
-    return ConfigDict(
-        {
-            "steps": 1000,
-            "save_every": 100,
-            "save_minutes": 0.0,
-            "keep": 2,
-            "validate_every": 0,
-            "stop_metric": "",
-            "stop_value": 0.0,
-            "pictures_every": 50,
-            "step_limit": 3600.0,
-            "wandb": "",
-        }
-    )
+    tree: dict[str, Any] = {}
+    for one in SETTINGS.values():
+        *sections, last = one.name.split(".")
+        place = tree
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[last] = config_dict.placeholder(one.type) if one.value is None else one.value
+    return ConfigDict(tree).lock()
 
 
 class Command(NamedTuple):
@@ -138,19 +61,24 @@ class Command(NamedTuple):
     def told(self) -> dict[str, Any]:
         """What all processes of a run must have alike: the command line but for folders of this machine."""
         flat = _flat(json.loads(self.config.to_json()))
-        return {name: value for name, value in flat.items() if name not in OF_MACHINE} | {"--workdir": self.workdir}
+        alike = {name: value for name, value in flat.items() if not SETTINGS[name].about.of_machine}
+        return alike | {"--workdir": self.workdir}
 
 
-def parse(argv: Sequence[str]) -> Command:
-    """Reads a training command line.
+def parse(argv: Sequence[str], about: str | None = None) -> Command:
+    """Reads a training command line. about: what --help says first.
 
     Raises UserError for an unknown key, a wrong type, a config file that cannot be read, or settings that do not go
-    together.
+    together; SystemExit after --help.
     """
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "Folder of the run; started again, the run goes on.", flag_values=values)
     flags.DEFINE_string("profile", None, "Steps FIRST:LAST to trace into WORKDIR/profile.", flag_values=values)
     define_flags(values)
+    if HELP & set(argv[1:]):
+        told = {"config": "Config file FILE or FILE:ARG."} | {name: str(values[name].help) for name in values}
+        print(usage(RunSettings(), about or "", told))
+        sys.exit(0)
     config = _read(values, argv)
     if config is None or not values["workdir"].value:
         raise UserError("both --config FILE and --workdir DIR are needed")
@@ -192,6 +120,10 @@ def _read(values: flags.FlagValues, argv: Sequence[str]) -> ConfigDict | None:
         raise UserError(
             f"config file {file} is no Python file; name one with a get_config(), such as those of configs/"
         )
+    for argument in argv[1:]:
+        given = re.match(r"--?(?:no)?config\.([\w.]+)", argument)
+        if given and not any(name == given[1] or name.startswith(f"{given[1]}.") for name in SETTINGS):
+            raise UserError(_unknown(given[1]))
     before = list(sys.path)
     sys.path[:0] = [] if file is None else [str(file.resolve().parent)]
     try:
@@ -200,7 +132,7 @@ def _read(values: flags.FlagValues, argv: Sequence[str]) -> ConfigDict | None:
     except UserError:
         raise
     except Exception as error:  # a config file is code: anything may go wrong in it
-        raise UserError(_one_line(error)) from None
+        raise UserError(_one_line(error, file)) from None
     finally:
         sys.path[:] = before
     if len(rest) > 1:
@@ -225,31 +157,32 @@ def from_json(text: str, name: str) -> ConfigDict:
     try:
         kept = json.loads(text)
         kept.get("data", {}).get("image_pixels", {}).pop("total_pixels", None)  # had no effect, and is gone
+        check_names(_flat(kept))
         config.update(kept)
     except (json.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{name}: its config.json is not of this version: {_one_line(error)}") from None
     return config
 
 
-OF_MACHINE = ("data.root", "data.media_cache", "data.frame_cache", "data.workers")
-"""Settings that the processes of a run may have otherwise: folders and processes of one machine."""
-FREE = (
-    "mesh.", "train.", "model.remat", "model.attention", "model.logit_chunk", "model.reference", "data.root",
-    "data.valid", "data.index", "data.media_cache", "data.frame_cache", "data.workers", "data.timeout",
-    "data.max_decoded_mb", "data.max_failed",
-)  # fmt: skip
-"""Settings (prefixes of names) that a run may be resumed with otherwise without a word."""
-TUNABLE = ("rl.", "reward.", "sampling.", "optimizer.", "sft.", "bestofn.")
-"""Those that change what a run learns from there on: a resumed run says so. Any other keeps its workdir."""
+def check_names(names: Iterable[str]) -> None:
+    """Raises UserError for the first that no setting has."""
+    for name in names:
+        if name not in SETTINGS:
+            raise UserError(_unknown(name))
 
 
-FIXED = ("optimizer.name",)
-"""Those among them that may not change: another optimizer has another state."""
-
-
-def may_change(name: str) -> bool:
-    """Whether a run may be resumed with another value of the setting."""
-    return name not in FIXED and name.startswith(FREE + TUNABLE)
+def _unknown(name: str) -> str:
+    """Names near it: those of other sections that end alike, else those of its section, else of any."""
+    section, _, last = name.rpartition(".")
+    ends: dict[str, list[str]] = {}
+    for one in SETTINGS:
+        ends.setdefault(one.rpartition(".")[2], []).append(one)
+    beside = [end for end, names in ends.items() if any(one.rpartition(".")[0] == section for one in names)]
+    near = ends.get(last, [])
+    near = near or [f"{section}.{end}" for end in get_close_matches(last, beside, 1, 0.7)]
+    near = near or [one for end in get_close_matches(last, ends, 1, 0.75) for one in ends[end]]
+    told = f"did you mean {' or '.join(map(repr, near))}?" if near else "docs/config.md and --help list them"
+    return f"there is no setting {name!r}; {told}"
 
 
 def changes(kept: str, config: ConfigDict, name: str) -> dict[str, str]:
@@ -265,7 +198,8 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _one_line(error: BaseException) -> str:
+def _one_line(error: BaseException, file: Path | None = None) -> str:
+    """What an error says, and where in a config file or beside it it was raised."""
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     if "Traceback" in text:  # of a config file, as the flag reports it: where, and what was raised
         places = re.findall(r'File "((?!.*site-packages).+?)", line (\d+)', text)
@@ -281,19 +215,23 @@ def _one_line(error: BaseException) -> str:
         text = f"--{wrong[1]} is {wrong[2]!r}; it must be true or false"
     elif wrong := re.match(r"flag --(\S+?)=(.*): Error while parsing string: .* as tuple", text):
         text = f"--{wrong[1]} is {wrong[2]!r}; it must be one value or a tuple, such as \"('a','b')\""
-    elif near := re.search(r'Did you mean "(\w+)" instead of "(\w+)"', text):
-        text = f"there is no setting {near[2]!r}; did you mean {near[1]!r}?"
-    elif unknown := re.search(r'Key "(\w+)" does not exist', text):
-        text = f"there is no setting {unknown[1]!r}; docs/config.md lists them"
+    elif unknown := re.search(r'instead of "(\w+)"|Key "(\w+)" does not exist', text):
+        text = _unknown(unknown[1] or unknown[2])
     elif lone := re.fullmatch(r"[\"'\\]*(\w+)[\"'\\]*", text):
-        text = f"there is no setting {lone[1]!r}; docs/config.md lists them"
-    return " ".join(text.split())
+        text = _unknown(lone[1])
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if file and Path(frame.filename).resolve().parent == file.resolve().parent]
+    return " ".join([*(f"{frame.filename}, line {frame.lineno}:" for frame in own[-1:]), *text.split()])
 
 
 def check(config: ConfigDict) -> ConfigDict:
     """Returns the config, its problem kinds loaded; raises UserError with the reason when its settings cannot work
     together."""
-    check_values(config, _flat(json.loads(to_json(config))))
+    values = _flat(config.to_dict())
+    check_names(values)
+    if left_out := [name for name in SETTINGS if name not in values]:
+        raise UserError(f"{left_out[0]} is not in the config; start from jvr1.config.default()")
+    check_settings(SETTINGS.values(), values)
     check_together(config)
     kinds.load(config.data.kinds)
     for section in (buckets, tgrpo, lora, optimizer, video_sampling, pixel_limits):
@@ -301,12 +239,14 @@ def check(config: ConfigDict) -> ConfigDict:
     return config
 
 
-def _built(kind: type[Built], name: str, fields: ConfigDict) -> Built:
-    """The dataclass of a section that others than runs use too; its errors name the settings as a run's config does."""
-    try:
-        return kind(**fields)
-    except UserError as error:
-        raise UserError(re.sub(rf"\b({'|'.join(fields)})\b", rf"{name}.\1", str(error))) from None
+def _typed(kind: type[Typed], config: ConfigDict, section: str) -> Typed:
+    """The dataclass of a section; its errors name the settings in full."""
+    values = config
+    for name in section.split("."):
+        values = values[name]
+    own = {f.name: values[f.name] for f in fields(kind) if f.name in values}  # type: ignore[arg-type]
+    with written_as({name: f"{section}.{name}" for name in own}):
+        return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in own.items()})
 
 
 def buckets(config: ConfigDict) -> tuple[Bucket, ...]:
@@ -324,16 +264,14 @@ def style(config: ConfigDict) -> PromptStyle:
 
 
 def tgrpo(config: ConfigDict) -> TGRPOConfig:
-    names = [f.name for f in dataclasses.fields(TGRPOConfig)]
-    return TGRPOConfig(**{name: config.rl[name] for name in names})
+    return _typed(TGRPOConfig, config, "rl")
 
 
 def lora(config: ConfigDict) -> LoRAConfig | None:
     """The adapters to train, kept as trained parameters are; None where lora.rank is 0."""
     if not config.lora.rank:
         return None
-    patterns = tuple(config.lora.patterns)
-    return LoRAConfig(config.lora.rank, config.lora.alpha, patterns, config.model.param_dtype)
+    return replace(_typed(LoRAConfig, config, "lora"), dtype=config.model.param_dtype)
 
 
 def base_dtype(config: ConfigDict) -> str:
@@ -343,21 +281,16 @@ def base_dtype(config: ConfigDict) -> str:
 
 def optimizer(config: ConfigDict) -> OptimizerConfig:
     """The optimizer's settings; its schedule spans the run's updates."""
-    settings = dict(config.optimizer)
-    settings["freeze"] = tuple(settings["freeze"])
-    return OptimizerConfig(**settings)
+    return _typed(OptimizerConfig, config, "optimizer")
 
 
 def video_sampling(config: ConfigDict) -> VideoSampling:
-    return _built(VideoSampling, "data.video", config.data.video)
+    return _typed(VideoSampling, config, "data.video")
 
 
 def pixel_limits(config: ConfigDict) -> tuple[PixelLimits, PixelLimits]:
     """Limits of a video's frame and of an image."""
-    return (
-        _built(PixelLimits, "data.video_pixels", config.data.video_pixels),
-        _built(PixelLimits, "data.image_pixels", config.data.image_pixels),
-    )
+    return _typed(PixelLimits, config, "data.video_pixels"), _typed(PixelLimits, config, "data.image_pixels")
 
 
 def to_json(config: ConfigDict) -> str:

@@ -87,4 +87,4 @@ def best_sums(best: Microbatch, sampled: Sampled, reward: Float[np.ndarray, "B G
 
 
 if __name__ == "__main__":
-    run_distributed(main, lambda: settings.parse(sys.argv))
+    run_distributed(main, lambda: settings.parse(sys.argv, __doc__))

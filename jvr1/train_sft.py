@@ -40,4 +40,4 @@ def main(command: settings.Command) -> int:
 
 
 if __name__ == "__main__":
-    run_distributed(main, lambda: settings.parse(sys.argv))
+    run_distributed(main, lambda: settings.parse(sys.argv, __doc__))

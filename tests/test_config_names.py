@@ -6,6 +6,7 @@ import ast
 import re
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,33 +19,33 @@ from jvr1.errors import UserError
 from jvr1.model.families import published
 from jvr1.model.lora import LoRAConfig
 from jvr1.opening.data import check_batch
-from jvr1.rl.user_reward import UserReward
+from jvr1.setting import About
 from jvr1.sharding import check_mesh, decode_mesh, make_mesh
 from jvr1.train.setup import check_schedule
 
 PACKAGE = Path(settings.__file__).parent
 HELD = {
-    "config_checks.py": ("check_values", "check_together", "_check_weights", "_check_patterns"),
-    "config.py": ("check", "_built"),
+    "config_checks.py": ("check_together",),
+    "config.py": ("check",),
+    "setting.py": ("check_settings", "written_as"),
     "data/batch.py": ("make_buckets",),
     "model/media.py": ("__post_init__",),
     "data/frame_cache.py": ("__post_init__", "open"),
     "model/lora.py": ("__post_init__",),
     "problems/kinds.py": ("_load",),
     "rl/tgrpo.py": ("__post_init__",),
-    "rl/user_reward.py": ("__init__",),
     "sharding.py": ("make_mesh", "decode_mesh", "check_mesh"),
-    "train/optimizer.py": ("__post_init__",),
+    "optimizers/config.py": ("__post_init__",),
     "train/setup.py": ("check_schedule", "check_batch"),
 }
 """Functions that refuse settings; all that they say is in the tables below."""
-NOT_OF_A_SETTING = {("sharding.py", "unknown")}
-"""Of an axis that the schema does not have: its config refuses that first."""
+NOT_OF_A_SETTING = {("sharding.py", "unknown"), ("config.py", "left_out")}
+"""Of an axis that the schema does not have: its config refuses that first; of a config not made of the default one."""
 
 SETTINGS: list[tuple[str, object, dict[str, object]]] = [
     *((name, "other", {}) for name in ("model.remat", "model.attention", "model.dtype", "model.param_dtype")),
     *((name, "other", {}) for name in ("model.reference", "reward.mode", "rl.gate", "rl.kl", "rl.aggregation")),
-    *((name, "other", {}) for name in ("rl.ratio", "optimizer.schedule", "optimizer.name")),
+    *((name, "other", {}) for name in ("rl.ratio", "optimizer.schedule", "optimizer.name", "optimizer.moment_dtype")),
     *((name, 0, {}) for name in ("batch.micro", "batch.per_step", "train.steps", "train.save_every", "train.keep")),
     *((name, 0, {}) for name in ("rl.updates", "rl.max_length", "data.media_cache_gb", "data.frame_cache_gb")),
     ("data.max_decoded_mb", 0, {}),
@@ -84,6 +85,7 @@ SETTINGS: list[tuple[str, object, dict[str, object]]] = [
     ("data.buckets", (("video", 4, 1, 66, 0),), {}),
     ("data.buckets", (("text", 0, 0, 9, 5), ("text", 0, 0, 9, 5)), {}),
     ("data.video.frames", 0, {}),
+    ("data.video.max_frames", 1, {}),
     ("data.video.min_frames", 5, {"data.video.max_frames": 5}),
     ("data.video.end", 2.0, {"data.video.start": 3.0}),
     *((f"data.{kind}_pixels.max_pixels", 1, {}) for kind in ("video", "image")),
@@ -143,8 +145,6 @@ LATER: list[tuple[str, Callable[[], object]]] = [
     ("data.frame_cache", lambda: FrameCache("gs://bucket/frames", 1)),
     ("data.frame_cache", lambda: FrameCache(__file__, 1).open()),
     ("data.frame_cache_gb", lambda: FrameCache("folder", 0)),
-    ("reward.user_timeout", lambda: UserReward("user_rewards:brevity", timeout=0.0)),
-    ("reward.user_failure", lambda: UserReward("user_rewards:brevity", on_failure=float("nan"))),
     ("mesh.fsdp", lambda: make_mesh({"fsdp": 0})),
     ("mesh.data", lambda: make_mesh({"data": 3})),
     ("mesh.decode_tensor", lambda: decode_mesh(make_mesh({"data": 8}), 3)),
@@ -185,6 +185,16 @@ def test_a_setting_that_cannot_be_here_is_named(name, refused):
     with pytest.raises(UserError) as error:
         refused()
     assert misnamed(str(error.value), name) == []
+
+
+def test_each_setting_with_a_range_is_refused_above():
+    plain = About("")
+    ranged = {
+        name
+        for name, one in settings.SETTINGS.items()
+        if replace(one.about, help="", resume=None, of_machine=False) != plain
+    }
+    assert ranged - {name for name, *_ in SETTINGS} == set()
 
 
 def test_no_refusal_is_left_out():

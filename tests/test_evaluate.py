@@ -309,7 +309,7 @@ def in_process(arguments: list[str], monkeypatch, capsys) -> tuple[int, str]:
         (["--frames=5"], "--frames is 5; use an even number"),
         (["--max-pixels=100"], "--max-pixels is 100; one visual token takes"),
         (["--max-tokens=0"], "--max-tokens is 0"),
-        (["--batch=3"], "batch.micro=3 rows cannot be split 8 ways"),
+        (["--batch=3"], "--batch=3 rows cannot be split 8 ways"),
         (["--mesh=fsdp"], "--mesh fsdp is not of the form data=1,fsdp=4,tensor=2"),
         (["--prompt=loud"], "argument --prompt: invalid choice: 'loud'"),
         (["--colour=red"], "unrecognized arguments: --colour=red; python -m jvr1.evaluate --help lists what there is"),

@@ -25,6 +25,7 @@ from jvr1.model.families import TOKEN_PIXELS
 from jvr1.model.media import PixelLimits, VideoSampling
 from jvr1.problems.kinds import load
 from jvr1.rl.golds import doubts
+from jvr1.setting import written_as
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -32,8 +33,10 @@ def main(arguments: list[str] | None = None) -> None:
     if flags.config:
         return index_for(flags)
     out = flags.out or f"{flags.data}.index"
+    with written_as({name: f"--{name.replace('_', '-')}" for name in ("fps", "min_frames", "max_frames")}):
+        sampling = VideoSampling(flags.fps, flags.min_frames, flags.max_frames)
     measure = VisualTokens(
-        VideoSampling(flags.fps, flags.min_frames, flags.max_frames),
+        sampling,
         PixelLimits(4 * TOKEN_PIXELS, flags.image_tokens * TOKEN_PIXELS),
         PixelLimits(min(128, flags.frame_tokens) * TOKEN_PIXELS, flags.frame_tokens * TOKEN_PIXELS),
     )

@@ -24,6 +24,7 @@ from jvr1.errors import UserError
 from jvr1.model.families import adaptable
 from jvr1.model.layers import Linear
 from jvr1.model.parameters import A, B, is_stacked
+from jvr1.setting import check_section, no_pattern, setting
 
 ADAPTERS = rf".*/({A}|{B})"
 """Matches the paths of adapters, and of nothing else."""
@@ -32,31 +33,41 @@ LANGUAGE = ("text/layers/.*",)
 
 
 @dataclass(frozen=True)
-class LoRAConfig:
+class LoRASettings:
+    """Adapters as a run's config names them; with rank 0 there are none."""
+
+    rank: int = setting(
+        0,
+        "Rank of the adapters; 0: none, all parameters are trained. With adapters nothing else is trained, and the "
+        "weights beside them are kept in model.dtype",
+        least=0,
+    )
+    alpha: float = setting(32.0, "An adapter's product is multiplied by alpha / rank", above=0, finite=True)
+    patterns: tuple[str, ...] = setting(
+        LANGUAGE,
+        "Linear maps that get one: patterns that match their whole path; as it stands, all of the decoder",
+        wrong=no_pattern,
+    )
+
+
+@dataclass(frozen=True)
+class LoRAConfig(LoRASettings):
     """y = x W + (x A) B alpha / rank in the linear maps whose whole path a pattern matches (`families.adaptable`).
 
     patterns: regular expressions, such as 'text/layers/(q|v)'. dtype: of the adapters as kept; products are in the
     dtype of the activations. Errors: UserError for a value that is not possible, a pattern that matches nothing.
     """
 
-    rank: int
-    alpha: float
-    patterns: tuple[str, ...] = LANGUAGE
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
+        check_section(self, "lora.")
         if self.rank < 1:
             raise UserError(f"lora.rank is {self.rank}; an adapter's rank must be at least 1")
-        if not (self.alpha > 0 and math.isfinite(self.alpha)):
-            raise UserError(f"lora.alpha is {self.alpha}; it must be positive")
         if not self.patterns:
             raise UserError(f"lora.patterns is empty; name linear maps, such as {LANGUAGE[0]!r}")
         for pattern in self.patterns:
-            try:
-                matched = any(re.fullmatch(pattern, name) for name in adaptable())
-            except re.error as error:
-                raise UserError(f"lora.patterns: {pattern!r} is no regular expression: {error}") from None
-            if not matched:
+            if not any(re.fullmatch(pattern, name) for name in adaptable()):
                 raise UserError(f"lora.patterns: {pattern!r} matches no linear map; they are {', '.join(adaptable())}")
 
     @property

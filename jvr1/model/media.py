@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
 
 from jvr1.errors import UserError
+from jvr1.setting import check_section, setting
 
 
 @dataclass(frozen=True)
@@ -21,42 +22,32 @@ class VideoSampling:
     min_frames and at most max_frames, an even number. start, end: only that part of the video.
     """
 
-    fps: float | int = 2.0
-    min_frames: int = 4
-    max_frames: int = 16
-    frames: int | None = None
-    start: float | int | None = None
-    end: float | int | None = None
+    fps: float | int = setting(2.0, "Frames a second read of a video", above=0)
+    min_frames: int = setting(4, "At least so many", least=1)
+    max_frames: int = setting(16, "At most so many", least=2)
+    frames: int | None = setting(None, "That many at equal distances instead of fps", least=1)
+    start: float | int | None = setting(None, "Second to begin at", least=0)
+    end: float | int | None = setting(None, "Second to end at", above="start")
 
     def __post_init__(self) -> None:
-        if self.fps <= 0:
-            raise UserError(f"fps is {self.fps}; it must be positive")
-        if self.frames is not None and self.frames < 1:
-            raise UserError(f"frames is {self.frames}; it must be at least 1")
-        if self.min_frames < 1 or even_down(self.max_frames) < even_up(self.min_frames):
+        check_section(self)
+        if even_down(self.max_frames) < even_up(self.min_frames):
             raise UserError(
                 f"min_frames is {self.min_frames} and max_frames is {self.max_frames}; "
                 "an even number of at least 2 must lie between them"
             )
-        if self.start is not None and self.start < 0:
-            raise UserError(f"start is {self.start}; it must be at least 0 seconds")
-        if self.end is not None and self.end <= (self.start or 0):
-            raise UserError(f"end is {self.end} s; it must be after start, {self.start or 0} s")
 
 
 @dataclass(frozen=True)
 class PixelLimits:
     """Area of a frame in pixels; total_pixels bounds the steps of a video together (an area a step of two frames)."""
 
-    min_pixels: int
-    max_pixels: int
-    total_pixels: int | None = None
+    min_pixels: int = setting(MISSING, "Smallest area in pixels; smaller ones are enlarged", least=1, most="max_pixels")
+    max_pixels: int = setting(MISSING, "Largest area in pixels", least=1)
+    total_pixels: int | None = setting(None, "Bound on the area of all steps together", least=1)
 
     def __post_init__(self) -> None:
-        if not 0 < self.min_pixels <= self.max_pixels:
-            raise UserError(f"min_pixels is {self.min_pixels}; it must lie between 1 and max_pixels, {self.max_pixels}")
-        if self.total_pixels is not None and self.total_pixels < 1:
-            raise UserError(f"total_pixels is {self.total_pixels}; it must be at least 1")
+        check_section(self)
 
 
 @dataclass(frozen=True)

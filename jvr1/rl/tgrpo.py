@@ -16,13 +16,7 @@ from jax.lax import stop_gradient
 from jaxtyping import Array, Bool, Float, Int
 
 from jvr1.errors import UserError
-
-_CHOICES = {
-    "gate": ("gap", "strict", "reference", "none"),
-    "ratio": ("token", "sequence"),
-    "kl": ("k1", "k2", "k3"),
-    "aggregation": ("sequence", "token", "constant"),
-}
+from jvr1.setting import check_section, setting
 
 
 @dataclass(frozen=True)
@@ -42,49 +36,53 @@ class TGRPOConfig:
     Errors: UserError for a value that is not possible.
     """
 
-    gate: str = "gap"
-    factor: float = 1.0
-    margin: float = 0.0
-    min_distinct_frames: int = 4
-    alpha: float = 0.3
-    temporal_reward: float = 0.0
-    correct_threshold: float = 0.5
-    length_reward: float = 0.2
-    length_min: int = 320
-    length_max: int = 512
-    length_images: bool = True
-    length_all_right: bool = False
-    normalise_std: bool = True
-    unbiased_std: bool = True
-    std_eps: float = 1e-4
-    drop_zero_variance: bool = False
-    clip_low: float | None = None
-    clip_high: float | None = None
-    ratio: str = "token"
-    beta: float = 0.04
-    kl: str = "k3"
-    kl_clip: float = 10.0
-    aggregation: str = "sequence"
-    max_length: int = 768
+    gate: str = setting(
+        "gap",
+        "Temporal signal s from accuracies ordered o and shuffled u: gap clip(o - factor u - margin, 0, 1), strict "
+        "1[o > ..], reference 1[o >= ..], none",
+        one_of=("gap", "strict", "reference", "none"),
+    )
+    factor: float = setting(1.0, "Of the gate; the reference's code 0.8, the paper 1", least=0)
+    margin: float = setting(0.0, "Of the gate")
+    min_distinct_frames: int = setting(4, "Clips with fewer different frames have no temporal signal")
+    alpha: float = setting(
+        0.3, "Weight of the temporal term outside the normalisation, alpha s (c_i - mean c)", least=0
+    )
+    temporal_reward: float = setting(
+        0.0, "Reward s for correct completions inside the normalisation (the reference: 0.3)", least=0
+    )
+    correct_threshold: float = setting(0.5, "Accuracy above which a completion counts as correct")
+    length_reward: float = setting(0.2, "Bonus of correct completions of a length in the range below")
+    length_min: int = setting(320, "Tokens, end token counted", least=0, most="length_max")
+    length_max: int = setting(512, "Tokens, end token counted")
+    length_images: bool = setting(True, "The length bonus for images too")
+    length_all_right: bool = setting(False, "The length bonus in groups that are all right (the reference: yes)")
+    normalise_std: bool = setting(True, "Divide by the group's standard deviation; off: Dr. GRPO")
+    unbiased_std: bool = setting(True, "Variance over G - 1")
+    std_eps: float = setting(1e-4, "Added to the standard deviation", least=0)
+    drop_zero_variance: bool = setting(False, "Groups without any advantage leave the loss and its denominator (DAPO)")
+    clip_low: float | None = setting(None, "Ratios below 1 - clip_low are clipped; none: no clipping", least=0, below=1)
+    clip_high: float | None = setting(None, "Ratios above 1 + clip_high are clipped; none: no clipping", least=0)
+    ratio: str = setting("token", "Importance ratios; by sequence: GSPO", one_of=("token", "sequence"))
+    beta: float = setting(
+        0.04,
+        "Weight of the KL from the starting model; 0 saves its copy (with LoRA there is none) and its pass",
+        least=0,
+    )
+    kl: str = setting("k3", "Estimator of the KL", one_of=("k1", "k2", "k3"))
+    kl_clip: float = setting(10.0, "Bound on the log-ratio in it", above=0)
+    aggregation: str = setting(
+        "sequence",
+        "Mean over completions of token means (sequence), over all tokens (token, DAPO), or sums over max_length "
+        "(constant, Dr. GRPO)",
+        one_of=("sequence", "token", "constant"),
+    )
+    max_length: int = setting(768, "Tokens a completion counts as, for aggregation constant", above=0)
 
     def __post_init__(self) -> None:
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise UserError(f"rl.{name} is {getattr(self, name)!r}; use one of {', '.join(choices)}")
-        for name in ("factor", "alpha", "temporal_reward", "beta", "std_eps", "clip_low", "clip_high"):
-            if (value := getattr(self, name)) is not None and not value >= 0:
-                raise UserError(f"rl.{name} is {value}; it must not be negative")
-        if self.clip_low is not None and self.clip_low >= 1:
-            raise UserError(f"rl.clip_low is {self.clip_low}; it must be below 1")
+        check_section(self, "rl.")
         if self.normalise_std and self.std_eps == 0:
             raise UserError("rl.std_eps is 0: a group without variance would divide by zero; use 1e-4")
-        if not 0 <= self.length_min <= self.length_max:
-            raise UserError(
-                f"rl.length_min is {self.length_min}; it must lie between 0 and rl.length_max, {self.length_max}"
-            )
-        for name in ("max_length", "kl_clip"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"rl.{name} is {getattr(self, name)}; it must be positive")
 
 
 class Mean(NamedTuple):

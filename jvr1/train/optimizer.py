@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
 from typing import Any
 
 import jax
@@ -16,76 +14,12 @@ from jaxtyping import Array, Float
 
 from jvr1.errors import UserError
 from jvr1.model.families import known
+from jvr1.optimizers import OPTIMIZERS
+from jvr1.optimizers.config import OptimizerConfig, read_by
 from jvr1.sharding import path_name
-from jvr1.train.optimizers import OPTIMIZERS
 
 Params = dict[str, Any]
 """Nested dicts with arrays (or their shapes) as leaves."""
-
-_CHOICES = {"schedule": ("constant", "linear", "cosine"), "moment_dtype": ("float32", "bfloat16")}
-
-
-@dataclass(frozen=True)
-class OptimizerConfig:
-    """One of `jvr1.train.optimizers`, with decoupled decay times the learning rate as torch's AdamW has it.
-
-    name: adamw, adafactor or muon. Settings that not all read must be as they are by default where one does not:
-    b1, b2 and eps (adamw, muon), momentum (muon), moment_dtype (adamw, muon).
-    schedule: after a linear rise over `warmup_steps`, constant, or falling to 0 at `steps` linearly or as a cosine
-    (HF `get_scheduler`). clip_norm: bound on the global gradient norm; None: no clipping. freeze: patterns that match
-    the whole path of parameters to leave as they are, such as 'visual/.*'. moment_dtype: of first moments and momentum;
-    second moments stay in fp32, because with b2 = 0.999 their changes are below bf16's resolution. max_bad_steps:
-    non-finite gradients in a row that end the run.
-    Errors: UserError for a value that is not possible.
-    """
-
-    name: str = "adamw"
-    learning_rate: float = 1e-6
-    schedule: str = "constant"
-    warmup_steps: int = 0
-    steps: int = 1000
-    weight_decay: float = 0.0
-    b1: float = 0.9
-    b2: float = 0.999
-    eps: float = 1e-8
-    momentum: float = 0.95
-    clip_norm: float | None = 1.0
-    freeze: tuple[str, ...] = ()
-    moment_dtype: str = "float32"
-    max_bad_steps: int = 5
-
-    def __post_init__(self) -> None:
-        for name, choices in (_CHOICES | {"name": tuple(OPTIMIZERS)}).items():
-            if getattr(self, name) not in choices:
-                raise UserError(f"optimizer.{name} is {getattr(self, name)!r}; use one of {', '.join(choices)}")
-        for name in ("learning_rate", "eps"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"optimizer.{name} is {getattr(self, name)}; it must be positive")
-        if not self.weight_decay >= 0:
-            raise UserError(f"optimizer.weight_decay is {self.weight_decay}; it must not be negative")
-        for name in ("b1", "b2", "momentum"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"optimizer.{name} is {getattr(self, name)}; it must lie in [0, 1)")
-        if self.clip_norm is not None and not self.clip_norm > 0:
-            raise UserError(f"optimizer.clip_norm is {self.clip_norm}; it must be positive, or None for no clipping")
-        if self.max_bad_steps < 1:
-            raise UserError(f"optimizer.max_bad_steps is {self.max_bad_steps}; it must be at least 1")
-        if self.warmup_steps < 0 or (self.schedule != "constant" and self.warmup_steps >= self.steps):
-            raise UserError(
-                f"optimizer.warmup_steps is {self.warmup_steps}; it must lie between 0 and "
-                f"optimizer.steps, {self.steps}"
-            )
-        for field in fields(self):
-            if field.name in _read_by(*OPTIMIZERS) - _read_by(self.name) and getattr(self, field.name) != field.default:
-                raise UserError(
-                    f"optimizer.{field.name} is {getattr(self, field.name)!r}, which optimizer.name={self.name!r} does "
-                    f"not read; leave it at {field.default!r}"
-                )
-
-
-def _read_by(*names: str) -> set[str]:
-    """Settings that not all optimizers have, read by any of these."""
-    return {setting for name in names for setting in inspect.signature(OPTIMIZERS[name]).parameters}
 
 
 def make_schedule(config: OptimizerConfig) -> Callable[[ArrayLike], Float[Array, ""]]:
@@ -110,7 +44,7 @@ def make_optimizer(config: OptimizerConfig, params: Params) -> optax.GradientTra
     """
     schedule = make_schedule(config)
     parts = [] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]
-    parts.append(OPTIMIZERS[config.name](**{name: getattr(config, name) for name in _read_by(config.name)}))
+    parts.append(OPTIMIZERS[config.name](**{name: getattr(config, name) for name in read_by(config.name)}))
     if config.weight_decay:
         parts.append(optax.add_decayed_weights(config.weight_decay, mask=decay_mask(params)))
     return _in_float32(optax.chain(*parts, _scale_by_rate(schedule)))

@@ -37,10 +37,11 @@ from jvr1.opening.models import MODEL, make_tokenizer, write_lora
 from jvr1.opening.places import check_writable, local_cache, use_compilation_cache
 from jvr1.opening.restore import check_fits, folder_of
 from jvr1.opening.staging import write_file
+from jvr1.optimizers.config import OptimizerConfig
 from jvr1.processes.peers import agree, processes, share_of
 from jvr1.rollout.decoder import Decoder, make_decoder
 from jvr1.sharding import make_mesh, param_shardings
-from jvr1.train.optimizer import OptimizerConfig, make_optimizer, partition
+from jvr1.train.optimizer import make_optimizer, partition
 from jvr1.train.state import abstract_state, beside_params
 from jvr1.train.workdir import Begun, Origin, check_unchanged, find_run, open_weights
 

@@ -61,7 +61,7 @@ def check_unchanged(config: ConfigDict, workdir: epath.Path, begun: Begun | None
     """What of the objective changed since the run began, each as 'name: before -> now'.
 
     Raises UserError when its checkpoints were made by another stage, or with another model, other data or other
-    batches (`settings.FREE` and `settings.TUNABLE` name what may change).
+    batches (a setting's `resume` says whether it may change).
     """
     if begun is None:
         return ()
@@ -71,10 +71,10 @@ def check_unchanged(config: ConfigDict, workdir: epath.Path, begun: Begun | None
             f"can begin from this one with model.source={workdir}"
         )
     changes = settings.changes(_kept_config(workdir, begun), config, str(workdir))
-    fixed = [change for name, change in changes.items() if not settings.may_change(name)]
-    if fixed:
+    resumed = {name: settings.SETTINGS[name].about.resume for name in changes}
+    if fixed := [change for name, change in changes.items() if resumed[name] == "fixed"]:
         raise UserError(f"workdir {workdir} holds a run with other settings ({'; '.join(fixed)}); use another workdir")
-    return tuple(change for name, change in changes.items() if name.startswith(settings.TUNABLE))
+    return tuple(change for name, change in changes.items() if resumed[name] == "tunable")
 
 
 def _kept_config(workdir: epath.Path, begun: Begun) -> str:

@@ -94,7 +94,7 @@ def test_patterns_choose_the_linear_maps(patterns, adapted):
         ({"patterns": ()}, "lora.patterns is empty"),
         ({"patterns": ("text/layers/q", "text/head")}, "'text/head' matches no linear map; they are text/layers/q, "),
         ({"patterns": ("q_proj",)}, "'q_proj' matches no linear map; they are text/layers/q, "),
-        ({"patterns": ("text/(",)}, "'text/(' is no regular expression"),
+        ({"patterns": ("text/(",)}, "lora.patterns holds 'text/(', which is no regular expression"),
     ],
 )
 def test_settings_that_cannot_be(changes, message):

@@ -18,9 +18,10 @@ import optax
 import pytest
 
 from jvr1.errors import SaveError, UserError
+from jvr1.optimizers.config import OptimizerConfig
 from jvr1.sharding import make_mesh, param_shardings
 from jvr1.train.checkpoint import Checkpoints, _reason
-from jvr1.train.optimizer import OptimizerConfig, make_optimizer
+from jvr1.train.optimizer import make_optimizer
 from jvr1.train.state import TrainState, abstract_state, init_state
 
 TX = make_optimizer(OptimizerConfig(), {})

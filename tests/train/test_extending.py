@@ -7,7 +7,10 @@ import inspect
 import json
 import re
 import subprocess
+import sys
+import types
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -15,7 +18,10 @@ import pytest
 import torch
 from runs import REPOSITORY, scalars
 
-from jvr1 import train_bestofn
+from jvr1 import config, train_bestofn
+from jvr1.config_page import settings_table
+from jvr1.errors import UserError
+from jvr1.setting import settings_of
 
 TEXT = (REPOSITORY / "docs" / "extending.md").read_text()
 
@@ -32,24 +38,28 @@ def changed(name: str, folder: Path) -> Path:
     return copy
 
 
+def loaded(file: Path, patch: pytest.MonkeyPatch) -> types.ModuleType:
+    spec = importlib.util.spec_from_file_location(f"changed_{file.stem}", file)
+    module = importlib.util.module_from_spec(spec)
+    patch.setitem(sys.modules, spec.name, module)  # dataclasses look themselves up there
+    spec.loader.exec_module(module)
+    return module
+
+
 def test_the_main_it_shows_is_the_one_there_is():
     assert f"```python\n{inspect.getsource(train_bestofn.main)}```" in TEXT
 
 
-def test_its_objective_is_cispo_s(tmp_path):
+def test_its_objective_is_cispo_s(tmp_path, monkeypatch):
     """-clip(r)A log p with the ratio as a constant, by torch; mean over completions of token means."""
-    spec = importlib.util.spec_from_file_location("changed_tgrpo", changed("jvr1/rl/tgrpo.py", tmp_path))
-    module = importlib.util.module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(__import__("sys").modules, spec.name, module)  # dataclasses look themselves up there
-        spec.loader.exec_module(module)
-        config = module.TGRPOConfig(ratio="cispo", clip_low=0.2, clip_high=0.3, beta=0.0)
+    module = loaded(changed("jvr1/rl/tgrpo.py", tmp_path), monkeypatch)
+    algorithm = module.TGRPOConfig(ratio="cispo", clip_low=0.2, clip_high=0.3, beta=0.0)
     rng = np.random.default_rng(0)
     logp, old = (rng.normal(-2, 0.5, (2, 3, 5)).astype(np.float32) for _ in range(2))
     advantage = rng.normal(size=(2, 3)).astype(np.float32)
     mask = np.arange(5) < rng.integers(1, 6, (2, 3))[..., None]
     got, gradient = jax.value_and_grad(
-        lambda x: module.policy_loss(x, old, None, advantage, mask, np.float32(6.0), config)[0]
+        lambda x: module.policy_loss(x, old, None, advantage, mask, np.float32(6.0), algorithm)[0]
     )(logp)
 
     own = torch.tensor(logp, requires_grad=True)
@@ -60,6 +70,30 @@ def test_its_objective_is_cispo_s(tmp_path):
     assert float(got) == pytest.approx(loss.item(), rel=1e-5)
     np.testing.assert_allclose(gradient, own.grad.numpy(), rtol=1e-5, atol=1e-7)
     assert (np.abs(gradient)[mask] > 0).all()  # clipped tokens learn too
+
+
+def test_its_setting_is_one_as_all_others_are(tmp_path, monkeypatch):
+    """On the command line, in the page, on resume, refused by its name, and in the reward: 0.5 accuracy + format."""
+    run = loaded(changed("jvr1/config_sections.py", tmp_path), monkeypatch).RunSettings()
+    monkeypatch.setattr(config, "SETTINGS", {one.name: one for one in settings_of(run)})
+    assert config.SETTINGS["reward.accuracy_weight"].about.resume == "tunable"
+    row = "\n| `reward.accuracy_weight` | `1.0` | a number, at least 0 | told | Weight of accuracy beside"
+    assert row in settings_table(run)
+    argv = ["x", f"--config={REPOSITORY}/configs/tiny.py", "--workdir=w", "--config.model.source=m"]
+    with pytest.raises(UserError, match=r"^reward\.accuracy_weight is -1\.0; it must be at least 0$"):
+        config.parse([*argv, "--config.reward.accuracy_weight=-1"])
+    told = config.parse([*argv, "--config.reward.accuracy_weight=0.5"]).config
+
+    judge = loaded(changed("jvr1/rl/judge.py", tmp_path), monkeypatch).make_judge(told)
+    record = SimpleNamespace(solution="<answer>B</answer>", problem_type="multiple choice", options=())
+    micro = SimpleNamespace(
+        rows=[SimpleNamespace(record=record, error=None)],
+        arrays=SimpleNamespace(valid=np.array([True]), distinct=np.array([1])),
+        bucket=SimpleNamespace(kind="text"),
+    )
+    texts = [["<think>a</think><answer>B</answer>", "<think>a</think><answer>C</answer>", "B"]]
+    judged = judge(micro, texts, SimpleNamespace(length=np.full((1, 3), 5)), (3,))
+    np.testing.assert_array_equal(judged.rollout.reward, [[1.5, 1.0, 0.0]])
 
 
 def test_its_hook_writes_every_tenth_step(demo, tmp_path):

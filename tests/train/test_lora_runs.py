@@ -21,10 +21,11 @@ from jvr1.errors import UserError
 from jvr1.model.lora import ADAPTERS, LoRAConfig, without_adapters
 from jvr1.model.vision_language import merge
 from jvr1.opening.models import LORA, open_base, open_model, save_model
+from jvr1.optimizers.config import OptimizerConfig
 from jvr1.rl import tgrpo
 from jvr1.sharding import make_mesh, param_shardings, path_name
 from jvr1.train.losses import token_scores
-from jvr1.train.optimizer import OptimizerConfig, make_optimizer, partition
+from jvr1.train.optimizer import make_optimizer, partition
 from jvr1.train.reference import open_reference
 from jvr1.train.state import apply_gradients, init_state
 from jvr1.train.steps import PolicyBatch, make_advantages, make_policy_gradients, make_reference_scores

@@ -12,9 +12,10 @@ from step_cases import BUCKET, GROUP, INVALID, ROWS, make_rows, make_scores, par
 from jvr1.data.batch import empty_example, stack
 from jvr1.model.families import from_hf
 from jvr1.model.vision_language import merge
+from jvr1.optimizers.config import OptimizerConfig
 from jvr1.rl import tgrpo
 from jvr1.sharding import make_mesh, param_shardings, put_batch
-from jvr1.train.optimizer import OptimizerConfig, make_optimizer
+from jvr1.train.optimizer import make_optimizer
 from jvr1.train.state import apply_gradients, init_state
 from jvr1.train.steps import (
     PolicyBatch,

@@ -12,8 +12,9 @@ from jax.sharding import PartitionSpec as P
 from transformers import get_scheduler
 
 from jvr1.errors import UserError
+from jvr1.optimizers.config import OptimizerConfig
 from jvr1.sharding import make_mesh, param_shardings, path_name
-from jvr1.train.optimizer import OptimizerConfig, combine, decay_mask, make_optimizer, make_schedule, partition
+from jvr1.train.optimizer import combine, decay_mask, make_optimizer, make_schedule, partition
 from jvr1.train.state import abstract_state, apply_gradients, check_bad_steps, init_state
 
 SHAPES = {

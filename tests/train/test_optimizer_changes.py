@@ -12,8 +12,9 @@ import pytest
 from train.test_checkpoint import checkpoints, make_params
 
 from jvr1.errors import UserError
+from jvr1.optimizers.config import OptimizerConfig
 from jvr1.sharding import make_mesh, param_shardings, path_name
-from jvr1.train.optimizer import OptimizerConfig, make_optimizer, partition
+from jvr1.train.optimizer import make_optimizer, partition
 from jvr1.train.state import abstract_state, beside_params, init_state
 
 BASE = OptimizerConfig(schedule="linear", warmup_steps=2)

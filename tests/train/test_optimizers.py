@@ -15,9 +15,10 @@ from train.test_checkpoint import checkpoints
 from transformers import Adafactor
 
 from jvr1.errors import UserError
+from jvr1.optimizers import OPTIMIZERS
+from jvr1.optimizers.config import OptimizerConfig
 from jvr1.sharding import make_mesh, param_shardings, path_name
-from jvr1.train.optimizer import OptimizerConfig, make_optimizer
-from jvr1.train.optimizers import OPTIMIZERS
+from jvr1.train.optimizer import make_optimizer
 from jvr1.train.state import abstract_state, apply_gradients, beside_params, init_state
 
 SHAPES = {

@@ -18,6 +18,7 @@ from jvr1.data.batch import Microbatch
 from jvr1.model.attention import choose
 from jvr1.model.lora import ADAPTERS, LoRAConfig
 from jvr1.model.vision_language import init, merge
+from jvr1.optimizers.config import OptimizerConfig
 from jvr1.rl import tgrpo
 from jvr1.rollout.decoder import make_decoder
 from jvr1.rollout.generate import Room, Slots
@@ -25,7 +26,7 @@ from jvr1.rollout.queue import FOREVER
 from jvr1.rollout.tasks import Task
 from jvr1.sharding import make_mesh, param_shardings, put_batch
 from jvr1.train import flops
-from jvr1.train.optimizer import OptimizerConfig, combine, make_optimizer, partition
+from jvr1.train.optimizer import combine, make_optimizer, partition
 from jvr1.train.reference import open_reference
 from jvr1.train.state import abstract_state, init_state, make_update
 from jvr1.train.steps import PolicyBatch, make_policy_gradients, make_reference_scores

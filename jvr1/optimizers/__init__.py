@@ -14,9 +14,9 @@ from collections.abc import Callable
 
 import optax
 
-from jvr1.train.optimizers.adafactor import adafactor
-from jvr1.train.optimizers.adamw import adamw
-from jvr1.train.optimizers.muon import muon
+from jvr1.optimizers.adafactor import adafactor
+from jvr1.optimizers.adamw import adamw
+from jvr1.optimizers.muon import muon
 
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "adamw": adamw,

@@ -13,8 +13,8 @@ from optax import contrib
 
 from jvr1.model.families import known
 from jvr1.model.parameters import Matrix
+from jvr1.optimizers.adamw import adamw
 from jvr1.sharding import path_name
-from jvr1.train.optimizers.adamw import adamw
 
 RMS = 0.2
 """Of the values of an update, whatever the matrix's shape: about AdamW's, so that one learning rate serves both."""

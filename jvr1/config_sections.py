@@ -1,0 +1,291 @@
+"""Every setting of a run: what it is by default, its range, what it does and what may change when the run goes on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jvr1.data.memory import MAX_DECODED_MB
+from jvr1.data.prompts import TEMPLATES
+from jvr1.model.attention import CHOICES
+from jvr1.model.families import TOKEN_PIXELS
+from jvr1.model.layers import REMAT_POLICIES
+from jvr1.model.lora import LoRASettings
+from jvr1.model.media import PixelLimits, VideoSampling
+from jvr1.optimizers.config import OptimizerConfig
+from jvr1.rl.rewards import MODES
+from jvr1.rl.tgrpo import TGRPOConfig
+from jvr1.setting import section, setting
+
+FLOATS = ("bfloat16", "float32")
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    source: str = setting(
+        "",
+        "The model to start from: HF folder, hub id, converted folder, workdir or one of its checkpoints. T-GRPO "
+        "measures KL from it",
+        needed=True,
+    )
+    dtype: str = setting("bfloat16", "Of activations and products", one_of=FLOATS)
+    param_dtype: str = setting(
+        "float32",
+        "Of the parameters as kept (with LoRA, of the adapters); at lr 1e-6 a bfloat16 parameter rarely moves",
+        one_of=FLOATS,
+    )
+    remat: str = setting(
+        "full",
+        "What the backward pass keeps of a layer: none (keep everything), dots (outputs of products), full (its input "
+        "only)",
+        one_of=REMAT_POLICIES,
+        resume="free",
+    )
+    attention: str = setting(
+        "auto",
+        "What computes the decoder's attention over prompts and completions: auto (splash on TPUs, cudnn on GPUs, "
+        "where they take the dtype and the head size; else xla), xla, splash (TPU), cudnn (GPU, bfloat16). See "
+        "docs/pods.md",
+        one_of=CHOICES,
+        resume="free",
+    )
+    logit_chunk: int = setting(
+        128, "Tokens whose logits exist at a time; larger is faster and takes more memory", least=1, resume="free"
+    )
+    reference: str = setting(
+        "device",
+        "Where the model that KL is measured from is kept, in model.dtype: device (split as the trained one is), or "
+        "host: in the memory of the hosts, on the device while it scores, before gradients exist. With rl.beta 0 there "
+        "is none",
+        one_of=("device", "host"),
+        resume="free",
+    )
+
+
+@dataclass(frozen=True)
+class MeshSettings:
+    data: int = setting(1, "Copies of the model")
+    fsdp: int = setting(-1, "Ways parameters and optimizer are split, gathered layer by layer")
+    tensor: int = setting(1, "Ways heads and MLP are split; must divide the query heads")
+    decode_tensor: int = setting(
+        0,
+        "The same for the copy of the weights that generates, made once a step in model.dtype; over all other axes it "
+        "is replicated. 0: on GPUs and TPUs as many as key and value heads and the devices of a process allow, at most "
+        "4; on CPUs as mesh.tensor",
+        least=0,
+    )
+
+
+@dataclass(frozen=True)
+class ModalitySettings:
+    text: float = setting(1.0, "How often rows without media are drawn in an epoch; 0 leaves them out", least=0)
+    image: float = setting(1.0, "The same for images", least=0)
+    video: float = setting(1.0, "The same for videos", least=0)
+
+
+def _no_template(template: str) -> str | None:
+    if "{Question}" in TEMPLATES.get(template, template):
+        return None
+    return f"must name a template or hold {{Question}}; names: {', '.join(TEMPLATES)}"
+
+
+def _no_weights(weights: tuple) -> str | None:
+    if all(isinstance(weight, int | float) and 0 <= weight < float("inf") for weight in weights):
+        return None
+    needed = "a number for each file of data.train, none negative or infinite, and 0 leaves a file out"
+    return f"is {tuple(weights)}; it must be {needed}"
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    root: str = setting(
+        "", "Folder or bucket of the question files and, below it, their media", resume="free", of_machine=True
+    )
+    train: tuple[str, ...] = setting((), "Question files (Video-R1 JSON or JSONL) under root", needed=True)
+    weights: tuple[float | int, ...] = setting(
+        (), "How often each file's rows are drawn in an epoch; empty: once", wrong=_no_weights
+    )
+    valid: tuple[str, ...] = setting((), "Held-out question files for validation during training", resume="free")
+    kinds: tuple[str, ...] = setting(
+        (), "Problem kinds of your own, as `module:name` (docs/extending.md#a-problem-kind-of-your-own)"
+    )
+    modality: ModalitySettings = section(ModalitySettings())
+    buckets: tuple[tuple[str | int, ...], ...] = setting(
+        (),
+        "Static shapes (kind, F steps, W windows a frame, P prompt tokens, C completion tokens), at most 8. A row "
+        "takes the cheapest it fits; what fits none is dropped and counted, never cut",
+    )
+    video: VideoSampling = section(VideoSampling())
+    video_pixels: PixelLimits = section(PixelLimits(128 * TOKEN_PIXELS, 128 * TOKEN_PIXELS), "Frames of a video")
+    image_pixels: PixelLimits = section(
+        PixelLimits(4 * TOKEN_PIXELS, 256 * TOKEN_PIXELS), "An image", without=("total_pixels",)
+    )
+    real_seconds: bool = setting(
+        True, "Positions in time from the clip's own frame rate; off: one second a step, as Video-R1 trained"
+    )
+    template: str = setting(
+        "reference",
+        "Question template: reference, reference-eval, plain, or a text that holds {Question}",
+        wrong=_no_template,
+    )
+    suffixes: bool = setting(True, "Ask for the form of the answer by problem type, as Video-R1 does")
+    system: str | None = setting(None, "System prompt; none: the chat template's own; empty: none at all")
+    special_tokens_in_text: bool = setting(
+        False,
+        "Whether `<|im_end|>` and other special tokens that a record's text spells are tokens, as for Video-R1; off: "
+        "they are text",
+    )
+    index: str = setting(
+        "", "Folder of indexes (tools/index.py) to share between runs; empty: in the workdir", resume="free"
+    )
+    index_workers: int = setting(2, "Processes that probe media when an index is made", least=1, resume="free")
+    media_cache: str = setting(
+        "",
+        "Folder for media fetched from a bucket; empty: ~/.cache/jvr1/media",
+        resume="free",
+        of_machine=True,
+    )
+    media_cache_gb: int = setting(100, "Its size; the least recently used go first", least=1, resume="free")
+    frame_cache: str = setting(
+        "",
+        "Folder for decoded frames at the model's size, which epochs, runs and hosts may share; empty: none. See "
+        "docs/data.md",
+        resume="free",
+        of_machine=True,
+    )
+    frame_cache_gb: int = setting(100, "Its size; the least recently used go first", least=1, resume="free")
+    workers: int = setting(2, "Processes that decode; 0: a thread of the run", least=0, resume="free", of_machine=True)
+    timeout: float = setting(60.0, "Seconds a file may take to decode before its row fails", above=0, resume="free")
+    max_decoded_mb: int = setting(
+        MAX_DECODED_MB,
+        "Megabytes that decoding one medium may take, by its header and in fact; what needs more is dropped or fails "
+        "alone. See docs/data.md",
+        least=64,
+        resume="free",
+    )
+    max_failed: float = setting(
+        0.05, "Share of rows whose media may fail before the run stops", least=0, most=1, resume="free"
+    )
+
+
+@dataclass(frozen=True)
+class BatchSettings:
+    micro: int = setting(1, "Prompts of a microbatch, over all devices; a multiple of mesh data x fsdp", least=1)
+    per_step: int = setting(
+        8, "Microbatches of an optimizer step; how a step is cut does not change its gradient", least=1
+    )
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    temperature: float = setting(1.0, "Divides the logits, in sampling and in scoring", above=0)
+    top_p: float = setting(
+        1.0,
+        "Samples from the smallest set of tokens with this probability; scoring is over the whole vocabulary",
+        above=0,
+        most=1,
+    )
+    top_k: int = setting(0, "Samples from the k best tokens; 0: all", least=0)
+
+
+@dataclass(frozen=True)
+class SFTSettings:
+    loss_on_prompt: bool = setting(False, "Learn prompt and visual placeholders too, as Video-R1's code does")
+
+
+@dataclass(frozen=True)
+class BestOfNSettings:
+    threshold: float = setting(
+        1.5,
+        "Reward that a prompt's best completion must have to be learned; accuracy and format are 1 each at most",
+    )
+
+
+@dataclass(frozen=True)
+class GroupSettings:
+    group: int = setting(8, "G: completions a prompt on ordered frames", least=2)
+    shuffled: int = setting(4, "Completions a video on shuffled frames; no gradient", least=0)
+    slots: int = setting(
+        0,
+        "Prompts decoded at a time, over all devices; 0: all of a step. More prompts, of whatever bucket, take turns "
+        "(docs/benchmarks.md)",
+        least=0,
+    )
+    lanes: int = setting(
+        0,
+        "Completions on ordered frames of a prompt decoded at a time, those on shuffled frames in proportion; 0: all. "
+        "Fewer, with more slots, keep the batch full where lengths differ",
+        least=0,
+        most="group",
+    )
+    updates: int = setting(
+        1,
+        "Optimizer steps taken on a batch of completions; use clipping with more than one. The schedule counts updates",
+        least=1,
+    )
+    format_weight: float = setting(1.0, "Weight of the format reward beside accuracy")
+
+
+@dataclass(frozen=True)
+class RLSettings(TGRPOConfig, GroupSettings):
+    """What is sampled and scored of a prompt, and what T-GRPO makes of it."""
+
+
+@dataclass(frozen=True)
+class RewardSettings:
+    mode: str = setting("robust", "How accuracy is scored (docs/deviations.md)", one_of=MODES)
+    user: str = setting("", "Your own reward, module:function, added with user_weight")
+    user_weight: float = setting(1.0, "Its weight")
+    user_timeout: float = setting(2.0, "Seconds a call may take", above=0)
+    user_failure: float = setting(0.0, "What a call that raises, hangs or returns no number scores", finite=True)
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    steps: int = setting(1000, "Steps of the run: batches of rows, each once", least=1)
+    save_every: int = setting(100, "Steps between checkpoints; every validation saves too", least=1)
+    save_minutes: float = setting(
+        0.0,
+        "Minutes after which the next step saves as well, by the clock of process 0; 0: by steps alone. What a machine "
+        "that is taken away without notice may cost",
+        least=0,
+    )
+    keep: int = setting(2, "Latest checkpoints kept, beside the best by stop_metric", least=1)
+    validate_every: int = setting(0, "Steps between validations, greedy, ordered and shuffled; 0: never", least=0)
+    stop_metric: str = setting(
+        "",
+        "Validation metric that ends the run early, such as order/ordered, and chooses the best checkpoint",
+    )
+    stop_value: float = setting(0.0, "Value at which it does")
+    pictures_every: int = setting(50, "Steps between completions and frames in TensorBoard; 0: none", least=0)
+    step_limit: float = setting(
+        3600.0,
+        "Seconds a step, a validation or the last save may take; beyond, all stacks are printed and the process exits "
+        "with code 75. 0: no limit. The first step compiles",
+        least=0,
+    )
+    wandb: str = setting("", "wandb project; empty: TensorBoard only")
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """All settings of a run, as a config file and the command line name them."""
+
+    seed: int = setting(0, "Order of rows, permutations of frames and sampling all follow from it", least=0)
+    model: ModelSettings = section(ModelSettings())
+    lora: LoRASettings = section(LoRASettings(), "See docs/lora.md")
+    mesh: MeshSettings = section(MeshSettings(), "One size may be -1: what the devices leave", resume="free")
+    data: DataSettings = section(DataSettings())
+    batch: BatchSettings = section(BatchSettings())
+    sampling: SamplingSettings = section(
+        SamplingSettings(), "Of T-GRPO's completions; at most C tokens of the bucket", resume="tunable"
+    )
+    sft: SFTSettings = section(SFTSettings(), resume="tunable")
+    bestofn: BestOfNSettings = section(
+        BestOfNSettings(),
+        "Of `jvr1.train_bestofn`, which takes of `rl` only `group` (its n), `format_weight`, `slots` and `lanes`",
+        resume="tunable",
+    )
+    rl: RLSettings = section(RLSettings(), "See docs/deviations.md for what the reference does", resume="tunable")
+    reward: RewardSettings = section(RewardSettings(), resume="tunable")
+    optimizer: OptimizerConfig = section(OptimizerConfig(), "See docs/optimizers.md", resume="tunable")
+    train: TrainSettings = section(TrainSettings(), resume="free")
