@@ -240,13 +240,18 @@ def check(config: ConfigDict) -> ConfigDict:
 
 
 def _typed(kind: type[Typed], config: ConfigDict, section: str) -> Typed:
-    """The dataclass of a section; its errors name the settings in full."""
+    """The dataclass of a section."""
     values = config
     for name in section.split("."):
         values = values[name]
     own = {f.name: values[f.name] for f in fields(kind) if f.name in values}  # type: ignore[arg-type]
-    with written_as({name: f"{section}.{name}" for name in own}):
-        return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in own.items()})
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in own.items()})
+
+
+def _in_full(kind: type[Typed], config: ConfigDict, section: str) -> Typed:
+    """The same, of a dataclass that others than runs use too; its errors name settings as a run's config does."""
+    with written_as({f.name: f"{section}.{f.name}" for f in fields(kind)}):  # type: ignore[arg-type]
+        return _typed(kind, config, section)
 
 
 def buckets(config: ConfigDict) -> tuple[Bucket, ...]:
@@ -285,12 +290,12 @@ def optimizer(config: ConfigDict) -> OptimizerConfig:
 
 
 def video_sampling(config: ConfigDict) -> VideoSampling:
-    return _typed(VideoSampling, config, "data.video")
+    return _in_full(VideoSampling, config, "data.video")
 
 
 def pixel_limits(config: ConfigDict) -> tuple[PixelLimits, PixelLimits]:
     """Limits of a video's frame and of an image."""
-    return _typed(PixelLimits, config, "data.video_pixels"), _typed(PixelLimits, config, "data.image_pixels")
+    return _in_full(PixelLimits, config, "data.video_pixels"), _in_full(PixelLimits, config, "data.image_pixels")
 
 
 def to_json(config: ConfigDict) -> str:

@@ -232,3 +232,16 @@ def test_mistakes_end_in_one_line_and_code_2(tmp_path, arguments, words):
     assert done.returncode == 2
     assert words in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--fps=0"], "--fps is 0.0; it must be positive"),
+        (["--min-frames=5", "--max-frames=5"], "--min-frames is 5 and --max-frames is 5; an even number"),
+    ],
+)
+def test_the_tool_names_its_options(tmp_path, arguments, message):
+    with pytest.raises(UserError) as error:
+        tool.main([f"{tmp_path}/a.json", f"--root={tmp_path}", *arguments])
+    assert str(error.value).startswith(message)
