@@ -20,7 +20,15 @@ from typing import Any
 import jax
 from etils import epath
 
-from jvr1.answering import Parser, add_batch_options, add_model_options, answer_files, asking_of, parse, prepared
+from jvr1.answering import (
+    Parser,
+    add_batch_options,
+    add_model_options,
+    answer_files,
+    asking_of,
+    parse_options,
+    prepared,
+)
 from jvr1.data.records import Record
 from jvr1.errors import UserError
 from jvr1.eval.journal import ANSWERS, write_whole
@@ -30,12 +38,12 @@ from jvr1.questions.replies import Question
 from jvr1.rl.rewards import MODES, score
 
 SUFFIXES = (".json", ".jsonl")
-FOLDER, FAILED = ".answers", "failed.json"
+ANSWERS_FOLDER, FAILED = ".answers", "failed.json"
 
 
 def main(args: argparse.Namespace) -> int:
-    out, folder = epath.Path(args.out), epath.Path(args.out + FOLDER)
-    check(args)
+    out, folder = epath.Path(args.out), epath.Path(args.out + ANSWERS_FOLDER)
+    check_options(args)
     asking = asking_of(args)
     file = args.data if "://" in args.data else str(epath.Path(args.data).resolve())
     config, fitted, mesh = prepared(args, (file,), args.root or str(epath.Path(file).parent), folder)
@@ -54,11 +62,11 @@ def main(args: argparse.Namespace) -> int:
         kept = {i: annotated(q, args.reward, args.threshold, args.keep) for i, q in asked.questions.items()}
         rows = [row for index in sorted(kept) for row in kept[index]]
         write_whole(out, as_file(rows, lines=out.suffix == ".jsonl"))
-        print(summary(asked, kept, failed, args), f"Written to {out}.")
+        print(outcome(asked, kept, failed, args), f"Written to {out}.")
     return 0
 
 
-def check(args: argparse.Namespace) -> None:
+def check_options(args: argparse.Namespace) -> None:
     """Raises UserError."""
     for name, path in (("--data", args.data), ("--out", args.out)):
         if not path.endswith(SUFFIXES):
@@ -120,7 +128,7 @@ def as_file(rows: Iterable[dict[str, Any]], *, lines: bool) -> str:
 # --- what came of it --------------------------------------------------------------------------------------------------
 
 
-def summary(asked: AskedSuite, kept: dict[int, list], failed: list[dict[str, Any]], args: argparse.Namespace) -> str:
+def outcome(asked: AskedSuite, kept: dict[int, list], failed: list[dict[str, Any]], args: argparse.Namespace) -> str:
     """One line: what was kept of how many, and why not the rest."""
     chains, with_one = sum(map(len, kept.values())), sum(map(bool, kept.values()))
     answered = [q for q in asked.questions.values() if q.error is None]
@@ -131,7 +139,8 @@ def summary(asked: AskedSuite, kept: dict[int, list], failed: list[dict[str, Any
     causes = Counter(row["cause"] for row in failed).most_common()
     listed = ", ".join(f"{count} {cause}" for cause, count in causes)
     parts.append(
-        f"{len(failed)} could not be asked" + (f" ({listed}), see {args.out}{FOLDER}/{FAILED}" if failed else "")
+        f"{len(failed)} could not be asked"
+        + (f" ({listed}), see {args.out}{ANSWERS_FOLDER}/{FAILED}" if failed else "")
     )
     return "; ".join(parts) + "."
 
@@ -150,4 +159,4 @@ def options() -> Parser:
 
 
 if __name__ == "__main__":
-    run_distributed(main, lambda: parse(options(), sys.argv[1:]))
+    run_distributed(main, lambda: parse_options(options(), sys.argv[1:]))

@@ -24,8 +24,8 @@ from jvr1.data.schedule import Sequential
 from jvr1.data.store import RecordStore
 from jvr1.errors import UserError
 from jvr1.eval.journal import AnswerJournal, claim
-from jvr1.eval.plan import EvaluationPlan, make_plan
-from jvr1.eval.settings import PIXELS, describe, reference_settings, with_changes
+from jvr1.eval.plan import EvaluationPlan, plan_evaluation
+from jvr1.eval.settings import PIXELS, describe_evaluation, reference_settings, with_changes
 from jvr1.eval.suites import open_suites
 from jvr1.model.families import FACTOR
 from jvr1.model.hf import CONFIG, read_carried, read_config
@@ -109,7 +109,7 @@ def add_batch_options(parser: Parser) -> None:
     parser.add_argument("--peer_limit", type=float, default=PEER_SECONDS, help="seconds another may be silent")
 
 
-def parse(parser: Parser, argv: Sequence[str]) -> argparse.Namespace:
+def parse_options(parser: Parser, argv: Sequence[str]) -> argparse.Namespace:
     """The options, and `peers` made of them. Raises UserError."""
     args = parser.parse_args(argv)
     args.peers = Peers(args.coordinator, args.processes, args.process, args.peer_limit)
@@ -228,13 +228,13 @@ def answer_files(config: ConfigDict, asking: Asking, mesh: Mesh, out: epath.Path
     is something left to ask. All processes call it. Raises UserError."""
     suites = open_suites(config.data.train, config.data.root)
     encoder, weights = open_encoder(config)
-    told = describe(config, asking, suites, weights, fitted)
+    told = describe_evaluation(config, asking, suites, weights, fitted)
     claim(out, told, write=jax.process_index() == 0)
 
     def index(file: Any, records: Any, measure: Any, fingerprint: Mapping[str, Any]) -> Any:
         return index_of(file, records, config, encoder, measure, fingerprint, out, "measured")
 
-    plan = make_plan(suites, encoder, index, fitted=fitted)
+    plan = plan_evaluation(suites, encoder, index, fitted=fitted)
     journal = AnswerJournal(out, jax.process_index())
     found = {n: from_line(line, plan.records) for n, line in everyone(journal.read()).items() if n < len(plan.records)}
     left = {bucket: [n for n in numbers if n not in found] for bucket, numbers in plan.rows.items()}

@@ -20,7 +20,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from jvr1.answering import Parser, add_model_options, config_of, fill_devices, mesh_of, open_decoder, open_encoder
-from jvr1.data.batch import Arrays, Bucket, choose_bucket, empty_example, stack
+from jvr1.data.batch import Arrays, Bucket, choose_bucket, empty_example, stack_examples
 from jvr1.data.encode import Encoder
 from jvr1.data.index import measure_one
 from jvr1.data.media import MediaError
@@ -48,7 +48,7 @@ def main(args: argparse.Namespace) -> int:
     # --- the question as the model gets it
     encoder, _ = open_encoder(config)
     bucket = bucket_of(record, encoder, config, fitted=fitted)
-    arrays = rows_of(record, encoder, bucket, config.batch.micro)
+    arrays = question_rows(record, encoder, bucket, config.batch.micro)
     if args.frames_out:
         write_frames(args.frames_out, [encoder.frames(record, path) for path in record.paths])
 
@@ -149,7 +149,7 @@ def bucket_of(record: Record, encoder: Encoder, config: ConfigDict, *, fitted: b
     return bucket or fit_buckets([need], completion, encoder.model.vision.units)[0]
 
 
-def rows_of(record: Record, encoder: Encoder, bucket: Bucket, rows: int) -> Arrays:
+def question_rows(record: Record, encoder: Encoder, bucket: Bucket, rows: int) -> Arrays:
     """A microbatch with the question in its first row; the others, for the devices' sake, are empty. Raises
     UserError."""
     try:
@@ -157,7 +157,7 @@ def rows_of(record: Record, encoder: Encoder, bucket: Bucket, rows: int) -> Arra
     except (MediaError, ValueError) as error:
         raise UserError(f"the question cannot be asked: {error}") from None
     arrays = arrays._replace(number=np.asarray(identity(record), np.int32))
-    return stack([arrays, *[empty_example(bucket, encoder.model)] * (rows - 1)])
+    return stack_examples([arrays, *[empty_example(bucket, encoder.model)] * (rows - 1)])
 
 
 def options() -> Parser:

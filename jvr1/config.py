@@ -233,7 +233,7 @@ def check(config: ConfigDict) -> ConfigDict:
         raise UserError(f"{left_out[0]} is not in the config; start from jvr1.config.default()")
     check_settings(SETTINGS.values(), values)
     check_together(config)
-    kinds.load(config.data.kinds)
+    kinds.load_kinds(config.data.kinds)
     for section in (buckets, tgrpo, lora, optimizer, video_sampling, pixel_limits):
         section(config)  # their own checks
     return config

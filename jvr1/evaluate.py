@@ -16,7 +16,15 @@ from functools import partial
 import jax
 from etils import epath
 
-from jvr1.answering import Parser, add_batch_options, add_model_options, answer_files, asking_of, parse, prepared
+from jvr1.answering import (
+    Parser,
+    add_batch_options,
+    add_model_options,
+    answer_files,
+    asking_of,
+    parse_options,
+    prepared,
+)
 from jvr1.eval.journal import ANSWERS, write_whole
 from jvr1.eval.page import frames_seen, html
 from jvr1.eval.report import answer_lines, as_table, build, markdown, rests_on
@@ -63,4 +71,4 @@ def options() -> Parser:
 
 
 if __name__ == "__main__":
-    run_distributed(main, lambda: parse(options(), sys.argv[1:]))
+    run_distributed(main, lambda: parse_options(options(), sys.argv[1:]))

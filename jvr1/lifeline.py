@@ -9,7 +9,7 @@ import signal
 import sys
 
 
-def end_with(descriptor: int, *, group: bool = False) -> None:
+def end_with_parent(descriptor: int, *, group: bool = False) -> None:
     """Has the kernel kill this process (`group`: its whole process group) when the last writer of a pipe is gone.
 
     The writer is who started this process, and never writes. PR_SET_PDEATHSIG would follow the thread that

@@ -51,7 +51,7 @@ def main(command: settings.Command) -> int:
                 judged = shared_scores(judge(micro, texts_of(run.tokenizer, sampled), sampled, (group,)), run.share)
                 check_rewards(judged.rollout)
                 reward = np.asarray(judged.rollout.reward)
-                best.append(choose(micro, sampled, reward, threshold))
+                best.append(best_completions(micro, sampled, reward, threshold))
                 size, length = len(micro.rows), float(sampled.length.mean())
                 flops = step_flops(run.config, micro.bucket, size, group, 0, length, reference=False, updates=0)
                 tally = tally.add(best_sums(best[-1], sampled, reward) | {"flops": (flops, 1.0)})
@@ -62,7 +62,9 @@ def main(command: settings.Command) -> int:
     return loop.run(train_step)
 
 
-def choose(micro: Microbatch, sampled: Sampled, reward: Float[np.ndarray, "B G"], threshold: float) -> Microbatch:
+def best_completions(
+    micro: Microbatch, sampled: Sampled, reward: Float[np.ndarray, "B G"], threshold: float
+) -> Microbatch:
     """The microbatch with each prompt's best completion as its target; without one where the best is below
     `threshold`."""
     rows, best = np.arange(len(reward)), reward.argmax(axis=1)

@@ -62,7 +62,7 @@ def main() -> None:
     with appearing(args.out) as out:
         if args.peft and lora is not None:
             base = None if trained is None else trained.model.source
-            peft.save(model.params, model.config, lora, out, dtype=dtype, base=base)
+            peft.save_adapters(model.params, model.config, lora, out, dtype=dtype, base=base)
         else:
             files = files_of(model, trained, pixels)
             hf.save(model.params, model.config, out, carried=files, dtype=dtype, lora=lora)

@@ -16,14 +16,14 @@ from pathlib import Path
 from etils import epath
 
 from jvr1.data.cache import MediaCache
-from jvr1.data.index import VisualTokens, build_index, describe, file_stamp, save_index, settings_hash
-from jvr1.data.index_summary import summary
+from jvr1.data.index import VisualTokens, as_json_values, build_index, file_stamp, save_index, settings_hash
+from jvr1.data.index_summary import summarise_index
 from jvr1.data.memory import MAX_DECODED_MB
 from jvr1.data.records import load_records
 from jvr1.errors import UserError, run_main
 from jvr1.model.families import TOKEN_PIXELS
 from jvr1.model.media import PixelLimits, VideoSampling
-from jvr1.problems.kinds import load
+from jvr1.problems.kinds import load_kinds
 from jvr1.rl.golds import doubts
 from jvr1.setting import written_as
 
@@ -43,12 +43,12 @@ def main(arguments: list[str] | None = None) -> None:
     media = MediaCache(flags.root, flags.cache, round(flags.cache_gb * 2**30))
     records = load_records(flags.data)
     most = MAX_DECODED_MB if flags.max_decoded_mb is None else flags.max_decoded_mb
-    settings = {"records": file_stamp(flags.data), "measure": describe(measure.settings), "max_decoded_mb": most}
+    settings = {"records": file_stamp(flags.data), "measure": as_json_values(measure.settings), "max_decoded_mb": most}
     partial = partial_file(out, settings)
     entries = build_index(records, media, settings, measure, flags.workers, partial, flags.timeout, most)
     save_index(out, entries, settings)
     partial.unlink(missing_ok=True)
-    print(summary(entries))
+    print(summarise_index(entries))
     if doubtful := doubts(records):
         print(doubtful)
     print(f"index: {out}")
@@ -62,7 +62,7 @@ def index_for(flags: argparse.Namespace) -> None:
     from jvr1.opening.models import locate, read_tokenizer
 
     config = settings.from_file(flags.config)
-    load(config.data.kinds)
+    load_kinds(config.data.kinds)
     config.data.root, config.data.index_workers = flags.root, flags.workers
     config.data.index = flags.out or f"{flags.root}/index"
     config.data.media_cache = flags.cache or config.data.media_cache

@@ -23,7 +23,7 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from jvr1.data.records import load_records, resolve
+from jvr1.data.records import load_records, media_path
 from jvr1.errors import UserError, run_main
 
 REPOSITORY = "Video-R1/Video-R1-data"
@@ -195,7 +195,7 @@ def check_member(archive: Path, member: zipfile.ZipInfo) -> None:
     if member.flag_bits & 1:
         raise UserError(f"{archive}: member {member.filename!r} is encrypted")
     try:
-        resolve(".", member.filename)
+        media_path(".", member.filename)
     except UserError:
         raise UserError(f"{archive}: member {member.filename!r} would be written outside the data folder") from None
 
@@ -245,7 +245,7 @@ def check(file: Path, root: Path) -> str:
 def absence(root: Path, path: str) -> str | None:
     """Why a medium cannot be there for use; None when it is."""
     try:
-        status = os.stat(resolve(root, path))
+        status = os.stat(media_path(root, path))
     except OSError:
         return "missing"
     if not stat.S_ISREG(status.st_mode):

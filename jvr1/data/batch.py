@@ -16,7 +16,7 @@ from jvr1.model.config import ModelConfig
 from jvr1.model.inputs import Grid, Prompt, Visual
 
 MAX_BUCKETS = 8
-KINDS = ("text", "image", "video")
+MEDIA_KINDS = ("text", "image", "video")
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def make_buckets(rows: Sequence[Sequence[Any]]) -> tuple[Bucket, ...]:
     for b in buckets:
         empty = b.kind == "text"
         if (
-            b.kind not in KINDS
+            b.kind not in MEDIA_KINDS
             or b.prompt < 1
             or b.completion < 1
             or (b.steps < 1) != empty
@@ -58,7 +58,7 @@ def make_buckets(rows: Sequence[Sequence[Any]]) -> tuple[Bucket, ...]:
         ):
             raise UserError(
                 f"data.buckets: {(b.kind, b.steps, b.windows, b.prompt, b.completion)} is not (kind, F, W, P, C) with "
-                f"kind one of {', '.join(KINDS)}; text has F = W = 0, the others at least 1"
+                f"kind one of {', '.join(MEDIA_KINDS)}; text has F = W = 0, the others at least 1"
             )
     if len(set(buckets)) < len(buckets):
         raise UserError("data.buckets names a shape twice")
@@ -76,7 +76,7 @@ class Need:
     completion: int
 
 
-AXES = {
+BUCKET_AXES = {
     "steps": "temporal steps",
     "windows": "windows a frame",
     "prompt": "prompt tokens",
@@ -92,7 +92,7 @@ def choose_bucket(need: Need, buckets: Sequence[Bucket], config: ModelConfig) ->
     fit = [b for b in buckets if b.kind == need.kind]
     if not fit:
         return None, f"no {need.kind} bucket"
-    for field, name in AXES.items():
+    for field, name in BUCKET_AXES.items():
         most = max(getattr(b, field) for b in fit)
         fit = [b for b in fit if getattr(b, field) >= getattr(need, field)]
         if not fit:
@@ -253,7 +253,7 @@ def shuffled_order(n: int, order: np.random.Generator) -> Int32[np.ndarray, " n"
             return permutation.astype(np.int32)
 
 
-def stack(examples: Sequence[Arrays]) -> Arrays:
+def stack_examples(examples: Sequence[Arrays]) -> Arrays:
     """B examples of one bucket with a leading axis."""
 
     def join(*leaves: Any) -> np.ndarray | None:

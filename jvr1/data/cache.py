@@ -15,9 +15,9 @@ from pathlib import Path
 
 from etils import epath
 
-from jvr1.data.media import Media, MediaError, load
+from jvr1.data.media import Media, MediaError, load_media
 from jvr1.data.memory import MAX_DECODED_MB
-from jvr1.data.records import resolve
+from jvr1.data.records import media_path
 from jvr1.errors import UserError
 from jvr1.model.media import FrameRules, PixelLimits, VideoSampling
 
@@ -54,7 +54,7 @@ class MediaCache:
     @contextmanager
     def local(self, path: str) -> Iterator[Path]:
         """A local file with the medium `path`, valid within the block. Raises MediaError, UserError."""
-        source = resolve(self.root, path)
+        source = media_path(self.root, path)
         if not is_remote(self.root):
             yield Path(source)
             return
@@ -129,7 +129,7 @@ class MediaCache:
 
 @dataclass(frozen=True)
 class MediaReader:
-    """`media.load` of a medium named relative to the media root: what a Sandbox runs, so that its time limit covers
+    """`load_media` of a medium named relative to the media root: what a Sandbox runs, so that its time limit covers
     the way from the bucket too."""
 
     media: MediaCache
@@ -139,4 +139,4 @@ class MediaReader:
         self, path: str, data_type: str, sampling: VideoSampling, limits: PixelLimits, rules: FrameRules
     ) -> Media:
         with self.media.local(path) as file:
-            return load(file, data_type, sampling, limits, rules, self.max_decoded_mb)
+            return load_media(file, data_type, sampling, limits, rules, self.max_decoded_mb)

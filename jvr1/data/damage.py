@@ -25,7 +25,7 @@ _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), 
 """First column, first row, step of columns, step of rows of each pass."""
 
 
-def damage(data: bytes, kind: str) -> str | None:
+def picture_damage(data: bytes, kind: str) -> str | None:
     """What is wrong with a picture file of a format as Pillow names it; None: nothing that can be seen."""
     try:
         if kind == "PNG":

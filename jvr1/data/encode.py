@@ -22,7 +22,7 @@ from jvr1.data.vision import frame_pairs
 from jvr1.model.config import ModelConfig
 from jvr1.model.inputs import Grid
 from jvr1.model.media import PixelLimits, Probe, VideoSampling
-from jvr1.problems.kinds import load
+from jvr1.problems.kinds import load_kinds
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Encoder:
     def __setstate__(self, state: dict[str, Any]) -> None:
         """In a worker process, whose table of kinds has none of the user's."""
         self.__dict__.update(state)
-        load(self.kinds)
+        load_kinds(self.kinds)
 
     def limits(self, record: Record) -> PixelLimits:
         return self.video_limits if record.data_type == "video" else self.image_limits
@@ -62,7 +62,7 @@ class Encoder:
         # an index made before there were families and own kinds stays good
         own: dict[str, Any] = {"family": self.model.model_type} if self.model.family.marked else {}
         if self.kinds:
-            own["kinds"] = [(k.name, k.suffix, k.lists_options) for k in load(self.kinds)]
+            own["kinds"] = [(k.name, k.suffix, k.lists_options) for k in load_kinds(self.kinds)]
         return own | {
             "vision": self.model.vision,
             "tokenizer": hashlib.sha256(tokenizer.encode()).hexdigest()[:16],

@@ -23,7 +23,7 @@ from PIL import features
 
 from jvr1.data.cache import MediaCache, is_remote
 from jvr1.data.media import Media
-from jvr1.data.records import resolve
+from jvr1.data.records import media_path
 from jvr1.errors import UserError
 from jvr1.model.media import FrameRules, PixelLimits, VideoSampling
 
@@ -179,7 +179,7 @@ def frames_key(
     sampling, limits, rules; our reader, the libraries that decode and resize, the kind of machine.
     Raises UserError for a path that leaves the media root.
     """
-    source = resolve(media.root, path)
+    source = media_path(media.root, path)
     identity: list[object] = [str(source)]
     if not is_remote(media.root):
         try:

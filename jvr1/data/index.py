@@ -28,7 +28,7 @@ from jvr1.errors import UserError
 from jvr1.model.families import RULES
 from jvr1.model.media import FrameRules, PixelLimits, Probe, VideoSampling
 
-FORMAT = 2
+INDEX_FORMAT = 2
 
 Measure = Callable[[Record, tuple[Probe, ...]], tuple[int, str | None, str | None]]
 """(record, a probe of each of its media) -> prompt tokens, bucket, reason. Without a bucket the reason says, as `cause`
@@ -113,7 +113,7 @@ def failed(row: int, error: MediaError | UserError) -> IndexEntry:
     return IndexEntry(row, (), 0, None, str(error) if isinstance(error, MediaError) else f"path: {error}")
 
 
-def describe(value: Any) -> Any:
+def as_json_values(value: Any) -> Any:
     """A setting as JSON values: dataclasses become objects, tuples lists, anything else its text."""
     return json.loads(json.dumps(value, default=_plain, sort_keys=True))
 
@@ -133,7 +133,7 @@ def file_stamp(file: str | Path) -> dict[str, Any]:
 
 
 def settings_hash(settings: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(describe(settings), sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(as_json_values(settings), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def build_index(
@@ -272,7 +272,7 @@ def load_index(file: str | Path, settings: Mapping[str, Any]) -> list[IndexEntry
             header = _read_header(stream.readline())
             if header is None:
                 raise UserError(f"{file} is no index of this version; remove it, and make one with tools/index.py")
-            changed = changes(header.get("settings"), describe(settings))
+            changed = differing(header.get("settings"), as_json_values(settings))
             if changed:
                 shown = "; ".join(changed[:4]) + (f"; and {len(changed) - 4} more" if len(changed) > 4 else "")
                 raise UserError(f"{file} was made with other settings: {shown}; run tools/index.py again")
@@ -293,11 +293,11 @@ def load_index(file: str | Path, settings: Mapping[str, Any]) -> list[IndexEntry
         raise UserError(f"{file} cannot be read: {error.strerror or error}") from None
 
 
-def changes(before: Any, after: Any, name: str = "") -> list[str]:
+def differing(before: Any, after: Any, name: str = "") -> list[str]:
     """The settings that differ, as 'a.b was 1, is 2'."""
     if isinstance(before, Mapping) and isinstance(after, Mapping):
         keys = sorted({*before, *after})
-        return [c for k in keys for c in changes(before.get(k), after.get(k), f"{name}.{k}" if name else str(k))]
+        return [c for k in keys for c in differing(before.get(k), after.get(k), f"{name}.{k}" if name else str(k))]
     return [] if before == after else [f"{name} was {json.dumps(before)}, is {json.dumps(after)}"]
 
 
@@ -308,7 +308,9 @@ def _header(settings: Mapping[str, Any], lines: Sequence[str] | None = None) -> 
     """lines: of all entries, where they are known."""
     hashed = settings_hash(settings)
     whole = {} if lines is None else {"entries": len(lines), "sha256": _sum(lines)}
-    return json.dumps({"jvr1_index": FORMAT, "hash": hashed, **whole, "settings": describe(settings)}) + "\n"
+    return (
+        json.dumps({"jvr1_index": INDEX_FORMAT, "hash": hashed, **whole, "settings": as_json_values(settings)}) + "\n"
+    )
 
 
 def _sum(lines: Sequence[str]) -> str:
@@ -324,7 +326,11 @@ def _read_header(line: str) -> Any:
         header = json.loads(line)
     except json.JSONDecodeError:
         return None
-    known = isinstance(header, dict) and header.get("jvr1_index") == FORMAT and isinstance(header.get("settings"), dict)
+    known = (
+        isinstance(header, dict)
+        and header.get("jvr1_index") == INDEX_FORMAT
+        and isinstance(header.get("settings"), dict)
+    )
     return header if known else None
 
 
@@ -344,7 +350,7 @@ def _read_partial(partial: Path, settings: Mapping[str, Any]) -> dict[int, Index
         return {}
     with partial.open("rb+") as stream:
         header = _read_header(stream.readline().decode(errors="replace"))
-        if header is None or changes(header["settings"], describe(settings)):
+        if header is None or differing(header["settings"], as_json_values(settings)):
             return {}
         done = {}
         good = stream.tell()

@@ -73,7 +73,7 @@ class IndexSummary:
         return "\n".join(lines)
 
 
-def summary(entries: Sequence[IndexEntry], prompt_lengths: Mapping[str, int] | None = None) -> IndexSummary:
+def summarise_index(entries: Sequence[IndexEntry], prompt_lengths: Mapping[str, int] | None = None) -> IndexSummary:
     """What was dropped and why, how the data falls into buckets, and with their prompt lengths the expected padding."""
     dropped = [(entry.cause or "no-bucket", entry) for entry in entries if entry.bucket is None]
     rows = Counter(entry.bucket for entry in entries if entry.bucket is not None)

@@ -1,7 +1,7 @@
 """Images and videos from disk to uint8 frames at the model's size: probing, frame sampling, decoding, resizing.
 
 Which frames, and which size, a model's `FrameRules` say, which are pure: what the index says of a record follows from
-its `Probe` alone. `load` and `probe` read; a read that may hang belongs in a `jvr1.data.sandbox.Sandbox`.
+its `Probe` alone. `load_media` and `probe` read; a read that may hang belongs in a `jvr1.data.sandbox.Sandbox`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def probe(path: str | os.PathLike[str], data_type: str, max_decoded_mb: int = MA
     return VideoFile(path, max_decoded_mb).probe
 
 
-def load(
+def load_media(
     path: str | os.PathLike[str],
     data_type: str,
     sampling: VideoSampling,
@@ -58,7 +58,7 @@ def load(
     `probe`, the resized frames counted too. Raises MediaError."""
     _check_file(path, data_type)
     if data_type == "image":
-        picture = pictures.read(path, max_decoded_mb)
+        picture = pictures.read_picture(path, max_decoded_mb)
         seen = Probe(picture.height, picture.width, 1, 0.0)
         frame = _resize(picture, rules.resized(seen, sampling, limits))
         return Media(frame[None], 0.0, np.zeros(1))

@@ -14,7 +14,7 @@ from jvr1.errors import MediaError
 MEGABYTE = 2**20
 MAX_DECODED_MB = 2048
 
-FRAMES = {"h264": 28, "hevc": 24, "av1": 24, "vp9": 16, "vp8": 12}
+DECODER_FRAMES = {"h264": 28, "hevc": 24, "av1": 24, "vp9": 16, "vp8": 12}
 """Frames that a decoder of two threads holds at most: those it refers to, those in work, those in order of showing.
 Other codecs OTHER_FRAMES. Measured (docs/data.md), and rounded up."""
 OTHER_FRAMES = 10
@@ -38,7 +38,7 @@ OTHER_BYTES = 12
 def video_bytes(width: int, height: int, bits: int, codec: str) -> int:
     """What a decoder may hold at once of a video of that size. bits: of a pixel."""
     area = max(width * height, 1)
-    frames = FRAMES.get(codec, OTHER_FRAMES)
+    frames = DECODER_FRAMES.get(codec, OTHER_FRAMES)
     if codec == "hevc":
         frames = min(16, HEVC_PIXELS // area) + 8
     return FIXED + math.ceil(area * (bits / 8 * EDGES * frames + RGB_BYTES))
@@ -50,7 +50,7 @@ def picture_bytes(width: int, height: int, channels: int, kind: str | None) -> i
     return FIXED + width * height * pixel
 
 
-def check(path: str | os.PathLike[str], what: str, needed: int, allowed_mb: int) -> None:
+def check_memory(path: str | os.PathLike[str], what: str, needed: int, allowed_mb: int) -> None:
     """Raises MediaError "too-large" where a medium needs more than it may. what: its size, for the message."""
     if needed > allowed_mb * MEGABYTE:
         megabytes = math.ceil(needed / MEGABYTE)
@@ -74,13 +74,13 @@ class Bound:
     """
 
     def __init__(self, allowed_mb: int | None) -> None:
-        self.allowed_mb, self.start = allowed_mb, kept("VmData")
+        self.allowed_mb, self.start = allowed_mb, status_bytes("VmData")
 
     @contextmanager
     def held(self) -> Iterator[None]:
         """What asks for more within gets no memory. Not every library says so of what then fails: a medium found
         damaged where most of the bound was in use is called too large. Raises MediaError."""
-        now = kept("VmData")
+        now = status_bytes("VmData")
         if self.allowed_mb is None or self.start is None or now is None:
             yield
             return
@@ -94,7 +94,7 @@ class Bound:
         try:
             yield
         except MediaError as error:
-            peak = kept("VmHWM")
+            peak = status_bytes("VmHWM")
             if error.cause == "corrupt" and resident and peak and peak - resident > 0.7 * most:
                 raise exceeded(None, self.allowed_mb) from None
             raise
@@ -105,7 +105,7 @@ class Bound:
 
     def spent(self) -> bool:
         """Whether so much was left behind that a new process is due."""
-        now = kept("VmData")
+        now = status_bytes("VmData")
         if self.allowed_mb is None or self.start is None or now is None:
             return False
         return now - self.start > SLACK
@@ -117,10 +117,10 @@ def mark() -> int | None:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
         return None
-    return kept("VmRSS")
+    return status_bytes("VmRSS")
 
 
-def kept(name: str) -> int | None:
+def status_bytes(name: str) -> int | None:
     """Bytes of a line of this process's status; None where the system has none."""
     try:
         found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from jvr1.data.damage import damage
-from jvr1.data.memory import MAX_DECODED_MB, check, exceeded, picture_bytes
+from jvr1.data.damage import picture_damage
+from jvr1.data.memory import MAX_DECODED_MB, check_memory, exceeded, picture_bytes
 from jvr1.errors import MediaError
 
 MAX_FRAME_PIXELS = 100_000_000
@@ -20,7 +20,7 @@ MAX_FRAME_PIXELS = 100_000_000
 IMAGE_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
 """What Pillow may open; others, such as EPS, run outside programs."""
 
-CHECKED = ("PNG", "JPEG", "MPO", "WEBP", "AVIF")
+CHECKED_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF")
 """Formats whose files are looked through for missing pixels."""
 DEPTHS = (8, 10, 12, 14, 16, 24, 32)
 """Bits a value of deeper pictures, as cameras and scanners fill their 16 or 32."""
@@ -43,7 +43,7 @@ def size(path: str | os.PathLike[str], max_decoded_mb: int = MAX_DECODED_MB) -> 
     return (width, height) if turned else (height, width)
 
 
-def read(path: str | os.PathLike[str], max_decoded_mb: int = MAX_DECODED_MB) -> Image.Image:
+def read_picture(path: str | os.PathLike[str], max_decoded_mb: int = MAX_DECODED_MB) -> Image.Image:
     """The first frame in RGB: upright by EXIF, transparency on white, other depths scaled to 8 bits. Takes at most
     about 8 bytes a pixel. Raises MediaError."""
     with _open(path, max_decoded_mb) as image:
@@ -67,7 +67,7 @@ def _open(path: str | os.PathLike[str], max_decoded_mb: int) -> Image.Image:
     """An image file whose header has been read. Raises MediaError."""
     try:
         length = os.stat(path).st_size
-        check(path, f"{length} bytes", length, max_decoded_mb)  # files are read whole, some byte by byte
+        check_memory(path, f"{length} bytes", length, max_decoded_mb)  # files are read whole, some byte by byte
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # we have a limit of our own
             Image.init()  # else Pillow stumbles over a format whose plugin it has not loaded
@@ -84,8 +84,8 @@ def _open(path: str | os.PathLike[str], max_decoded_mb: int) -> Image.Image:
         image.close()
         raise MediaError("too-large", f"{path} has {image.width}x{image.height} pixels")
     needed = picture_bytes(image.width, image.height, len(image.getbands()), image.format)
-    check(path, f"{image.width}x{image.height} pixels", needed, max_decoded_mb)
-    if image.format in CHECKED and (found := damage(Path(path).read_bytes(), image.format)):
+    check_memory(path, f"{image.width}x{image.height} pixels", needed, max_decoded_mb)
+    if image.format in CHECKED_FORMATS and (found := picture_damage(Path(path).read_bytes(), image.format)):
         image.close()
         raise MediaError("truncated" if found.startswith("truncated") else "corrupt", f"{path}: {found}")
     return image

@@ -17,12 +17,12 @@ import numpy as np
 from absl import flags
 from etils import epath
 
-from jvr1.data.batch import Arrays, Bucket, Microbatch, Row, empty_example, stack
+from jvr1.data.batch import Arrays, Bucket, Microbatch, Row, empty_example, stack_examples
 from jvr1.data.encode import Encoder
 from jvr1.data.records import Record
 from jvr1.data.schedule import MicrobatchPlan
 from jvr1.data.share import ALONE, Share
-from jvr1.data.shared_memory import FOLDER, own_name, prepare_worker, remove_leftovers, room, rows_ahead
+from jvr1.data.shared_memory import SHARED_MEMORY, own_name, prepare_worker, remove_leftovers, room, rows_ahead
 from jvr1.data.store import RecordStore
 from jvr1.errors import UserError
 
@@ -124,7 +124,7 @@ class Pipeline:
             _parse_flags()
             options = grain.MultiprocessingOptions(num_workers=self.workers, per_worker_buffer_size=self.buffered)
             iterator = loaded.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
-            start = functools.partial(prepare_worker, own_name() if FOLDER.is_dir() else None)
+            start = functools.partial(prepare_worker, own_name() if SHARED_MEMORY.is_dir() else None)
             iterator = iter(iterator.mp_prefetch(options, start))
         else:
             options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=self.buffered)
@@ -133,7 +133,9 @@ class Pipeline:
             for micro in range(first, first + count):
                 taken = [next(iterator) for _ in range(own)]
                 bucket = self.planner.micro(micro).bucket
-                made = Microbatch(bucket, stack([arrays for _, arrays in taken]), tuple(row for row, _ in taken))
+                made = Microbatch(
+                    bucket, stack_examples([arrays for _, arrays in taken]), tuple(row for row, _ in taken)
+                )
                 del taken  # its shared memory, while the microbatch is worked on
                 yield made
         finally:

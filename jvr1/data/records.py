@@ -156,7 +156,7 @@ def check_whole(field: str, value: Any) -> None:
             )
 
 
-def resolve(root: str | Path, path: str) -> epath.Path:
+def media_path(root: str | Path, path: str) -> epath.Path:
     """Where the medium `path` lies under the media root, local or gs://.
 
     Refuses absolute paths and paths that climb out by '..'. Symbolic links under the root are followed: whoever

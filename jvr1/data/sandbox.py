@@ -19,7 +19,7 @@ from typing import Any
 
 from jvr1.data.memory import MEGABYTE, Bound, exceeded
 from jvr1.errors import MediaError, UserError
-from jvr1.lifeline import end_with
+from jvr1.lifeline import end_with_parent
 
 START_TIMEOUT = 120.0
 """Seconds a helper may take to import what it needs."""
@@ -147,7 +147,7 @@ class Sandbox:
 
 def serve(descriptor: int, timeout: float | int, memory_mb: int | None) -> None:
     """The helper's loop: the function, then calls, until the other end is closed or stdin is."""
-    end_with(sys.stdin.fileno())
+    end_with_parent(sys.stdin.fileno())
     for number in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group, it is the parent's to handle
         signal.signal(number, signal.SIG_IGN)
     connection = Connection(descriptor)
@@ -163,7 +163,8 @@ def serve(descriptor: int, timeout: float | int, memory_mb: int | None) -> None:
             arguments = connection.recv()
         except EOFError:
             return
-        # where `end_with` does nothing: ends this process in native code if the parent, which should kill it, is gone
+        # where `end_with_parent` does nothing: ends this process in native code if the parent, which should kill it,
+        # is gone
         signal.setitimer(signal.ITIMER_REAL, 2 * timeout + 5)
         try:
             with bound.held():

@@ -28,9 +28,9 @@ import numpy as np
 from grain._src.python.ipc.shared_memory_array import SharedMemoryArray
 
 from jvr1.errors import SAFE, UserError
-from jvr1.lifeline import end_with
+from jvr1.lifeline import end_with_parent
 
-FOLDER = Path("/dev/shm")
+SHARED_MEMORY = Path("/dev/shm")
 """Where Linux shows shared memory as files. Elsewhere nothing here does anything, but for workers."""
 _OWN = re.compile(r"(?:sem\.)?(jvr1-[0-9a-f]{16})(?:-.+)?")
 
@@ -53,7 +53,7 @@ def own_name() -> str:
 def _lock() -> str:
     while True:
         name = f"jvr1-{secrets.token_hex(8)}"
-        descriptor = os.open(FOLDER / name, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)  # stays open
+        descriptor = os.open(SHARED_MEMORY / name, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)  # stays open
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         if os.fstat(descriptor).st_nlink:  # else another's `remove_leftovers` came between
             return name
@@ -63,28 +63,30 @@ def _lock() -> str:
 def _give_up(name: str, process: int) -> None:
     finish_deletions()
     if os.getpid() == process:  # a fork runs this too
-        (FOLDER / name).unlink(missing_ok=True)
+        (SHARED_MEMORY / name).unlink(missing_ok=True)
         resource_tracker.unregister(f"/{name}", "shared_memory")
 
 
 def remove_leftovers() -> None:
     """Removes what processes that were killed left, where their owner may; says how much it was."""
-    if not FOLDER.is_dir():
+    if not SHARED_MEMORY.is_dir():
         return
     left = defaultdict(list)
-    for file in FOLDER.iterdir():
+    for file in SHARED_MEMORY.iterdir():
         if (own := _OWN.fullmatch(file.name)) is not None:
             left[own[1]].append(file)
     files = size = 0
     for name, found in left.items():
-        with _locked_if_dead(FOLDER / name) as dead:
+        with _locked_if_dead(SHARED_MEMORY / name) as dead:
             for file in sorted(found, key=lambda file: file.name == name) if dead else ():
                 with contextlib.suppress(OSError):
                     there = file.stat().st_size
                     file.unlink()
                     files, size = files + 1, size + there
     if files:
-        print(f"removed from {FOLDER} what killed runs left: {files} files, {size / 2**20:.1f} MB", file=sys.stderr)
+        print(
+            f"removed from {SHARED_MEMORY} what killed runs left: {files} files, {size / 2**20:.1f} MB", file=sys.stderr
+        )
 
 
 @contextlib.contextmanager
@@ -108,7 +110,7 @@ def prepare_worker(name: str | None, index: int, count: int) -> None:
     """The first thing in a worker process of grain: it ends with its parent, and names its rows after it."""
     parent = multiprocessing.parent_process()
     if parent is not None:
-        end_with(parent.sentinel)
+        end_with_parent(parent.sentinel)
     if name is None:
         return
 
@@ -124,13 +126,13 @@ def allocate(name: str, size: int) -> SharedMemory:
     where there are no more."""
     memory = SharedMemory(name, create=True, size=size)
     try:
-        with (FOLDER / name).open("r+b") as file:
+        with (SHARED_MEMORY / name).open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, size)
     except OSError as error:
         memory.close()
         memory.unlink()
         raise UserError(
-            f"{FOLDER} has no room for a data worker's row ({error.strerror}); "
+            f"{SHARED_MEMORY} has no room for a data worker's row ({error.strerror}); "
             f"start the container with a larger --shm-size, or set data.workers=0; {SAFE}"
         ) from None
     return memory
@@ -142,9 +144,11 @@ def rows_ahead(row: int, workers: int, own: int, wanted: int) -> int:
 
     Raises UserError where not even one row ahead fits into all that is free.
     """
-    if not FOLDER.is_dir() or not (there := shutil.disk_usage(FOLDER)).total:  # a tmpfs without limit shows 0
+    if (
+        not SHARED_MEMORY.is_dir() or not (there := shutil.disk_usage(SHARED_MEMORY)).total
+    ):  # a tmpfs without limit shows 0
         return wanted
-    free, least = f"{FOLDER} has {there.free / 2**20:.0f} MB free", row * rows_held(workers, own, 1)
+    free, least = f"{SHARED_MEMORY} has {there.free / 2**20:.0f} MB free", row * rows_held(workers, own, 1)
     enough = f"--shm-size={math.ceil(2 * row * rows_held(workers, own, wanted) / 2**30)}g"
     if least > there.free:
         fewer = next((n for n in range(workers - 1, 0, -1) if row * rows_held(n, own, 1) <= there.free), 0)

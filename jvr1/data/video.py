@@ -53,10 +53,10 @@ MAX_PIXELS = 8192 * 4352
 SLOWEST, FASTEST = 1 / 3600, 1000.0
 """Frame rates outside of these, frames a second, are damage."""
 
-THREADS = 2
+DECODER_THREADS = 2
 """Of a decoder. A fixed number: what a damaged file comes to must not depend on the machine."""
 
-CHECKED = 4
+COMPARED_FRAMES = 4
 """Frames that are compared with the packets before a file is taken for what its packets say."""
 
 
@@ -160,10 +160,10 @@ class VideoFile:
         """Raises MediaError "too-large" where decoding beside `kept` bytes of frames may take more than is allowed."""
         width, height, bits, codec = self._format
         needed = memory.video_bytes(width, height, bits, codec) + kept
-        memory.check(self.path, f"{width}x{height} pixels a frame of {bits} bits", needed, self.max_decoded_mb)
+        memory.check_memory(self.path, f"{width}x{height} pixels a frame of {bits} bits", needed, self.max_decoded_mb)
 
     @contextmanager
-    def _opened(self, threads: int = THREADS) -> Iterator[tuple[InputContainer, VideoStream]]:
+    def _opened(self, threads: int = DECODER_THREADS) -> Iterator[tuple[InputContainer, VideoStream]]:
         """The container and its video stream, its decoder of so many threads.
 
         As `file:` and by list: nothing else is opened on the file's word.
@@ -259,7 +259,7 @@ class VideoFile:
                 raise MediaError("corrupt", f"{self.path}: a frame is damaged")
         return frames
 
-    def _sequence(self, threads: int = THREADS) -> Iterator[av.VideoFrame]:
+    def _sequence(self, threads: int = DECODER_THREADS) -> Iterator[av.VideoFrame]:
         """All frames as they are shown, decoded from the beginning. Errors before the first entry are of a beginning
         cut off, which no player shows."""
         with self._opened(threads) as (container, stream):
@@ -275,7 +275,7 @@ class VideoFile:
 
         By one thread: with two a frame may come before what is wrong with it is known.
         """
-        expected = self._clock[:CHECKED]
+        expected = self._clock[:COMPARED_FRAMES]
         found: list[int | None] = []
         for frame in self._sequence(threads=1):
             if not found:

@@ -22,7 +22,7 @@ from jvr1.demo.questions import HARD, LETTERS, TASKS, WARMUP, DemoQuestion, Demo
 from jvr1.demo.scenes import FPS, FRAMES, Frames
 from jvr1.errors import UserError
 
-SETTINGS, TASK_FILE = "settings.json", "tasks.json"
+SETTINGS_FILE, TASK_FILE = "settings.json", "tasks.json"
 LEAST = 32
 """Questions of the smallest split: with fewer, kinds of question would be missing."""
 
@@ -214,7 +214,7 @@ def wanted(out: Path, settings: Settings) -> bool:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return True
     try:
-        found = json.loads((out / SETTINGS).read_text())
+        found = json.loads((out / SETTINGS_FILE).read_text())
     except (OSError, ValueError):
         raise UserError(f"{out} holds other files; name a new folder") from None
     if asdict(Settings()) | found != asdict(settings):
@@ -235,7 +235,7 @@ def building(out: Path) -> Path:
 
 def finish(partial: Path, out: Path, settings: Settings) -> None:
     """Signs the folder with its settings and gives it its name."""
-    (partial / SETTINGS).write_text(json.dumps(asdict(settings)) + "\n")
+    (partial / SETTINGS_FILE).write_text(json.dumps(asdict(settings)) + "\n")
     partial.replace(out)
 
 

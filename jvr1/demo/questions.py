@@ -189,7 +189,7 @@ def squares(rng: np.random.Generator, draw: Draw) -> DemoQuestion:
     )
 
 
-def read(rng: np.random.Generator, draw: Draw) -> DemoQuestion:
+def reading(rng: np.random.Generator, draw: Draw) -> DemoQuestion:
     glyphs = list(scenes.GLYPHS)
     text = glyphs[draw.kind] + "".join(str(g) for g in rng.choice(glyphs, 2))
     return DemoQuestion(
@@ -210,7 +210,7 @@ def describe(rng: np.random.Generator, draw: Draw) -> DemoQuestion:
     )
 
 
-def bar(rng: np.random.Generator, draw: Draw) -> DemoQuestion:
+def bar_length(rng: np.random.Generator, draw: Draw) -> DemoQuestion:
     length = draw.kind + 1
     return DemoQuestion(
         problem="how long is the bar, from 1 to 9?",
@@ -256,9 +256,9 @@ TASKS = (
     DemoTask("blinks", "numerical", True, 1 / 4, 4, 0.05, blinks),
     DemoTask("colour", CHOICE, False, 1.0, 6, 0.04, colour),
     DemoTask("squares", "numerical", False, 1.0, 5, 0.04, squares),
-    DemoTask("read", "OCR", False, 1.0, 8, 0.03, read),
+    DemoTask("read", "OCR", False, 1.0, 8, 0.03, reading),
     DemoTask("describe", "free-form", False, 1.0, 18, 0.04, describe),
-    DemoTask("bar", "regression", False, 1.0, 9, 0.03, bar),
+    DemoTask("bar", "regression", False, 1.0, 9, 0.03, bar_length),
 )
 """What the train, validation and test files hold."""
 HARD = (

@@ -55,7 +55,7 @@ def block(frame: Frame, colour: str, top: int, left: int, height: int, width: in
     return frame
 
 
-def place(rng: np.random.Generator, height: int = SQUARE, width: int = SQUARE) -> tuple[int, int]:
+def random_spot(rng: np.random.Generator, height: int = SQUARE, width: int = SQUARE) -> tuple[int, int]:
     """Top and left of a random spot, at even pixels, for something of that size inside the border."""
     spots = [(SIZE - 2 * MARGIN - side) // 2 for side in (height, width)]
     top, left = (MARGIN + 2 * int(rng.integers(spot + 1)) for spot in spots)
@@ -66,7 +66,7 @@ def squares_in_turn(rng: np.random.Generator, colours: Sequence[str], border: st
     """Squares one after the other at random places, each for an equal share of the clip."""
     frames = []
     for colour in colours:
-        spot = place(rng)
+        spot = random_spot(rng)
         for _ in range(FRAMES // len(colours)):
             frames.append(block(canvas(border), colour, *spot, SQUARE, SQUARE))
     return np.stack(frames)
@@ -79,14 +79,14 @@ def moving_square(rng: np.random.Generator, colour: str, direction: str) -> Fram
     path = MARGIN + along + step * np.arange(FRAMES)
     if direction in ("left", "up"):
         path = path[::-1]
-    across = place(rng)[0]
+    across = random_spot(rng)[0]
     spots = [(across, int(p)) if direction in ("left", "right") else (int(p), across) for p in path]
     return np.stack([block(canvas(), colour, *spot, SQUARE, SQUARE) for spot in spots])
 
 
 def blinking_square(rng: np.random.Generator, colour: str, lit: Sequence[bool]) -> Frames:
     """A square that stays where it is and shows in the frames where `lit` is true."""
-    spot = place(rng)
+    spot = random_spot(rng)
     return np.stack([block(canvas(), colour, *spot, SQUARE, SQUARE) if on else canvas() for on in lit])
 
 
@@ -103,7 +103,7 @@ def scattered_squares(rng: np.random.Generator, count: int) -> Frame:
 def shape(rng: np.random.Generator, colour: str, kind: str) -> Frame:
     """A square, a circle or a cross of 22 pixels."""
     frame, side = canvas(), 22
-    top, left = place(rng, side, side)
+    top, left = random_spot(rng, side, side)
     if kind == "square":
         return block(frame, colour, top, left, side, side)
     if kind == "cross":
@@ -117,13 +117,13 @@ def shape(rng: np.random.Generator, colour: str, kind: str) -> Frame:
 
 def bar(rng: np.random.Generator, colour: str, length: int) -> Frame:
     """A level bar of 4 pixels a unit, `length` in 1..9."""
-    return block(canvas(), colour, *place(rng, 8, 4 * length), 8, 4 * length)
+    return block(canvas(), colour, *random_spot(rng, 8, 4 * length), 8, 4 * length)
 
 
 def writing(rng: np.random.Generator, text: str, colour: str) -> Frame:
     """Glyphs of 10x14 pixels in a row, two pixels apart."""
     frame = canvas()
-    top, left = place(rng, 14, 12 * len(text) - 2)
+    top, left = random_spot(rng, 14, 12 * len(text) - 2)
     for i, letter in enumerate(text):
         bits = np.array([[row >> (4 - column) & 1 for column in range(5)] for row in GLYPHS[letter]], bool)
         at = left + 12 * i

@@ -11,7 +11,7 @@ import av
 import numpy as np
 from PIL import Image, ImageDraw
 
-from jvr1.demo.dataset import SETTINGS
+from jvr1.demo.dataset import SETTINGS_FILE
 from jvr1.demo.questions import HARD, TASKS, DemoTask
 from jvr1.demo.scenes import FRAMES, SIZE, Frames
 from jvr1.errors import UserError, run_main
@@ -19,7 +19,7 @@ from jvr1.errors import UserError, run_main
 ZOOM, GAP, CAPTION = 2, 6, 34
 
 
-def frames_of(path: Path) -> Frames:
+def frames_in(path: Path) -> Frames:
     """All frames of a clip, or the one of a picture."""
     if path.suffix != ".mp4":
         with Image.open(path) as image:
@@ -47,7 +47,7 @@ def sheet(root: Path, task: DemoTask, count: int = 4) -> Image.Image:
     """The first `count` questions of a task from the test or the hard file, one under the other."""
     records = json.loads((root / f"{'hard' if task.hard else 'test'}.json").read_text())
     chosen = [r for r in records if r["data_source"] == task.name][:count]
-    strips = [strip(r, frames_of(root / r["path"])) for r in chosen]
+    strips = [strip(r, frames_in(root / r["path"])) for r in chosen]
     width, height = strips[0].size
     image = Image.new("RGB", (width, len(strips) * (height + GAP)), "white")
     for i, one in enumerate(strips):
@@ -60,8 +60,8 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="a folder of tools/make_demo_data.py")
     parser.add_argument("out", type=Path, help="where demo_TASK.png go")
     args = parser.parse_args()
-    if not (args.data / SETTINGS).exists():
-        raise UserError(f"{args.data} is not a folder of tools/make_demo_data.py; it holds no {SETTINGS}")
+    if not (args.data / SETTINGS_FILE).exists():
+        raise UserError(f"{args.data} is not a folder of tools/make_demo_data.py; it holds no {SETTINGS_FILE}")
     args.out.mkdir(parents=True, exist_ok=True)
     for task in (*TASKS, *HARD):
         sheet(args.data, task).save(args.out / f"demo_{task.name}.png", optimize=True)

@@ -13,7 +13,7 @@ from jvr1.data.cache import is_remote
 from jvr1.errors import UserError
 from jvr1.questions.replies import Question, Reply, to_line
 
-SETTINGS = "settings.json"
+ANSWERED_WITH = "settings.json"
 ANSWERS = "answers.jsonl"
 PARTIAL = "answers.partial"
 
@@ -75,12 +75,12 @@ def _whole(raw: bytes) -> str | None:
 def claim(folder: epath.Path, settings: Mapping[str, Any], *, write: bool) -> None:
     """Makes the folder of an evaluation, or takes up that of one with the same settings. Raises UserError when it holds
     answers to others."""
-    kept = folder / SETTINGS
+    kept = folder / ANSWERED_WITH
     if (folder / ANSWERS).exists() or any(folder.glob(f"{PARTIAL}-*.jsonl")):
         try:
             before = dict(json.loads(kept.read_text()))
         except (OSError, ValueError, TypeError):
-            raise UserError(f"{folder} holds answers and no readable {SETTINGS}; name another --out") from None
+            raise UserError(f"{folder} holds answers and no readable {ANSWERED_WITH}; name another --out") from None
         now = json.loads(json.dumps(settings))
         different = [n for n in dict.fromkeys([*before, *now]) if before.get(n) != now.get(n)]
         if different:

@@ -20,7 +20,7 @@ from jvr1.errors import UserError
 from jvr1.eval.report import HOW, AskedSuite, percent, rests_on, tables
 from jvr1.eval.score import value
 from jvr1.problems.answers import final_answer
-from jvr1.questions.replies import MODES, Question, task_of
+from jvr1.questions.replies import SCORED_MODES, Question, task_of
 
 SHOWN_FRAMES = 8
 HEIGHT = 96
@@ -59,7 +59,7 @@ def html(report: Mapping[str, Any], asked: Sequence[AskedSuite], look: Look, wit
         rests_on=rests_on(report),
         framed=len(show),
         mode=mode,
-        modes=MODES,
+        modes=SCORED_MODES,
         how=HOW,
     )
 
@@ -92,7 +92,7 @@ def _question(benchmark: str, index: int, question: Question, mode: str, frames:
                 "answer": r.answer,
                 "completion": r.completion,
                 "verdict": _verdict(r.accuracy[mode]),
-                "accuracy": {m: percent(r.accuracy[m]) for m in MODES},
+                "accuracy": {m: percent(r.accuracy[m]) for m in SCORED_MODES},
                 "format": bool(r.format),
                 "length": r.length,
                 "ended": r.ended,

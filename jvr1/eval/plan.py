@@ -43,7 +43,7 @@ Index = Callable[[str, Sequence[Record], Measure, Mapping[str, Any]], list[Index
 """(file, its records, measure, all that the measure depends on) -> one entry a record."""
 
 
-def make_plan(suites: Sequence[Suite], encoder: Encoder, index_of: Index, *, fitted: bool) -> EvaluationPlan:
+def plan_evaluation(suites: Sequence[Suite], encoder: Encoder, index_of: Index, *, fitted: bool) -> EvaluationPlan:
     """Measures questions and puts them into buckets. fitted: buckets are made for them, else they are the encoder's.
     Raises UserError when no question can be asked."""
     measure = Measuring(encoder)

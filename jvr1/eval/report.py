@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
-from jvr1.eval.score import apart_key, benchmark_summary, metric_key, summary
+from jvr1.eval.score import apart_key, benchmark_summary, metric_key, summarise_group
 from jvr1.eval.suites import CITATION, Suite
 from jvr1.problems.kinds import KINDS
 from jvr1.questions.asking import Asking
-from jvr1.questions.replies import MODES, Question, task_of
+from jvr1.questions.replies import SCORED_MODES, Question, task_of
 from jvr1.questions.summary import TaskSummary, summarise
 
 COLUMNS = ("task", "questions", "ordered", "shuffled", "format", "length", "failed")
@@ -45,7 +45,7 @@ def build(
         "settings": dict(settings),
     }
     if len(asking.variants) > 1:
-        report["temporal_reliance"] = summary(everything, asking.variants, asking.samples).get("variants", {})
+        report["temporal_reliance"] = summarise_group(everything, asking.variants, asking.samples).get("variants", {})
     return report
 
 
@@ -160,7 +160,7 @@ def _numbers(group: Mapping[str, Any]) -> list[Cell]:
     answered = Cell(f"{group['answered']} of {group['questions']}")
     length = Cell("" if group["tokens"] is None else f"{group['tokens']:.1f}")
     shares = [Cell("" if group[n] is None else percent(group[n])) for n in ("format", "ended")]
-    return [answered, *(share(group["accuracy"][mode]) for mode in MODES), shares[0], length, shares[1]]
+    return [answered, *(share(group["accuracy"][mode]) for mode in SCORED_MODES), shares[0], length, shares[1]]
 
 
 def share(measure: Mapping[str, Any]) -> Cell:
@@ -197,7 +197,7 @@ def _headline(benchmarks: Mapping[str, Any]) -> Table:
         rows.append([Cell(pooled), *_numbers(b), *paper])
         for key, name in extra():
             if key in b:
-                cells = [Cell(str(b[key][MODES[0]]["n"])), *(share(b[key][mode]) for mode in MODES)]
+                cells = [Cell(str(b[key][SCORED_MODES[0]]["n"])), *(share(b[key][mode]) for mode in SCORED_MODES)]
                 rows.append([Cell(f"{b['title']}, {name}"), *cells, *[Cell("")] * (3 + len(paper))])
     note = f"paper: {CITATION}, at the same frames, pixels and prompt." if with_paper else ""
     return Table("Benchmarks", ("benchmark", *_NUMBERS, *(["paper"] if with_paper else [])), rows, note)

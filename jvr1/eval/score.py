@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from jvr1.eval.breakdown import Breakdown
 from jvr1.problems.kinds import KINDS, Metric
-from jvr1.questions.replies import MODES, Question, Reply, grouped, task_of
+from jvr1.questions.replies import SCORED_MODES, Question, Reply, grouped, task_of
 from jvr1.rl.rewards import measured
 
 RESAMPLES = 10_000
@@ -99,14 +99,14 @@ def majority(found: Sequence[Reply]) -> Reply:
     return next(r for r, vote in zip(found, votes, strict=True) if counts[vote] == best)
 
 
-def summary(questions: Sequence[Question], variants: Sequence[str], samples: int) -> dict[str, Any]:
+def summarise_group(questions: Sequence[Question], variants: Sequence[str], samples: int) -> dict[str, Any]:
     """All numbers of a group of questions; those that failed are counted and left out of the rest."""
     answered = [q for q in questions if q.error is None]
     first = [r for q in answered for r in replies(q, "ordered")]
     out: dict[str, Any] = {
         "questions": len(questions),
         "answered": len(answered),
-        "accuracy": {mode: measure([value(q, "ordered", mode) for q in answered], samples) for mode in MODES},
+        "accuracy": {mode: measure([value(q, "ordered", mode) for q in answered], samples) for mode in SCORED_MODES},
         "format": _mean([r.format for r in first]),
         "ended": _mean([r.ended for r in first]),
         "tokens": _mean([r.length for r in first]),
@@ -114,7 +114,7 @@ def summary(questions: Sequence[Question], variants: Sequence[str], samples: int
     }
     if samples > 1:
         votes = [majority(replies(q, "ordered")) for q in answered]
-        out["majority"] = {mode: measure([v.accuracy[mode] for v in votes]) for mode in MODES}
+        out["majority"] = {mode: measure([v.accuracy[mode] for v in votes]) for mode in SCORED_MODES}
     others = {variant: _against(answered, variant, samples) for variant in variants if variant != "ordered"}
     if others and any(o["n"] for o in others.values()):
         out["variants"] = others
@@ -125,7 +125,7 @@ def _against(answered: Sequence[Question], variant: str, samples: int) -> dict[s
     """A variant's accuracy on the videos, that of the ordered frames on the same ones, and the gap."""
     both = [q for q in answered if replies(q, variant)]
     out: dict[str, Any] = {"n": len(both), "accuracy": {}, "ordered": {}, "gap": {}}
-    for mode in MODES:
+    for mode in SCORED_MODES:
         a, b = ([value(q, v, mode) for q in both] for v in ("ordered", variant))
         out["ordered"][mode], out["accuracy"][mode] = measure(a, samples), measure(b, samples)
         out["gap"][mode] = paired_gap(a, b)
@@ -142,17 +142,17 @@ def benchmark_summary(
 ) -> dict[str, Any]:
     """A benchmark's numbers: all together, by task, by problem type and by the groups of its own `breakdown`, where a
     record says any. over_tasks: the mean over tasks as well."""
-    out = summary(questions, variants, samples)
+    out = summarise_group(questions, variants, samples)
     tasks, types = grouped(questions, lambda q: task_of(q.record)), grouped(questions, lambda q: q.record.problem_type)
-    out["tasks"] = {name: summary(group, variants, samples) for name, group in tasks.items()}
-    out["problem_types"] = {name: summary(group, variants, samples) for name, group in types.items()}
+    out["tasks"] = {name: summarise_group(group, variants, samples) for name, group in tasks.items()}
+    out["problem_types"] = {name: summarise_group(group, variants, samples) for name, group in types.items()}
     answered = [q for q in questions if q.error is None]
     out |= of_kinds(answered, samples)
     named = grouped([q for q in answered if q.record.task], lambda q: q.record.task)
     if over_tasks and named:
-        out["mean_over_tasks"] = {mode: mean_over(_levels(named, mode)) for mode in MODES}
+        out["mean_over_tasks"] = {mode: mean_over(_levels(named, mode)) for mode in SCORED_MODES}
     if breakdown and (parts := broken_down(questions, breakdown)):
-        groups = {name: summary(group, variants, samples) for name, group in parts.items()}
+        groups = {name: summarise_group(group, variants, samples) for name, group in parts.items()}
         out["breakdown"] = {"by": breakdown.by, "groups": groups}
     return out
 
@@ -163,11 +163,13 @@ def of_kinds(answered: Sequence[Question], samples: int) -> dict[str, Any]:
     for name in (name for name in KINDS if any(q.record.problem_type == name for q in answered)):
         kind, own = KINDS[name], [q for q in answered if q.record.problem_type == name]
         for metric in kind.metrics:
-            values = {mode: [metric_value(q, metric, mode) for q in own] for mode in MODES}
-            out[metric_key(name, metric)] = {mode: measure(values[mode], samples) for mode in MODES}
+            values = {mode: [metric_value(q, metric, mode) for q in own] for mode in SCORED_MODES}
+            out[metric_key(name, metric)] = {mode: measure(values[mode], samples) for mode in SCORED_MODES}
         if kind.apart:
             rest = [q for q in answered if q.record.problem_type != name]
-            out[apart_key(name)] = {mode: measure([value(q, "ordered", mode) for q in rest], samples) for mode in MODES}
+            out[apart_key(name)] = {
+                mode: measure([value(q, "ordered", mode) for q in rest], samples) for mode in SCORED_MODES
+            }
     return out
 
 

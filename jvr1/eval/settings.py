@@ -15,10 +15,10 @@ from jvr1.eval.suites import Suite
 from jvr1.model.families import FACTOR, TOKEN_PIXELS
 from jvr1.model.media import VideoSampling
 from jvr1.questions.asking import Asking
-from jvr1.questions.replies import MODES, mode_of
+from jvr1.questions.replies import SCORED_MODES, mode_of
 
-PIXELS, FRAMES, TOKENS = 256 * TOKEN_PIXELS, 64, 1024
-BATCH = 8
+PIXELS, MOST_FRAMES, TOKENS = 256 * TOKEN_PIXELS, 64, 1024
+QUESTIONS_A_BATCH = 8
 MIN_VIDEO_PIXELS = 128 * TOKEN_PIXELS
 PROMPTS = {"think": "reference-eval", "direct": "plain"}
 
@@ -31,8 +31,8 @@ def reference_settings() -> ConfigDict:
     config.data.template = PROMPTS["think"]
     config.reward.mode = "eval-reference"
     config.rl.update({"shuffled": 0, "gate": "none"})
-    config.batch.micro = BATCH
-    _set_frames(config, FRAMES)
+    config.batch.micro = QUESTIONS_A_BATCH
+    _set_frames(config, MOST_FRAMES)
     _set_pixels(config, PIXELS)
     return config
 
@@ -95,7 +95,9 @@ def paper_frames(config: ConfigDict, asking: Asking) -> int | None:
     return video.max_frames if same else None
 
 
-def describe(config: ConfigDict, asking: Asking, suites: Sequence[Suite], weights: str, fitted: bool) -> dict[str, Any]:
+def describe_evaluation(
+    config: ConfigDict, asking: Asking, suites: Sequence[Suite], weights: str, fitted: bool
+) -> dict[str, Any]:
     """All that the answers depend on, under the names a report shows."""
     style, buckets = settings.style(config), settings.buckets(config)
     video, image = settings.pixel_limits(config)
@@ -122,6 +124,6 @@ def describe(config: ConfigDict, asking: Asking, suites: Sequence[Suite], weight
         "seed": config.seed,
         "batch": config.batch.micro,
         "buckets": "fitted to the questions" if fitted else [b.name for b in buckets],
-        "modes": list(MODES),
+        "modes": list(SCORED_MODES),
         "primary_mode": mode_of(config.reward.mode),
     }

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 from jvr1.data.media import Media
 from jvr1.errors import UserError
 
-COLUMNS, GAP, CAPTION = 8, 6, 16
+FRAMES_A_ROW, FRAME_GAP, FRAME_CAPTION = 8, 6, 16
 LEAST_WIDTH = 112
 """Smaller frames are shown a whole number of times larger, so that their captions fit."""
 
@@ -36,15 +36,15 @@ def write_frames(target: str, media: Sequence[Media]) -> None:
 def contact_sheet(media: Sequence[Media]) -> Image.Image:
     """Frames row by row, each with its time in the video, or its number among the images."""
     cells = [(_large(frame), caption) for frame, caption in _frames(media)]
-    width, height = (max(sizes) + GAP for sizes in zip(*(frame.size for frame, _ in cells), strict=True))
-    columns = min(COLUMNS, len(cells))
+    width, height = (max(sizes) + FRAME_GAP for sizes in zip(*(frame.size for frame, _ in cells), strict=True))
+    columns = min(FRAMES_A_ROW, len(cells))
     rows = -(-len(cells) // columns)
-    sheet = Image.new("RGB", (columns * width + GAP, rows * (height + CAPTION) + GAP), "white")
+    sheet = Image.new("RGB", (columns * width + FRAME_GAP, rows * (height + FRAME_CAPTION) + FRAME_GAP), "white")
     draw = ImageDraw.Draw(sheet)
     for i, (frame, caption) in enumerate(cells):
-        left, top = GAP + i % columns * width, GAP + i // columns * (height + CAPTION)
+        left, top = FRAME_GAP + i % columns * width, FRAME_GAP + i // columns * (height + FRAME_CAPTION)
         draw.text((left, top), caption, fill="black")
-        sheet.paste(frame, (left, top + CAPTION))
+        sheet.paste(frame, (left, top + FRAME_CAPTION))
     return sheet
 
 

@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float
 MASKED = -1e30
 """Score of a masked key. It is finite so that a query with no real key at all (padding) gets finite values and
 gradients instead of nan; nobody reads them."""
-BLOCK = 256
+QUERY_BLOCK = 256
 """Aim for this many queries in a block. A completion is never cut in two: a longer one is a block of its own."""
 MOST_BLOCKS = 16
 """The most blocks a prompt is cut into. Each block is code of its own in the compiled program, so their number is
@@ -48,9 +48,9 @@ class Span(NamedTuple):
 
 def spans(prompt: int, rows: int, length: int) -> tuple[Span, ...]:
     """The blocks: parts of the prompt first, then completions, several in a block where they are short."""
-    size = max(BLOCK, -(-prompt // MOST_BLOCKS))
+    size = max(QUERY_BLOCK, -(-prompt // MOST_BLOCKS))
     of_prompt = [Span(start, min(start + size, prompt), 0) for start in range(0, prompt, size)]
-    together = max(1, BLOCK // max(length, 1))
+    together = max(1, QUERY_BLOCK // max(length, 1))
     counts = [min(together, rows - first) for first in range(0, rows, together)]
     starts = [prompt + first * length for first in range(0, rows, together)]
     return (*of_prompt, *(Span(at, at + n * length, n) for at, n in zip(starts, counts, strict=True)))

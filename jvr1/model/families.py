@@ -9,7 +9,7 @@ from jvr1.errors import UserError, shown
 from jvr1.model.config import ModelConfig
 from jvr1.model.family import Family
 from jvr1.model.fields import Fields
-from jvr1.model.parameters import DECODER, Parameter, is_stacked
+from jvr1.model.parameters import DECODER_PARAMETERS, Parameter, is_stacked
 from jvr1.model.qwen2_5_vl import QWEN2_5_VL
 from jvr1.model.qwen2_5_vl.config import MERGE, PATCH
 
@@ -58,7 +58,7 @@ def published(size: str) -> ModelConfig:
 def known(path: str) -> Parameter:
     """What is known of a parameter, by its path, which means the same in all families. Of one that no table has nothing
     is known: no axis has a name, and it does not decay."""
-    for table in (DECODER, *(family.parameters for family in FAMILIES.values())):
+    for table in (DECODER_PARAMETERS, *(family.parameters for family in FAMILIES.values())):
         if path in table:
             return table[path]
     return Parameter(("layers",) if is_stacked(path) else ())
@@ -66,6 +66,6 @@ def known(path: str) -> Parameter:
 
 def adaptable() -> tuple[str, ...]:
     """Linear maps that can have an adapter: all but patch embeddings and heads."""
-    tables = (DECODER, *(family.parameters for family in FAMILIES.values()))
+    tables = (DECODER_PARAMETERS, *(family.parameters for family in FAMILIES.values()))
     names = {path: None for table in tables for path, one in table.items() if one.hidden}
     return tuple(path.removesuffix("/kernel") for path in names if path.endswith("/kernel"))

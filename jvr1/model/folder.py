@@ -8,15 +8,15 @@ from collections.abc import Iterable
 from etils import epath
 
 RESAVE = "open it with what wrote it, and write it with save_pretrained of transformers"
-MERGE = "merge them into their model (merge_and_unload of peft, then save_pretrained) and name that"
+MERGE_ADAPTERS = "merge them into their model (merge_and_unload of peft, then save_pretrained) and name that"
 _FORMS = (
-    (r"adapter_config\.json|adapter_model\..*", f"adapters of peft ({{}}): {MERGE}"),
+    (r"adapter_config\.json|adapter_model\..*", f"adapters of peft ({{}}): {MERGE_ADAPTERS}"),
     (r".*\.gguf", "weights of llama.cpp ({}): name the model they were made of"),
     (r".*\.(bin|pt|pth|ckpt|pkl)", f"weights as a pickle ({{}}), which jvr1 never opens: {RESAVE}"),
     (r".*\.(h5|msgpack|onnx|distcp|npz)", f"weights in a form that jvr1 does not read ({{}}): {RESAVE}"),
 )
 _NAMES = (
-    (r"base_model\..*|.*\.lora_[AB]\..*", f"have names of peft ({{}}), adapters among them: {MERGE}"),
+    (r"base_model\..*|.*\.lora_[AB]\..*", f"have names of peft ({{}}), adapters among them: {MERGE_ADAPTERS}"),
     (
         r".*\.(qweight|qzeros|scales|g_idx|SCB|weight_scale(_inv)?|absmax|quant_map|quant_state\..*)",
         "are quantised ({}); name the model they were made of",

@@ -72,7 +72,7 @@ class Parameter:
 
 Sides = tuple[tuple[str, ...], tuple[str, ...]]
 """Logical axes of a linear map's inputs and outputs, in one layer."""
-GATED_MLP: Mapping[str, Sides] = {
+GATED_MLP_SIDES: Mapping[str, Sides] = {
     "mlp/gate": (("width",), ("mlp",)),
     "mlp/up": (("width",), ("mlp",)),
     "mlp/down": (("mlp",), ("width",)),
@@ -107,9 +107,9 @@ _LAYER: Mapping[str, Sides] = {
     "k": (("width",), ("kv_heads", "head_size")),
     "v": (("width",), ("kv_heads", "head_size")),
     "o": (("heads", "head_size"), ("width",)),
-    **GATED_MLP,
+    **GATED_MLP_SIDES,
 }
-DECODER: Mapping[str, Parameter] = table_of(
+DECODER_PARAMETERS: Mapping[str, Parameter] = table_of(
     {f"text/layers/{name}": sides for name, sides in _LAYER.items()},
     {
         "text/embedding": Parameter(("vocab", "width"), decays=True),

@@ -17,10 +17,10 @@ from jvr1.model.lora import LoRAConfig
 from jvr1.model.safetensors import write_shard
 from jvr1.model.weights import Tensor, get, hf_tensors
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+ADAPTER_CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
-def save(
+def save_adapters(
     params: dict, config: ModelConfig, lora: LoRAConfig, out: epath.PathLike, *, dtype: str, base: str | None
 ) -> None:
     """Writes the adapters, and only them. base: the model they were trained on, as `peft` is to name it.
@@ -37,7 +37,7 @@ def save(
         values.append(value.astype(jnp.dtype(dtype)))
     if first:
         write_shard(out / WEIGHTS, names, dtype, values)
-        (out / CONFIG).write_text(json.dumps(peft_config(params, config, lora, base), indent=2) + "\n")
+        (out / ADAPTER_CONFIG).write_text(json.dumps(peft_config(params, config, lora, base), indent=2) + "\n")
 
 
 def adapters(params: dict, config: ModelConfig) -> Iterator[tuple[str, np.ndarray]]:

@@ -28,7 +28,7 @@ DTYPES = {
 }
 CODES = {str(dtype): code for code, dtype in DTYPES.items()}
 METADATA = "__metadata__"
-INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+SAFETENSORS_INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 MAX_HEADER = 100 * 2**20
 LONGEST_NAME, MOST_AXES = 256, 8
 """Of a tensor: more than any model has, and few enough to be said in an error's line."""
@@ -80,15 +80,17 @@ def shard_files(folder: epath.Path) -> list[epath.Path]:
 
     Other safetensors files of the folder are not the model's (adapters, another form of the weights).
     """
-    index, single = folder / INDEX, folder / SINGLE
+    index, single = folder / SAFETENSORS_INDEX, folder / SINGLE
     if not index.exists():
         return [single] if single.exists() else _without_index(folder)
     names = _indexed(index)
     if single.exists() and SINGLE not in names:
-        raise UserError(f"{folder} holds {SINGLE} and {INDEX}, which names other files; remove what is not the model's")
+        raise UserError(
+            f"{folder} holds {SINGLE} and {SAFETENSORS_INDEX}, which names other files; remove what is not the model's"
+        )
     for name in names:
         if not (folder / name).exists():
-            raise UserError(f"{folder / name} is missing; {INDEX} names it")
+            raise UserError(f"{folder / name} is missing; {SAFETENSORS_INDEX} names it")
     return [folder / name for name in names]
 
 
@@ -113,10 +115,12 @@ def _without_index(folder: epath.Path) -> list[epath.Path]:
     counts = {int(part[1]) for part in parts if part}
     if not counts:
         found = form_of(folder) or ", ".join(f.name for f in files[:3])
-        raise UserError(f"{folder} holds no {SINGLE} or {INDEX}" + (f" but {found}" if found else ""))
+        raise UserError(f"{folder} holds no {SINGLE} or {SAFETENSORS_INDEX}" + (f" but {found}" if found else ""))
     shards = [path for path, part in zip(files, parts, strict=True) if part]
     if counts != {len(shards)}:
-        raise UserError(f"{folder} holds {len(shards)} of {max(counts)} shards, and no {INDEX} that names them")
+        raise UserError(
+            f"{folder} holds {len(shards)} of {max(counts)} shards, and no {SAFETENSORS_INDEX} that names them"
+        )
     return shards
 
 

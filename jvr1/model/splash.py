@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float
 
 LANES = 128
 """Sequence, blocks and head size must be multiples of it."""
-BLOCK = 512
+SPLASH_BLOCK = 512
 """Queries and keys a block: larger ones keep the matrix unit busier, smaller ones skip more."""
 
 
@@ -38,7 +38,7 @@ def packed_mask(prompt: int, rows: int, length: int, total: int) -> np.ndarray:
 
 def block_sizes(total: int) -> tuple[int, int]:
     """Tokens of a block, and of the whole sequence padded to blocks."""
-    block = min(BLOCK, -(-total // LANES) * LANES)
+    block = min(SPLASH_BLOCK, -(-total // LANES) * LANES)
     return block, -(-total // block) * block
 
 

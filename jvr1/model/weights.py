@@ -45,9 +45,11 @@ def block_rules(
     return tuple(rules)
 
 
-GATED_MLP: Mapping[str, tuple[str, int]] = {f"mlp.{name}_proj": (f"mlp/{name}", 1) for name in ("gate", "up", "down")}
-_LAYER = {f"self_attn.{name}_proj": (name, 1) for name in "qkv"} | {"self_attn.o_proj": ("o", 2), **GATED_MLP}
-DECODER: tuple[Rule, ...] = (
+GATED_MLP_NAMES: Mapping[str, tuple[str, int]] = {
+    f"mlp.{name}_proj": (f"mlp/{name}", 1) for name in ("gate", "up", "down")
+}
+_LAYER = {f"self_attn.{name}_proj": (name, 1) for name in "qkv"} | {"self_attn.o_proj": ("o", 2), **GATED_MLP_NAMES}
+DECODER_NAMES: tuple[Rule, ...] = (
     Rule("model.embed_tokens.weight", "text/embedding"),
     *block_rules(
         "model.layers.{}",

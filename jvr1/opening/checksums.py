@@ -10,46 +10,48 @@ from pathlib import PurePath
 
 from etils import epath
 
-FILE = "checksums.json"
-UNSUMMED = (FILE, "_CHECKPOINT_METADATA", "commit_success.txt")
+CHECKSUMS_FILE = "checksums.json"
+UNSUMMED = (CHECKSUMS_FILE, "_CHECKPOINT_METADATA", "commit_success.txt")
 """Names that have no checksum: this file, and what orbax writes after it, of which no value is read."""
-FORMAT = 1
-THREADS = 8
+CHECKSUMS_FORMAT = 1
+HASH_THREADS = 8
 _BLOCK = 1 << 22
 
 
-def write(folder: epath.Path) -> None:
+def write_checksums(folder: epath.Path) -> None:
     """Sums up all files under the folder. A local file of checksums appears whole or not at all."""
     names = sorted(_names(folder))
-    with ThreadPoolExecutor(THREADS) as pool:
+    with ThreadPoolExecutor(HASH_THREADS) as pool:
         sums = dict(zip(names, pool.map(lambda name: _sum(folder / name), names), strict=True))
-    staged = folder / FILE if "://" in str(folder) else folder / f".{FILE}.partial"
-    staged.write_text(json.dumps({"jvr1_checksums": FORMAT, "files": sums, "sha256": _of(sums)}, indent=1) + "\n")
-    if staged.name != FILE:
-        staged.replace(folder / FILE)
+    staged = folder / CHECKSUMS_FILE if "://" in str(folder) else folder / f".{CHECKSUMS_FILE}.partial"
+    staged.write_text(
+        json.dumps({"jvr1_checksums": CHECKSUMS_FORMAT, "files": sums, "sha256": _of(sums)}, indent=1) + "\n"
+    )
+    if staged.name != CHECKSUMS_FILE:
+        staged.replace(folder / CHECKSUMS_FILE)
 
 
-def kept(folder: epath.Path) -> bool:
+def has_checksums(folder: epath.Path) -> bool:
     """Whether the folder has checksums; those of older versions have none."""
-    return (folder / FILE).exists()
+    return (folder / CHECKSUMS_FILE).exists()
 
 
-def damage(folder: epath.Path, under: str = "", part: int = 0, parts: int = 1) -> str | None:
+def first_damaged(folder: epath.Path, under: str = "", part: int = 0, parts: int = 1) -> str | None:
     """The first file, by name, that is not what was written, and how; None: there is none, or no checksums are kept.
 
     under: only files whose names begin so. part of parts: only every `parts`-th file, where processes share the work.
     """
-    if not kept(folder):
+    if not has_checksums(folder):
         return None
     try:
-        sums = json.loads((folder / FILE).read_text())
+        sums = json.loads((folder / CHECKSUMS_FILE).read_text())
         files = sums["files"]
         if sums["sha256"] != _of(files):
             raise ValueError("its own checksum differs")
     except (OSError, ValueError, TypeError, KeyError):
-        return f"{FILE} is not what was written"
+        return f"{CHECKSUMS_FILE} is not what was written"
     names = [name for name in sorted(files) if name.startswith(under)][part::parts]
-    with ThreadPoolExecutor(THREADS) as pool:
+    with ThreadPoolExecutor(HASH_THREADS) as pool:
         problems = pool.map(lambda name: _compare(folder / name, name, files[name]), names)
         return next((problem for problem in problems if problem), None)
 

@@ -22,7 +22,7 @@ from jvr1.data.chat import check_tokenizer
 from jvr1.data.encode import Encoder
 from jvr1.data.frame_cache import FrameCache
 from jvr1.data.index import IndexEntry, Measure, build_index, file_stamp, load_index, save_index, settings_hash
-from jvr1.data.index_summary import summary
+from jvr1.data.index_summary import summarise_index
 from jvr1.data.records import Record, load_records
 from jvr1.data.sandbox import Sandbox
 from jvr1.errors import UserError
@@ -105,7 +105,7 @@ def index_of(
         save_index(str(path), entries, made_with)
         partial.unlink()
         lengths = {b.name: b.prompt for b in encoder.buckets}
-        print(f"{file}: {summary(entries, lengths).told(kept_as)}")
+        print(f"{file}: {summarise_index(entries, lengths).told(kept_as)}")
         if doubtful := doubts(records):
             print(doubtful)
     if jax.process_count() > 1:

@@ -27,7 +27,7 @@ from jvr1.opening.staging import write_file
 from jvr1.processes.guard import at_end
 from jvr1.processes.peers import gather
 
-FILE = "holder.json"
+HOLDER_FILE = "holder.json"
 BEAT_SECONDS = 10.0
 """How often a holder changes its file."""
 SILENT_SECONDS = 45.0
@@ -67,7 +67,7 @@ class Holder:
         beat = 0
         while not self._done.wait(BEAT_SECONDS):
             beat += 1
-            found = read(self.folder)
+            found = read_holder(self.folder)
             if found is not None and found.id != self.claim.id:
                 self.lost = f"{found} took over the workdir {self.folder}, as this one had been silent; this run ends"
                 return
@@ -82,7 +82,7 @@ class Holder:
         self._thread.join()
         try:
             if self.lost is None:
-                (self.folder / FILE).unlink(missing_ok=True)
+                (self.folder / HOLDER_FILE).unlink(missing_ok=True)
                 if self._fresh and not is_remote(str(self.folder)) and not any(self.folder.iterdir()):
                     self.folder.rmdir()
         except OSError:
@@ -131,10 +131,10 @@ def _take(workdir: epath.Path) -> None:
     fresh = not workdir.exists()
     workdir.mkdir(parents=True, exist_ok=True)
     mine = Claim(uuid.uuid4().hex, platform.node(), _machine(), os.getpid(), _born(os.getpid()) or "", 0)
-    there, found = read(workdir), (workdir / FILE).exists()
+    there, found = read_holder(workdir), (workdir / HOLDER_FILE).exists()
     if found:
         if _lives(workdir, there):
-            there = there or read(workdir)
+            there = there or read_holder(workdir)
             raise UserError(f"{workdir} is held by another run, {there}; wait for its end, or use another workdir")
         print(f"{there or 'another run'} held {workdir} and is gone: taken over", file=sys.stderr)
         _write(workdir, mine)
@@ -144,7 +144,7 @@ def _take(workdir: epath.Path) -> None:
         _create(workdir, mine)
     if is_remote(str(workdir)) or found:
         time.sleep(SETTLE_SECONDS)
-    now = read(workdir)
+    now = read_holder(workdir)
     if now is None or now.id != mine.id:
         raise UserError(f"{workdir} was taken by another run at the same moment, {now}; use another workdir")
     atexit.register(release_all)
@@ -154,27 +154,27 @@ def _take(workdir: epath.Path) -> None:
 
 def _create(workdir: epath.Path, claim: Claim) -> None:
     """Writes the file where there is none; who comes second in the same moment finds the other's."""
-    staged = workdir / f".{FILE}.{claim.id}"
+    staged = workdir / f".{HOLDER_FILE}.{claim.id}"
     staged.write_text(json.dumps(asdict(claim)))
     try:
-        os.link(staged, workdir / FILE)
+        os.link(staged, workdir / HOLDER_FILE)
     except FileExistsError:
         pass
     except OSError:  # a file system without hard links
-        os.replace(staged, workdir / FILE)
+        os.replace(staged, workdir / HOLDER_FILE)
         time.sleep(SETTLE_SECONDS)
     finally:
         staged.unlink(missing_ok=True)
 
 
 def _write(workdir: epath.Path, claim: Claim) -> None:
-    write_file(workdir / FILE, json.dumps(asdict(claim)).encode())
+    write_file(workdir / HOLDER_FILE, json.dumps(asdict(claim)).encode())
 
 
-def read(workdir: epath.Path) -> Claim | None:
+def read_holder(workdir: epath.Path) -> Claim | None:
     """Who holds a workdir; None: nobody, or the file is damaged: a holder that lives will write it again."""
     try:
-        return Claim(**json.loads((workdir / FILE).read_text()))
+        return Claim(**json.loads((workdir / HOLDER_FILE).read_text()))
     except (OSError, ValueError, TypeError):
         return None
 
@@ -190,8 +190,8 @@ def _lives(workdir: epath.Path, claim: Claim | None) -> bool:
     until = time.monotonic() + SILENT_SECONDS
     while time.monotonic() < until:
         time.sleep(min(1.0, SILENT_SECONDS / 4))
-        if read(workdir) != claim:
-            return (workdir / FILE).exists()
+        if read_holder(workdir) != claim:
+            return (workdir / HOLDER_FILE).exists()
     return False
 
 

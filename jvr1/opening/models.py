@@ -35,7 +35,7 @@ from jvr1.processes.peers import gather
 from jvr1.sharding import check_mesh, param_shardings, path_name
 
 PARAMS, MODEL, LORA = "params", "model", "lora.json"
-CHAT_TEMPLATE = "chat_template.json"
+CHAT_TEMPLATE_FILE = "chat_template.json"
 FORMS = "an HF folder, a hub id, a converted folder, a workdir or one of its checkpoints"
 CHUNK_BYTES = 256 * 2**20
 """Arrays are stored in chunks of at most this size, so that another mesh reads little more than its slices."""
@@ -122,15 +122,15 @@ def check_files(folder: epath.Path, stored: epath.Path | None) -> None:
     of a workdir, a converted folder, an export. All processes call it, each reads its part."""
     of_step = stored is not None and stored.parent != folder
     base, under = (stored.parent, f"{PARAMS}/") if stored is not None and of_step else (folder, "")
-    found = gather(checksums.damage(base, under, jax.process_index(), jax.process_count()))
+    found = gather(checksums.first_damaged(base, under, jax.process_index(), jax.process_count()))
     problem = next((one for one in found if one), None)
     if problem is None and of_step:
-        base, problem = folder, gather(checksums.damage(folder))[0]
+        base, problem = folder, gather(checksums.first_damaged(folder))[0]
     if problem is not None:
         then = (
             "name another step"
             if of_step
-            else f"make it again, or delete {checksums.FILE} if it was changed on purpose"
+            else f"make it again, or delete {checksums.CHECKSUMS_FILE} if it was changed on purpose"
         )
         raise UserError(f"{base} is damaged: {problem}; {then}")
 
@@ -314,9 +314,9 @@ def make_tokenizer(carried: Mapping[str, bytes], config: ModelConfig, name: str)
             tokenizer = AutoTokenizer.from_pretrained(folder)
         except Exception as error:  # whatever a broken file makes the library raise
             raise UserError(f"{name}: the tokenizer files cannot be read: {_one_line(error)}") from None
-    if not tokenizer.chat_template and CHAT_TEMPLATE in carried:  # which the library reads with processors alone
-        where = f"{name}/{CHAT_TEMPLATE}"
-        tokenizer.chat_template = parse_object(carried[CHAT_TEMPLATE], where).get("chat_template")
+    if not tokenizer.chat_template and CHAT_TEMPLATE_FILE in carried:  # which the library reads with processors alone
+        where = f"{name}/{CHAT_TEMPLATE_FILE}"
+        tokenizer.chat_template = parse_object(carried[CHAT_TEMPLATE_FILE], where).get("chat_template")
         if not isinstance(tokenizer.chat_template, str):
             raise UserError(f"{where} holds no text under chat_template")
     return tokenizer

@@ -66,7 +66,7 @@ def newest_whole(workdir: epath.PathLike) -> int | None:
             _warn(f"checkpoint {folder / str(step)} is damaged: {problem}; it is kept as {aside}")
         if damaged:
             _warn(f"going on from step {left[0]}, which is whole")
-        if left and not checksums.kept(folder / str(left[0])):
+        if left and not checksums.has_checksums(folder / str(left[0])):
             _warn(f"checkpoint {folder / str(left[0])} has no checksums, as of an older version: taken as it is")
     gather(None)  # nobody looks before all is in its place
     return left[0] if left else None
@@ -74,7 +74,7 @@ def newest_whole(workdir: epath.PathLike) -> int | None:
 
 def _damage(step: epath.Path, part: int, parts: int) -> str | None:
     missing = next((name for name in ITEMS if not (step / name).is_dir()), None)
-    return f"{missing} is missing" if missing else checksums.damage(step, "", part, parts)
+    return f"{missing} is missing" if missing else checksums.first_damaged(step, "", part, parts)
 
 
 def _put_aside(step: epath.Path) -> epath.Path:
@@ -113,7 +113,7 @@ def check_fits(step: epath.Path, params: Any, state: Any) -> None:
         _match(step, reader, params, state)
 
 
-def restore(step: epath.Path, params: Any, state: Any) -> tuple[Any, Any]:
+def restore_checkpoint(step: epath.Path, params: Any, state: Any) -> tuple[Any, Any]:
     """(params, optimizer state) of a checkpoint, for trees of ShapeDtypeStruct with shardings. Any mesh will do, values
     are equal to the bit, but for moments of another dtype, which are cast. All processes call it. Raises UserError."""
     with _reading(step) as reader:

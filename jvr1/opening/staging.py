@@ -37,7 +37,7 @@ def appearing(out: epath.PathLike) -> Iterator[epath.Path]:
         raise
     gather(None)
     if first:
-        checksums.write(beside)
+        checksums.write_checksums(beside)
         if beside != out:
             out.rmdir()
             beside.rename(out)

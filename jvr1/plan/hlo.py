@@ -15,7 +15,7 @@ from itertools import chain
 import numpy as np
 
 Sizes = tuple[int, ...]
-KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
 
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
@@ -24,7 +24,7 @@ _CALLED_MANY = re.compile(r"\b(?:called_computations|calls)=\{([^}]*)\}")
 _BRANCH = re.compile(r"\b(?:true_computation|false_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
 _ARRAY = re.compile(r"\b([a-z]+\d+\w*|pred)\[([\d,]*)\]")
-_COLLECTIVE = re.compile(rf" (?:ragged-)?({'|'.join(KINDS)})(-start)?\(")
+_COLLECTIVE = re.compile(rf" (?:ragged-)?({'|'.join(COLLECTIVES)})(-start)?\(")
 _WHILE = re.compile(r" while\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _SHAPE = re.compile(r"^[a-z]+\d*\w*\[([\d,]*)\]")
@@ -138,7 +138,7 @@ class CompiledProgram:
                 yield from self._walk(part, (*loops, loop.trips))
 
 
-def read(text: str) -> CompiledProgram:
+def read_program(text: str) -> CompiledProgram:
     """The program of `as_text()`."""
     computations: dict[str, Computation] = {}
     entry, here, shapes = "", Computation(), dict[str, Sizes]()

@@ -28,7 +28,7 @@ from jvr1.model.attention import Backend, choose
 from jvr1.model.config import ModelConfig
 from jvr1.model.layers import BATCH
 from jvr1.model.lora import ADAPTERS, LoRAConfig, without_adapters
-from jvr1.plan.hlo import Collective, read
+from jvr1.plan.hlo import Collective, read_program
 from jvr1.rollout.decoder import Place, at_a_time, make_decoder, mover, places, wants_apart
 from jvr1.rollout.generate import Room, reads
 from jvr1.rollout.tasks import SlotShape
@@ -345,7 +345,7 @@ def compile_phase(step: Shapes, phase: str, bucket: Bucket, keep: Callable[[str]
         outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
         sizes.append((memory.argument_size_in_bytes, outputs, memory.temp_size_in_bytes))
         costs.append((program.times * cost.get("flops", 0.0), program.times * cost.get("bytes accessed", 0.0)))
-        found = read(text)
+        found = read_program(text)
         collectives += found.collectives() * program.times
         products += found.flops(loop_trips(bucket)) * program.times
         if keep is not None:

@@ -157,7 +157,7 @@ _ROWS = (
     ),
 )
 KINDS = {kind.name: kind for kind in _ROWS}
-"""By name, Video-R1's first, each with the suffix that it appends; `load` adds a user's own."""
+"""By name, Video-R1's first, each with the suffix that it appends; `load_kinds` adds a user's own."""
 
 
 def kind_of(problem_type: str) -> Kind:
@@ -167,7 +167,7 @@ def kind_of(problem_type: str) -> Kind:
     return KINDS[problem_type]
 
 
-def load(specs: Iterable[str]) -> tuple[Kind, ...]:
+def load_kinds(specs: Iterable[str]) -> tuple[Kind, ...]:
     """The kinds that 'module:name' name, put into the table of this process. Raises UserError."""
     return tuple(_load(spec) for spec in specs)
 

@@ -154,7 +154,7 @@ def _release() -> None:
         release()
 
 
-def end_with(error: UserError) -> NoReturn:
+def end_all_with(error: UserError) -> NoReturn:
     """Ends all processes with 2 and a mistake that this one met in any thread, where the main one would wait."""
     print(f"error: {error}", file=sys.stderr)
     tell_end(2, str(error))

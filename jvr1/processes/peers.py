@@ -29,7 +29,7 @@ THEIRS_LATER = 60
 so that ours, which end the process with a message and its exit code, come first."""
 AGREE_SECONDS = 60
 """Seconds that a process which has joined may take to say with which settings it was started."""
-SHOWN = 4
+MOST_DIFFERENCES = 4
 """How many differences between two processes a message names."""
 
 
@@ -147,8 +147,8 @@ def agree(topic: str, told: Mapping[str, Any]) -> None:
 def different(first: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     """The first few differences, as 'name: value of first -> value of other'; None where one has no such name."""
     names = sorted(n for n in first.keys() | other.keys() if first.get(n) != other.get(n))
-    shown = [f"{name}: {first.get(name)} -> {other.get(name)}" for name in names[:SHOWN]]
-    return shown + ([f"and {len(names) - SHOWN} more"] if len(names) > SHOWN else [])
+    shown = [f"{name}: {first.get(name)} -> {other.get(name)}" for name in names[:MOST_DIFFERENCES]]
+    return shown + ([f"and {len(names) - MOST_DIFFERENCES} more"] if len(names) > MOST_DIFFERENCES else [])
 
 
 def gather(value: Any) -> list[Any]:

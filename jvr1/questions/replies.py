@@ -11,7 +11,7 @@ from jvr1.data.records import Record
 from jvr1.data.store import RecordStore
 from jvr1.rl.rewards import score
 
-MODES = ("eval-reference", "robust")
+SCORED_MODES = ("eval-reference", "robust")
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,9 @@ class Question:
 
 def accuracies(completion: str, gold: str, problem_type: str, options: Sequence[str] = ()) -> dict[str, float]:
     """Accuracy in [0,1] by mode. Regression is mean relative accuracy in both, as VSI-Bench has it."""
-    return {mode: score(completion, gold, problem_type, mode, options, evaluated=True).accuracy for mode in MODES}
+    return {
+        mode: score(completion, gold, problem_type, mode, options, evaluated=True).accuracy for mode in SCORED_MODES
+    }
 
 
 def mode_of(reward_mode: str) -> str:

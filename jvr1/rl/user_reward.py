@@ -22,12 +22,12 @@ from collections.abc import Callable
 from typing import IO
 
 from jvr1.errors import UserError
-from jvr1.lifeline import end_with
+from jvr1.lifeline import end_with_parent
 
 _START_SECONDS = 120.0  # imports of the user's module included
 
 
-def resolve(spec: str) -> Callable[..., float]:
+def load_reward(spec: str) -> Callable[..., float]:
     """The function that 'module:function' names. Errors: UserError that says which part does not exist."""
     module, _, name = spec.partition(":")
     if not module or not name:
@@ -179,7 +179,7 @@ def _evaluate(function: Callable[..., float], row: list[str]) -> dict:
 
 def _serve(spec: str, timeout: float, lifeline: int) -> None:
     """Answers lines until stdin ends. The function sees an empty stdin, and what it prints goes to stderr."""
-    end_with(lifeline, group=True)
+    end_with_parent(lifeline, group=True)
     requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
@@ -190,13 +190,13 @@ def _serve(spec: str, timeout: float, lifeline: int) -> None:
         replies.flush()
 
     try:
-        function = resolve(spec)
+        function = load_reward(spec)
     except UserError as error:
         send({"error": str(error)})
         return
     send({})
     for line in requests:
-        # should the run be killed where `end_with` does nothing, nobody else ends a function that never returns
+        # should the run be killed where `end_with_parent` does nothing, nobody else ends a function that never returns
         signal.setitimer(signal.ITIMER_REAL, timeout + 10)
         reply = _evaluate(function, json.loads(line))
         signal.setitimer(signal.ITIMER_REAL, 0)

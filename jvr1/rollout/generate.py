@@ -1,7 +1,7 @@
 """Sampling on the device: one prefill a prompt stream, flat completion rows over shared prefixes.
 
 Serves rollout, validation, evaluation and ask. Pure: jit with the static arguments bound. `generate` answers one batch.
-Its parts keep a queue going: `begin` slots, `place` prompts that `enter` made into them, `advance` until some have
+Its parts keep a queue going: `begin` slots, `place_prompts` that `enter` made into them, `advance` until some have
 ended, and so on (`jvr1.rollout.queue`). Prompts of several shapes may lie in slots of one (`Room`).
 """
 
@@ -21,7 +21,7 @@ from jvr1.model.inputs import Prompt, Visual
 from jvr1.model.layers import constrain_batch, constrain_vocab
 from jvr1.model.text import KV
 from jvr1.model.vision_language import VisionLanguageModel
-from jvr1.rollout.sampling import Sampling, choose, token_logprob
+from jvr1.rollout.sampling import Sampling, draw_token, token_logprob
 
 LEAST_READ, MOST_LOOPS = 64, 4
 """Entries of the ring that a loop of decoding reads at least, and how many such loops there are."""
@@ -183,7 +183,8 @@ def _lanes(row: Int[Array, "B M"], begun: Int[Array, "B S"], r: int, c: int, sam
 def enter(
     model: VisionLanguageModel, asked: Asked, key: PRNGKeyArray, room: Room, sampling: Sampling
 ) -> tuple[Held, Lanes]:
-    """What `place` puts into slots: one prefill of B prompts, and the first token of the first lanes of each stream.
+    """What `place_prompts` puts into slots: one prefill of B prompts, and the first token of the first lanes of each
+    stream.
 
     `asked` is of these prompts' own shape, with R completions of as many streams as they have.
     """
@@ -212,7 +213,9 @@ def enter(
     return held, _draw(model, held, state, key, held.last[:, room.stream], room, sampling)
 
 
-def place(held: Held, lanes: Lanes, new_held: Held, new_lanes: Lanes, into: Int[Array, "W k"]) -> tuple[Held, Lanes]:
+def place_prompts(
+    held: Held, lanes: Lanes, new_held: Held, new_lanes: Lanes, into: Int[Array, "W k"]
+) -> tuple[Held, Lanes]:
     """Puts prompts that `enter` made into slots whose rows have all ended.
 
     Slots and prompts are both W equal parts, which lie on different devices: prompt i of part w goes into slot
@@ -330,7 +333,7 @@ def _draw(
     uniform = jax.vmap(jax.vmap(lambda n, i: jax.random.uniform(jax.random.fold_in(jax.random.fold_in(key, n), i))))(
         number, state.drawn
     )
-    token = jnp.where(busy, choose(logits, uniform, sampling), sampling.pad_id)
+    token = jnp.where(busy, draw_token(logits, uniform, sampling), sampling.pad_id)
     logprob = token_logprob(logits, token, sampling.temperature)
     end = busy & jnp.any(token[..., None] == jnp.asarray(sampling.end_ids, jnp.int32)[None, None], axis=-1)
     drawn = state.drawn + busy.astype(jnp.int32)

@@ -41,7 +41,7 @@ from jvr1.rollout.generate import (
     advance,
     begin,
     enter,
-    place,
+    place_prompts,
     reads_less,
     turn_back,
 )
@@ -129,7 +129,7 @@ def _jitted(graphdef: nnx.GraphDef, layout: Slots) -> _Jitted:
         asked = Asked(
             arrays.prompt, arrays.visual, pairs, arrays.valid, row_numbers(arrays.number, most.shape[1:]), most
         )
-        return place(held, state, *enter(merge(graphdef, weights), asked, _key(bits), room, sampling), into)
+        return place_prompts(held, state, *enter(merge(graphdef, weights), asked, _key(bits), room, sampling), into)
 
     @partial(jit, donate_argnums=(3, 4, 5), out_shardings=(*layout[1:], *(layout.steps,) * 2))
     def advance_slots(

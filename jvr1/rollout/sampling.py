@@ -48,7 +48,7 @@ def token_logprob(logits: Float[Array, "*X V"], token: Int[Array, "*X"], tempera
     return chosen - jax.nn.logsumexp(scaled, axis=-1)
 
 
-def choose(logits: Float[Array, "B R V"], uniform: Float[Array, "B R"], sampling: Sampling) -> Int[Array, "B R"]:
+def draw_token(logits: Float[Array, "B R V"], uniform: Float[Array, "B R"], sampling: Sampling) -> Int[Array, "B R"]:
     """Draws one token a row by inverting the cumulative distribution at `uniform`, a number in [0, 1)."""
     vocab = logits.shape[-1]
     if sampling.banned_ids:

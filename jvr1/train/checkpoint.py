@@ -15,7 +15,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 
 from jvr1.errors import SaveError, UserError, storage_fault
 from jvr1.opening import checksums
-from jvr1.opening.restore import folder_of, quieten_orbax, read_meta, restore
+from jvr1.opening.restore import folder_of, quieten_orbax, read_meta, restore_checkpoint
 
 
 class _Told:
@@ -143,7 +143,7 @@ class Checkpoints:
             step = steps[-1]
         if step not in steps:
             raise UserError(f"{self.directory} has no step {step}; it holds {', '.join(map(str, steps))}")
-        got = restore(self.directory / str(step), params, optimizer_state)
+        got = restore_checkpoint(self.directory / str(step), params, optimizer_state)
         return *got, read_meta(self.directory.parent, step)
 
     def latest_step(self) -> int | None:
@@ -170,7 +170,7 @@ class Checkpoints:
         """Adds the checksums to a step that is written and does not count yet: process 0, in orbax' own thread."""
         for written in self.directory.glob(f"{self._saved}*"):
             if written.name.partition(".")[0] == str(self._saved):
-                checksums.write(written)
+                checksums.write_checksums(written)
 
     @contextlib.contextmanager
     def _saving(self, step: int | None) -> Iterator[None]:

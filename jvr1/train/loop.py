@@ -24,7 +24,7 @@ from jvr1.data.pipeline import FailureJournal, ahead
 from jvr1.errors import UserError
 from jvr1.opening.holder import lost
 from jvr1.opening.values import check_finite
-from jvr1.processes.guard import Watchdog, end_with, stop_code
+from jvr1.processes.guard import Watchdog, end_all_with, stop_code
 from jvr1.processes.peers import gather, processes
 from jvr1.questions.replies import mode_of
 from jvr1.questions.summary import as_metrics, summarise
@@ -59,7 +59,7 @@ class Loop:
         self.run_, self.show = run, dict(show)
         self.watchdog, self.profiler = Watchdog(run.settings.train.step_limit), Profiler(run.workdir, profile)
         train = run.settings.train
-        failed = end_with if processes() > 1 else None
+        failed = end_all_with if processes() > 1 else None
         self.checkpoints = Checkpoints(run.workdir, train.keep, train.stop_metric or None, failed=failed)
         shapes = abstract_state(run.tx, run.trainable, run.mesh)
         shardings = jax.tree.map(lambda x: x.sharding, shapes)

@@ -178,7 +178,7 @@ def keep_run(run: Run) -> None:
     write_lora(folder, run.lora)
     described = json.dumps(to_hf(run.config, settings.base_dtype(run.settings)), indent=2) + "\n"
     write_file(folder / CONFIG, described.encode())
-    checksums.write(folder)
+    checksums.write_checksums(folder)
     write_file(run.workdir / CONFIG, settings.to_json(run.settings).encode())
 
 

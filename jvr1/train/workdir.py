@@ -113,7 +113,7 @@ def open_weights(
     anchored = measures_from_source(config, stage)
     if begun is not None and not anchored:
         folder = workdir / MODEL
-        if (folder / CONFIG).exists() and checksums.damage(folder) is None:
+        if (folder / CONFIG).exists() and checksums.first_damaged(folder) is None:
             described = describe_model(folder, mesh, lora=None, **kw)
             if lora is not None:
                 graphdef, shapes = with_adapters(described.graphdef, described.params, lora)

@@ -202,12 +202,12 @@ def process_state(_):
 
 def decode(path):
     """Frames of a video, as a helper that reports on itself: (frames or cause, descriptors, resident kilobytes)."""
-    from jvr1.data.media import MediaError, load
+    from jvr1.data.media import MediaError, load_media
     from jvr1.model.families import RULES
     from jvr1.model.media import PixelLimits, VideoSampling
 
     try:
-        got = load(path, "video", VideoSampling(), PixelLimits(784, 8 * 784), RULES).frames.shape
+        got = load_media(path, "video", VideoSampling(), PixelLimits(784, 8 * 784), RULES).frames.shape
     except MediaError as error:
         got = error.cause
     return got, *process_state(None)[2:]

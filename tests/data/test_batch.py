@@ -17,7 +17,7 @@ from jvr1.data.batch import (
     empty_example,
     make_buckets,
     shuffled_order,
-    stack,
+    stack_examples,
 )
 from jvr1.errors import UserError
 from jvr1.model.families import from_hf
@@ -201,10 +201,10 @@ def test_an_empty_row_is_zeros(bucket):
 
 def test_stacked_rows_are_the_rows():
     rows = [example([small(seed=n)], SMALL, seed=n, target=[n]) for n in range(2)] + [empty_example(SMALL, CONFIG)]
-    batch = stack(rows)
+    batch = stack_examples(rows)
     for b, row in enumerate(rows):
         assert_equal(batch._replace(**{f: _row(getattr(batch, f), b) for f in batch._fields}), row)
-    text = stack([empty_example(Bucket("text", 0, 0, 9, 3), CONFIG)] * 2)
+    text = stack_examples([empty_example(Bucket("text", 0, 0, 9, 3), CONFIG)] * 2)
     assert (text.visual, text.shuffled, text.prompt.ids.shape) == (None, None, (2, 9))
 
 
@@ -253,7 +253,7 @@ def test_the_twin_is_the_example_of_really_shuffled_frames(frames):
 
     graphdef, params = random_model(CONFIG)
     tower = merge(graphdef, params).visual
-    batch = stack([one._replace(visual=one.visual._replace(pair=one.shuffled)), shuffled, one])
+    batch = stack_examples([one._replace(visual=one.visual._replace(pair=one.shuffled)), shuffled, one])
     tokens = np.asarray(tower(jax.tree.map(jnp.asarray, batch.visual)))[:, real]
     permuted, really, plain = tokens
     np.testing.assert_allclose(permuted, really, rtol=1e-5, atol=1e-5)

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from jvr1.data.index import VisualTokens, build_index
-from jvr1.data.index_summary import summary
+from jvr1.data.index_summary import summarise_index
 from jvr1.data.records import load_records, read_records
 from jvr1.data.store import RecordStore
 from jvr1.errors import UserError
@@ -121,7 +121,7 @@ def test_names_that_no_file_system_takes_cost_their_records(tmp_path):
     assert [entry.cause for entry in entries] == [
         None, "unreadable", "unreadable", "missing", "unreadable", "missing", None,
     ]  # fmt: skip
-    shown = str(summary(entries))
+    shown = str(summarise_index(entries))
     assert f"missing (such as record 3: {tmp_path / 'file/a.png'} does not exist)" in shown
     assert all(len(line) < 400 for line in shown.splitlines())
 

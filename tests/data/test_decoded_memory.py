@@ -15,7 +15,7 @@ from PIL import Image, ImageFile
 from jvr1.data import memory
 from jvr1.data.cache import MediaCache, MediaReader
 from jvr1.data.index import build_index
-from jvr1.data.media import Media, MediaError, load, probe
+from jvr1.data.media import Media, MediaError, load_media, probe
 from jvr1.data.sandbox import Sandbox
 from jvr1.errors import UserError
 from jvr1.model.families import RULES
@@ -58,8 +58,8 @@ def test_nothing_is_decoded_first(tmp_path, monkeypatch):
     (tmp_path / "large.png").write_bytes(png(9000, 9000))
     for call in (
         lambda: probe(file, "video", 10),
-        lambda: load(file, "video", *HOW, 10),
-        lambda: load(tmp_path / "large.png", "image", *HOW, 500),
+        lambda: load_media(file, "video", *HOW, 10),
+        lambda: load_media(tmp_path / "large.png", "image", *HOW, 500),
     ):
         with pytest.raises(MediaError, match=r"too-large: .* over data\.max_decoded_mb="):
             call()
@@ -70,7 +70,7 @@ def test_a_picture_file_without_end(tmp_path, kind):
     """Pillow goes through zeros after a GIF byte by byte, for hours; others are read whole."""
     Image.new("RGB", (56, 56)).save(tmp_path / "a", kind)
     os.truncate(tmp_path / "a", 2**33)
-    for call in (lambda: probe(tmp_path / "a", "image"), lambda: load(tmp_path / "a", "image", *HOW)):
+    for call in (lambda: probe(tmp_path / "a", "image"), lambda: load_media(tmp_path / "a", "image", *HOW)):
         with pytest.raises(MediaError, match=r"too-large: .* has 8589934592 bytes: .*over data\.max_decoded_mb=2048"):
             call()
 
@@ -78,10 +78,10 @@ def test_a_picture_file_without_end(tmp_path, kind):
 def test_the_frames_kept_count_too(tmp_path):
     file = clip(tmp_path / "a.mp4", frames=60)
     how = (VideoSampling(frames=60), PixelLimits(784, 400 * 784), RULES)
-    assert len(load(file, "video", *how, 64).frames) == 60
+    assert len(load_media(file, "video", *how, 64).frames) == 60
     big = (VideoSampling(frames=60), PixelLimits(400 * 784, 400 * 784), RULES)
     with pytest.raises(MediaError, match=r"decoding takes up to 9\d MB, over data\.max_decoded_mb=64"):
-        load(file, "video", *big, 64)
+        load_media(file, "video", *big, 64)
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from jvr1.data.batch import make_buckets
 from jvr1.data.cache import MediaCache, MediaReader
 from jvr1.data.index import build_index
-from jvr1.data.index_summary import summary
+from jvr1.data.index_summary import summarise_index
 from jvr1.data.prompts import TEMPLATES, PromptStyle
 from jvr1.model.media import PixelLimits, Probe, VideoSampling
 from jvr1.model.qwen2_5_vl.frames import IMAGE_MEAN, IMAGE_STD
@@ -220,7 +220,7 @@ def test_oversize_prompts_and_literal_placeholders_are_dropped_at_the_index_and_
     one = encoder(config, tokenizer, len, targets=False, style=LET_THROUGH)
     entries = build_index(records, str(tmp_path), one.fingerprint(), one.measure, 1)
     assert [entry.bucket for entry in entries] == [IMAGE.name, None, None, None, None]
-    assert summary(entries).dropped == {"too many prompt tokens": 2, "visual placeholder": 2}
+    assert summarise_index(entries).dropped == {"too many prompt tokens": 2, "visual placeholder": 2}
     assert "2 visual placeholders for 1 media" in entries[2].error
 
 

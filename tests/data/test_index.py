@@ -14,15 +14,15 @@ from jvr1.data import index
 from jvr1.data.index import (
     IndexEntry,
     VisualTokens,
+    as_json_values,
     build_index,
-    changes,
-    describe,
+    differing,
     file_stamp,
     load_index,
     save_index,
     settings_hash,
 )
-from jvr1.data.index_summary import summary
+from jvr1.data.index_summary import summarise_index
 from jvr1.data.records import Record, parse_record
 from jvr1.errors import UserError
 from jvr1.model.media import PixelLimits, Probe, VideoSampling
@@ -142,9 +142,9 @@ def test_a_stale_index_is_refused_and_says_what_changed(tmp_path):
 
 
 def test_settings(tmp_path):
-    assert describe(SETTINGS)["video"]["max_frames"] == 16
-    assert settings_hash(SETTINGS) == settings_hash(describe(SETTINGS)) != settings_hash({})
-    assert changes({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": [2]}}) == ["a.c was 2, is [2]"]
+    assert as_json_values(SETTINGS)["video"]["max_frames"] == 16
+    assert settings_hash(SETTINGS) == settings_hash(as_json_values(SETTINGS)) != settings_hash({})
+    assert differing({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": [2]}}) == ["a.c was 2, is [2]"]
     (tmp_path / "a").write_bytes(b"abc")
     first = file_stamp(tmp_path / "a")
     assert first["bytes"] == 3
@@ -165,7 +165,7 @@ def test_summary():
         entry(4, 900, None, "too-long"),
         entry(5, 0, None, "missing: b.mp4"),
     ]
-    found = summary(entries, {"image": 100, "video": 200})
+    found = summarise_index(entries, {"image": 100, "video": 200})
     assert found.dropped == {"missing": 2, "too-long": 1}
     assert found.buckets["image"].padding == pytest.approx(0.2)
     assert found.padding == pytest.approx(1 - 310 / 400)
@@ -177,8 +177,8 @@ def test_summary():
         "  bucket         1  video: 150 prompt tokens on average, 25.0% padding of 200",
         "expected padding of prompts: 22.5%",
     ]
-    assert "padding" not in str(summary(entries))
-    assert summary([]).padding is None
+    assert "padding" not in str(summarise_index(entries))
+    assert summarise_index([]).padding is None
 
 
 def test_visual_tokens(mixed, folder):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from media_files import BROKEN, GOOD, LATE, clip, pictures, pyav_frames, write_broken, write_good
 from PIL import Image, ImageOps
 
-from jvr1.data.media import MediaError, load, probe
+from jvr1.data.media import MediaError, load_media, probe
 from jvr1.errors import UserError
 from jvr1.model.families import FACTOR, RULES
 from jvr1.model.media import PixelLimits, Probe, VideoSampling
@@ -156,7 +156,7 @@ def test_resize_is_the_reference_s():
 @pytest.mark.parametrize("codec", ["libx264", "libx265", "libvpx-vp9", "libsvtav1"])
 def test_frames_are_decoded_as_pyav_does(tmp_path, codec):
     path = clip(tmp_path / "clip.mkv", frames=20, codec=codec)
-    media = load(path, "video", VideoSampling(frames=7), ANY, RULES)
+    media = load_media(path, "video", VideoSampling(frames=7), ANY, RULES)
     indices = frame_indices(20, 10.0, VideoSampling(frames=7))[0]
     np.testing.assert_array_equal(media.frames, pyav_frames(path)[indices])
     np.testing.assert_allclose(media.timestamps, indices / 10, atol=1e-3)
@@ -167,7 +167,7 @@ def test_frames_are_decoded_as_pyav_does(tmp_path, codec):
 def test_narrow_widths(tmp_path, width):
     path = clip(tmp_path / "clip.mp4", height=32, width=width)
     assert probe(path, "video") == Probe(32, width, 12, 10.0)
-    media = load(path, "video", EVERY, ANY, RULES)
+    media = load_media(path, "video", EVERY, ANY, RULES)
     height, width = media.frames.shape[1:3]
     expected = [Image.fromarray(f).resize((width, height), Image.Resampling.BICUBIC) for f in pyav_frames(path)]
     np.testing.assert_array_equal(media.frames, np.stack(expected))
@@ -178,19 +178,19 @@ def test_display_rotation(tmp_path, rotation):
     path = clip(tmp_path / "clip.mp4", rotation=rotation)
     upright = np.rot90(pyav_frames(path), rotation // 90, axes=(1, 2))
     assert probe(path, "video") == Probe(*upright.shape[1:3], 12, 10.0)
-    np.testing.assert_array_equal(load(path, "video", EVERY, ANY, RULES).frames, upright)
+    np.testing.assert_array_equal(load_media(path, "video", EVERY, ANY, RULES).frames, upright)
 
 
 def test_uneven_frame_times(tmp_path):
     times = [0, 1, 2, 3, 10, 20, 30, 31]
     path = clip(tmp_path / "clip.mp4", frames=8, times=times)
-    media = load(path, "video", EVERY, ANY, RULES)
+    media = load_media(path, "video", EVERY, ANY, RULES)
     np.testing.assert_allclose(media.timestamps, np.array(times) / 10, atol=1e-3)
 
 
 def test_part_of_a_video(tmp_path):
     path = clip(tmp_path / "clip.mp4", frames=40)
-    media = load(path, "video", VideoSampling(fps=5, start=2.0, end=3.0), ANY, RULES)
+    media = load_media(path, "video", VideoSampling(fps=5, start=2.0, end=3.0), ANY, RULES)
     np.testing.assert_array_equal(media.frames, pyav_frames(path)[[20, 23, 27, 30]])
     np.testing.assert_allclose(media.timestamps, [2.0, 2.3, 2.7, 3.0], atol=1e-3)
 
@@ -198,10 +198,10 @@ def test_part_of_a_video(tmp_path):
 def test_odd_size_one_frame_and_very_wide(tmp_path):
     clip(tmp_path / "odd.mp4", height=65, width=101, pixels="yuv444p")
     assert probe(tmp_path / "odd.mp4", "video") == Probe(65, 101, 12, 10.0)
-    one = load(clip(tmp_path / "one.mp4", frames=1), "video", VideoSampling(), ANY, RULES)
+    one = load_media(clip(tmp_path / "one.mp4", frames=1), "video", VideoSampling(), ANY, RULES)
     assert one.frames.shape == (1, 84, 112, 3)
     assert one.seconds_per_step == pytest.approx(0.2)
-    wide = load(clip(tmp_path / "wide.mp4", height=16, width=1600), "video", VideoSampling(), ANY, RULES)
+    wide = load_media(clip(tmp_path / "wide.mp4", height=16, width=1600), "video", VideoSampling(), ANY, RULES)
     assert wide.frames.shape == (4, 28, 1596, 3)
 
 
@@ -210,7 +210,7 @@ def test_odd_size_one_frame_and_very_wide(tmp_path):
 
 def read(path, image, kind="PNG", **options):
     image.save(path, kind, **options)
-    return load(path, "image", VideoSampling(), ANY, RULES)
+    return load_media(path, "image", VideoSampling(), ANY, RULES)
 
 
 def test_an_image_is_one_step_without_time(tmp_path):
@@ -282,7 +282,7 @@ def test_first_picture_of_an_animation(tmp_path):
 def test_broken_media_are_named(folder, name):
     data_type, cause = BROKEN[name]
     with pytest.raises(MediaError) as raised:
-        load(folder / name, data_type, VideoSampling(), ANY, RULES)
+        load_media(folder / name, data_type, VideoSampling(), ANY, RULES)
     assert raised.value.cause == cause
     assert "\n" not in str(raised.value)
     if name not in LATE:
@@ -302,7 +302,7 @@ def test_a_broken_file_gives_the_same_message_each_time(folder, name):
 @pytest.mark.parametrize("name", GOOD)
 def test_good_media_among_them(folder, name):
     seen = probe(folder / name, GOOD[name])
-    media = load(folder / name, GOOD[name], EVERY, ANY, RULES)
+    media = load_media(folder / name, GOOD[name], EVERY, ANY, RULES)
     assert len(media.frames) == seen.frames
     assert media.frames.shape[1:3] == target_size(seen, EVERY, ANY, FACTOR)
 

@@ -14,7 +14,7 @@ from jvr1.data.pipeline import Pipeline
 from jvr1.data.prompts import PromptStyle
 from jvr1.data.schedule import Sequential
 from jvr1.data.store import RecordStore
-from jvr1.problems.kinds import KINDS, load
+from jvr1.problems.kinds import KINDS, load_kinds
 
 SPEC = "train.own_kind:SHADE"  # tests/ is on the path
 (ROOM,) = make_buckets([("text", 0, 0, 400, 24)])
@@ -23,7 +23,7 @@ SPEC = "train.own_kind:SHADE"  # tests/ is on the path
 @pytest.fixture
 def asking(tmp_path, config, tokenizer):
     """An encoder that asks for the kind's form of answer."""
-    load([SPEC])
+    load_kinds([SPEC])
     style = PromptStyle("{Question}")
     yield encoder(config, tokenizer, Paint(tmp_path), buckets=(ROOM,), targets=False, style=style, kinds=(SPEC,))
     del KINDS["shade"]

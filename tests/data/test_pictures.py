@@ -13,7 +13,7 @@ from media_files import png
 from PIL import Image, ImageOps
 
 from jvr1.data import pictures
-from jvr1.data.media import load, probe
+from jvr1.data.media import load_media, probe
 from jvr1.errors import MediaError
 from jvr1.model.families import RULES
 from jvr1.model.media import PixelLimits, VideoSampling
@@ -35,7 +35,7 @@ def bytes_of(image, kind, **options):
 def read(tmp_path, data):
     path = tmp_path / "picture"
     path.write_bytes(data)
-    return np.asarray(pictures.read(path))
+    return np.asarray(pictures.read_picture(path))
 
 
 def refusal(tmp_path, data):
@@ -43,7 +43,7 @@ def refusal(tmp_path, data):
     path = tmp_path / "picture"
     path.write_bytes(data)
     causes = []
-    for way in (pictures.read, pictures.size):
+    for way in (pictures.read_picture, pictures.size):
         with pytest.raises(MediaError) as raised:
             way(path)
         causes.append(raised.value.cause)
@@ -74,7 +74,7 @@ def test_orientation_is_probed_as_loaded(tmp_path, way, orientation):
     (tmp_path / "a").write_bytes(bytes_of(image, kind, exif=exif, **options))
     image.getexif()[0x0112] = orientation
     wanted = np.asarray(ImageOps.exif_transpose(image)).astype(int)
-    media = load(tmp_path / "a", "image", VideoSampling(), ANY, RULES)
+    media = load_media(tmp_path / "a", "image", VideoSampling(), ANY, RULES)
     seen = probe(tmp_path / "a", "image")
     assert (seen.height, seen.width) == media.frames.shape[1:3] == wanted.shape[:2]
     assert np.abs(media.frames[0] - wanted).mean() < (6 if kind in ("JPEG", "AVIF") or "JPEG" in way else 1e-9)
@@ -132,7 +132,7 @@ PEAK = """
 import resource, sys
 from jvr1.data import pictures
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(pictures.read(sys.argv[1]).size, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print(pictures.read_picture(sys.argv[1]).size, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
@@ -152,7 +152,7 @@ def test_a_small_file_of_many_pixels_takes_a_few_bytes_a_pixel(tmp_path):
 def test_an_animated_webp_is_its_first_picture_and_no_video(tmp_path):
     first, second = (Image.new("RGB", (56, 28), colour) for colour in ("red", "blue"))
     (tmp_path / "a.webp").write_bytes(bytes_of(first, "WEBP", save_all=True, append_images=[second], lossless=True))
-    media = load(tmp_path / "a.webp", "image", VideoSampling(), ANY, RULES)
+    media = load_media(tmp_path / "a.webp", "image", VideoSampling(), ANY, RULES)
     assert media.frames.shape == (1, 28, 56, 3)
     assert media.frames[0, 0, 0].tolist() == [255, 0, 0]
     with pytest.raises(MediaError, match=r"not-a-video: .* is a WebP, which is read as an image"):
@@ -191,7 +191,7 @@ def test_a_picture_cut_short_is_refused(tmp_path, way, share):
     path = tmp_path / "picture"
     path.write_bytes(data[: int(share * len(data))])
     with pytest.raises(MediaError) as raised:
-        pictures.read(path)
+        pictures.read_picture(path)
     assert raised.value.cause in ("truncated", "corrupt", "not-an-image")
 
 
@@ -207,7 +207,7 @@ def test_zeros_in_coded_pixels_are_refused(tmp_path, way, begin, end):
     path = tmp_path / "picture"
     path.write_bytes(data)
     with pytest.raises(MediaError) as raised:
-        pictures.read(path)
+        pictures.read_picture(path)
     assert raised.value.cause in ("truncated", "corrupt", "not-an-image")
 
 

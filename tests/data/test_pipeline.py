@@ -10,7 +10,7 @@ import pytest
 from cases import IMAGE, TEXT, VIDEO, encoder, record
 from painted import Paint
 
-from jvr1.data.batch import Microbatch, Row, empty_example, stack
+from jvr1.data.batch import Microbatch, Row, empty_example, stack_examples
 from jvr1.data.pipeline import FailureJournal, Pipeline, ahead
 from jvr1.data.schedule import Pool, Schedule, Sequential
 from jvr1.data.share import Share
@@ -229,7 +229,7 @@ def test_without_the_journal_the_row_would_come_back(made):
 @pytest.fixture
 def micro(config):
     """A microbatch whose row at `place` failed; without one, all were read."""
-    nothing = stack([empty_example(TEXT, config)] * BATCH)
+    nothing = stack_examples([empty_example(TEXT, config)] * BATCH)
 
     def make(number, place=None, error="timeout: no result"):
         rows = (Row(number, p, record(10 * number + p), error if p == place else None) for p in range(BATCH))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from jvr1.data import cache, records
 from jvr1.data.cache import MediaCache, MediaReader
 from jvr1.data.media import MediaError
-from jvr1.data.records import Record, load_records, parse_record, resolve
+from jvr1.data.records import Record, load_records, media_path, parse_record
 from jvr1.errors import UserError
 from jvr1.model.families import RULES
 from jvr1.model.media import PixelLimits, VideoSampling
@@ -184,20 +184,20 @@ def test_repeated_strings_are_kept_once(tmp_path):
 
 
 def test_resolve_stays_under_the_root(tmp_path):
-    assert resolve(tmp_path, "./a/../b.mp4") == tmp_path / "b.mp4"
-    assert str(resolve("gs://bucket/data", "./a.mp4")) == "gs://bucket/data/a.mp4"
+    assert media_path(tmp_path, "./a/../b.mp4") == tmp_path / "b.mp4"
+    assert str(media_path("gs://bucket/data", "./a.mp4")) == "gs://bucket/data/a.mp4"
     for path in ("/etc/passwd", "../x", "a/../../x"):
         with pytest.raises(UserError, match="relative to the media root"):
-            resolve(tmp_path, path)
+            media_path(tmp_path, path)
 
 
 def test_symbolic_links_under_the_root_are_followed(tmp_path):
-    """A part of the set on another disk: a decision, stated at `resolve`."""
+    """A part of the set on another disk: a decision, stated at `media_path`."""
     (tmp_path / "disk").mkdir()
     (tmp_path / "disk" / "a.mp4").write_bytes(b"x")
     (tmp_path / "root").mkdir()
     (tmp_path / "root" / "part").symlink_to(tmp_path / "disk")
-    assert resolve(tmp_path / "root", "part/a.mp4").read_bytes() == b"x"
+    assert media_path(tmp_path / "root", "part/a.mp4").read_bytes() == b"x"
 
 
 # ------------------------------------------------------------------------------------------------ buckets

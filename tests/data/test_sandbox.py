@@ -16,7 +16,7 @@ import pytest
 from media_files import BROKEN, clip, write_broken, write_good
 from processes_left import marked, running, soon
 
-from jvr1.data.media import MediaError, load
+from jvr1.data.media import MediaError, load_media
 from jvr1.data.sandbox import Sandbox
 from jvr1.errors import UserError
 from jvr1.model.families import RULES
@@ -35,17 +35,17 @@ def folder(tmp_path_factory):
 
 def test_the_helper_s_frames_are_the_same_and_writable(tmp_path):
     path = clip(tmp_path / "clip.mp4")
-    with Sandbox(load, 30.0) as helper:
+    with Sandbox(load_media, 30.0) as helper:
         media = helper(path, "video", *ARGUMENTS)
         again = helper(path, "video", *ARGUMENTS)
-    np.testing.assert_array_equal(media.frames, load(path, "video", *ARGUMENTS).frames)
+    np.testing.assert_array_equal(media.frames, load_media(path, "video", *ARGUMENTS).frames)
     media.frames[:] = 0
     assert again.frames.any()
 
 
 def test_a_directory_of_broken_media(folder):
     """Counts match and one helper lives through all of them."""
-    with Sandbox(load, 30.0) as helper:
+    with Sandbox(load_media, 30.0) as helper:
         first = helper(folder / "plain.mp4", "video", *ARGUMENTS)
         process = helper._process.pid
         for name, (data_type, cause) in BROKEN.items():
@@ -176,7 +176,7 @@ def test_a_helper_ends_with_its_parent_whatever_it_does():
 
 def test_a_time_limit_must_be_positive():
     with pytest.raises(UserError, match="above 0"):
-        Sandbox(load, 0.0)
+        Sandbox(load_media, 0.0)
 
 
 def test_damaged_streams_decode_or_are_named(folder, tmp_path):

@@ -16,7 +16,7 @@ from test_encode import ROUNDING, hf_positions, pixel_values, processor, questio
 from jvr1.data.batch import choose_bucket, make_buckets
 from jvr1.data.cache import MediaCache, MediaReader
 from jvr1.data.index import build_index
-from jvr1.data.media import load
+from jvr1.data.media import load_media
 from jvr1.data.prompts import PromptStyle
 from jvr1.eval.shapes import Measuring, fit_buckets, need_of
 from jvr1.model import hf, vision_language
@@ -65,7 +65,7 @@ def test_every_pair_of_usual_sizes_can_be_asked(reading, folder):
     assert [[(m.height, m.width) for m in entry.media] for entry in entries] == [list(pair) for pair in pairs]
     needs = [need_of(one, entry, reading) for one, entry in zip(records, entries, strict=True)]
     fitted = fit_buckets(needs, 8, reading.model.vision.units)
-    frames = {size: load(folder / name(size), "image", VideoSampling(), LIMITS, RULES).frames for size in SIZES}
+    frames = {size: load_media(folder / name(size), "image", VideoSampling(), LIMITS, RULES).frames for size in SIZES}
     for one, pair, entry, need in zip(records, pairs, entries, needs, strict=True):
         sides = [frames[size].shape[1:3] for size in pair]
         assert need.windows == max(-(-h // 56) * -(-w // 56) for h, w in sides)  # windows are 56 x 56 here

@@ -123,7 +123,7 @@ def test_what_a_dead_run_left_is_removed_and_nothing_of_one_that_lives(folder_of
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """A stand-in for the folder of shared memory."""
-    monkeypatch.setattr(shared_memory, "FOLDER", tmp_path)
+    monkeypatch.setattr(shared_memory, "SHARED_MEMORY", tmp_path)
     return tmp_path
 
 
@@ -210,7 +210,7 @@ def test_a_row_takes_whole_pages_an_array():
 )
 def test_rows_are_read_ahead_as_far_as_there_is_room(free, ahead, said, tmp_path, monkeypatch, capsys):
     """Rows of 1 MB, 6 in a microbatch, two workers: 8 ahead of each are 2 * 2 * 9 + 2 * 6 = 48 rows, one is 20."""
-    monkeypatch.setattr(shared_memory, "FOLDER", tmp_path / "shm")
+    monkeypatch.setattr(shared_memory, "SHARED_MEMORY", tmp_path / "shm")
     (tmp_path / "shm").mkdir()
     usage = types.SimpleNamespace(total=free, free=free * 2**20)
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage)

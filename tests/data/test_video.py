@@ -10,7 +10,7 @@ from media_files import clip, pictures
 from PIL import Image
 
 from jvr1.data import video
-from jvr1.data.media import MediaError, load, probe, seconds_per_step
+from jvr1.data.media import MediaError, load_media, probe, seconds_per_step
 from jvr1.model.families import RULES
 from jvr1.model.media import PixelLimits, Probe, VideoSampling
 from jvr1.model.qwen2_5_vl.frames import frame_indices
@@ -32,7 +32,7 @@ EACH_STRUCTURE = {
 
 
 def numbers(path, sampling, limits=LIMITS):
-    return [number_of(frame) for frame in load(path, "video", sampling, limits, RULES).frames]
+    return [number_of(frame) for frame in load_media(path, "video", sampling, limits, RULES).frames]
 
 
 @pytest.mark.parametrize("one", [one for one in clips() if one.name in EACH_STRUCTURE], ids=lambda one: one.name)
@@ -134,7 +134,7 @@ def test_what_an_edit_list_hides_is_not_counted(tmp_path, name):
     sampling = VideoSampling(frames=16)
     indices = frame_indices(len(shown), 25.0, sampling)[0]
     assert numbers(path, sampling) == [shown[index] for index in indices]
-    np.testing.assert_allclose(load(path, "video", sampling, LIMITS, RULES).timestamps, indices / 25, atol=1e-3)
+    np.testing.assert_allclose(load_media(path, "video", sampling, LIMITS, RULES).timestamps, indices / 25, atol=1e-3)
 
 
 def test_a_beginning_cut_off_is_not_shown(tmp_path):
@@ -183,7 +183,7 @@ def test_display_matrices(tmp_path, matrix):
     if ORIENTATIONS[matrix] is not None:
         expected = expected.transpose(ORIENTATIONS[matrix])
     assert probe(path, "video") == Probe(expected.height, expected.width, 4, 10.0)
-    np.testing.assert_array_equal(load(path, "video", EVERY, ANY, RULES).frames[0], np.asarray(expected))
+    np.testing.assert_array_equal(load_media(path, "video", EVERY, ANY, RULES).frames[0], np.asarray(expected))
 
 
 def test_real_times_of_uneven_frames(tmp_path):
@@ -191,12 +191,12 @@ def test_real_times_of_uneven_frames(tmp_path):
     times = [*range(0, 100, 2), *range(100, 1100, 20)]
     path = clip(tmp_path / "clip.mp4", frames=100, fps=25, times=times)
     sampling = VideoSampling(frames=10)
-    media = load(path, "video", sampling, ANY, RULES)
+    media = load_media(path, "video", sampling, ANY, RULES)
     indices = frame_indices(100, 25.0, sampling)[0]
     real = np.array(times)[indices] / 25
     np.testing.assert_allclose(media.timestamps, real, atol=1e-3)
     assert media.seconds_per_step == pytest.approx(2 * (real[-1] - real[0]) / 99 * 100 / 10, rel=1e-3)
-    early = load(path, "video", VideoSampling(frames=10, end=0.5), ANY, RULES)
+    early = load_media(path, "video", VideoSampling(frames=10, end=0.5), ANY, RULES)
     assert early.timestamps[-1] < 2
 
 
@@ -235,7 +235,7 @@ def refusal(path):
         with pytest.raises(MediaError) as probed:
             probe(path, "video")
         with pytest.raises(MediaError) as loaded:
-            load(path, "video", VideoSampling(), ANY, RULES)
+            load_media(path, "video", VideoSampling(), ANY, RULES)
         causes |= {str(probed.value), str(loaded.value)}
     assert len(causes) == 1, causes
     return probed.value.cause
@@ -304,7 +304,9 @@ def test_damage_gives_the_same_outcome_each_time(tmp_path):
         results = set()
         for _ in range(3):
             try:
-                results.add(load(tmp_path / "clip.mkv", "video", VideoSampling(frames=16), ANY, RULES).frames.tobytes())
+                results.add(
+                    load_media(tmp_path / "clip.mkv", "video", VideoSampling(frames=16), ANY, RULES).frames.tobytes()
+                )
             except MediaError as error:
                 results.add(str(error))
                 refused += 1

@@ -18,7 +18,7 @@ from PIL import Image
 from jvr1.demo.dataset import Settings, apportion, building, finish, items, splits, wanted, write_dataset
 from jvr1.demo.questions import COLOURS, HARD, TASKS
 from jvr1.demo.scenes import PALETTE
-from jvr1.demo.sheet import frames_of, sheet
+from jvr1.demo.sheet import frames_in, sheet
 from jvr1.errors import UserError
 
 FIELDS = ["problem_id", "problem", "data_type", "problem_type", "options", "solution", "path", "data_source"]
@@ -199,7 +199,7 @@ def test_contact_sheets_show_every_frame(data):
     for task in (*TASKS, *HARD):
         pixels = np.asarray(sheet(data.root, task, count=1))
         (record, *_) = [r for r in data.records["hard" if task.hard else "test"] if r["data_source"] == task.name]
-        frames = frames_of(data.root / record["path"])
+        frames = frames_in(data.root / record["path"])
         places = [pixels[34:146:2, x : x + 112 : 2] for x in range(6, 6 + 118 * len(frames), 118)]
         np.testing.assert_array_equal(places, frames)
 

@@ -16,7 +16,7 @@ from scipy import stats
 
 from jvr1.data.records import parse_record
 from jvr1.eval import score
-from jvr1.eval.score import benchmark_summary, majority, summary
+from jvr1.eval.score import benchmark_summary, majority, summarise_group
 from jvr1.questions.replies import Question, Reply, accuracies, reply
 
 MC, NUM, REG, FREE, OCR = "multiple choice", "numerical", "regression", "free-form", "OCR"
@@ -228,14 +228,14 @@ def test_a_group_counts_failures_and_averages_samples():
         question(2, MC, "B", error="missing: a.mp4"),
         question(3, MC, "C", "A", "A."),
     ]
-    made = summary(group, ["ordered"], 2)
+    made = summarise_group(group, ["ordered"], 2)
     assert (made["questions"], made["answered"]) == (4, 3)
     assert made["accuracy"]["robust"]["value"] == pytest.approx((0.5 + 1 + 0) / 3)
     assert made["accuracy"]["robust"]["interval"] == "bootstrap"
     assert made["majority"]["robust"]["value"] == pytest.approx(2 / 3)  # a tie goes to the first
     assert (made["format"], made["tokens"], made["longest"], made["ended"]) == (1.0, 10.5, 11, 1.0)
     assert "variants" not in made
-    nothing = summary([group[2]], ["ordered", "shuffled"], 1)
+    nothing = summarise_group([group[2]], ["ordered", "shuffled"], 1)
     assert nothing["accuracy"]["robust"]["value"] is None
     assert nothing["tokens"] is None
 
@@ -257,7 +257,7 @@ def test_gaps_rest_on_questions_with_both():
         question(2, MC, "A", "B", shuffled=["B"]),
         question(3, MC, "A", "A"),  # a picture: no order
     ]
-    made = summary(group, ["ordered", "shuffled"], 1)
+    made = summarise_group(group, ["ordered", "shuffled"], 1)
     assert made["accuracy"]["robust"]["value"] == 0.75
     against = made["variants"]["shuffled"]
     assert against["n"] == 3

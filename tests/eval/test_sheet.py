@@ -8,7 +8,7 @@ from PIL import Image
 
 from jvr1.data.media import Media
 from jvr1.errors import UserError
-from jvr1.eval.sheet import CAPTION, COLUMNS, GAP, contact_sheet, write_frames
+from jvr1.eval.sheet import FRAME_CAPTION, FRAME_GAP, FRAMES_A_ROW, contact_sheet, write_frames
 
 
 def clip(count: int, height: int = 28, width: int = 56) -> Media:
@@ -31,23 +31,32 @@ def test_a_folder_holds_each_frame_to_the_pixel(tmp_path):
 
 
 def test_a_sheet_holds_all_frames_in_rows_small_ones_larger(tmp_path):
-    video = clip(COLUMNS + 3)
+    video = clip(FRAMES_A_ROW + 3)
     write_frames(str(tmp_path / "sheet.PNG"), [video])
     sheet = np.asarray(Image.open(tmp_path / "sheet.PNG"))
     for i, frame in enumerate(video.frames):
-        left, top = GAP + i % COLUMNS * (112 + GAP), GAP + i // COLUMNS * (56 + GAP + CAPTION)
-        place = sheet[top + CAPTION : top + CAPTION + 56, left : left + 112]
+        left, top = (
+            FRAME_GAP + i % FRAMES_A_ROW * (112 + FRAME_GAP),
+            FRAME_GAP + i // FRAMES_A_ROW * (56 + FRAME_GAP + FRAME_CAPTION),
+        )
+        place = sheet[top + FRAME_CAPTION : top + FRAME_CAPTION + 56, left : left + 112]
         np.testing.assert_array_equal(place[::2, ::2], frame)
-        assert sheet[top : top + CAPTION, left : left + 112].min() < 100  # something is written above it
-    assert sheet.shape == (2 * (56 + GAP + CAPTION) + GAP, COLUMNS * (112 + GAP) + GAP, 3)
+        assert sheet[top : top + FRAME_CAPTION, left : left + 112].min() < 100  # something is written above it
+    assert sheet.shape == (
+        2 * (56 + FRAME_GAP + FRAME_CAPTION) + FRAME_GAP,
+        FRAMES_A_ROW * (112 + FRAME_GAP) + FRAME_GAP,
+        3,
+    )
 
 
 def test_images_of_different_sizes_share_a_sheet():
     media = [image(28, 140), image(84, 112)]
     sheet = np.asarray(contact_sheet(media))
-    assert sheet.shape == (84 + CAPTION + 2 * GAP, 2 * (140 + GAP) + GAP, 3)
-    np.testing.assert_array_equal(sheet[GAP + CAPTION :][:28, GAP:][:, :140], media[0].frames[0])
-    np.testing.assert_array_equal(sheet[GAP + CAPTION :][:84, 2 * GAP + 140 :][:, :112], media[1].frames[0])
+    assert sheet.shape == (84 + FRAME_CAPTION + 2 * FRAME_GAP, 2 * (140 + FRAME_GAP) + FRAME_GAP, 3)
+    np.testing.assert_array_equal(sheet[FRAME_GAP + FRAME_CAPTION :][:28, FRAME_GAP:][:, :140], media[0].frames[0])
+    np.testing.assert_array_equal(
+        sheet[FRAME_GAP + FRAME_CAPTION :][:84, 2 * FRAME_GAP + 140 :][:, :112], media[1].frames[0]
+    )
 
 
 @pytest.mark.parametrize("name", ["file/sheet.png", "file", "folder.png"])

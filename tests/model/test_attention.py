@@ -36,15 +36,15 @@ def kernels(monkeypatch):
         assert implementation == "cudnn"
         return DENSE(q, k, v, mask=mask, is_causal=is_causal, implementation="xla")
 
-    monkeypatch.setattr(splash, "BLOCK", 128)
-    monkeypatch.setattr(blockwise, "BLOCK", 16)
+    monkeypatch.setattr(splash, "SPLASH_BLOCK", 128)
+    monkeypatch.setattr(blockwise, "QUERY_BLOCK", 16)
     monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
 
 
 @pytest.mark.parametrize(("prompt", "rows", "length"), [(40, 3, 70), (40, 8, 6), (300, 0, 0), (5, 3, 1)])
 def test_blocks_cover_all_queries_once(monkeypatch, prompt, rows, length):
     """And count their scores as they are made: a prompt's up to its end, a completion's of the prompt and itself."""
-    monkeypatch.setattr(blockwise, "BLOCK", 16)
+    monkeypatch.setattr(blockwise, "QUERY_BLOCK", 16)
     blocks = blockwise.spans(prompt, rows, length)
     assert [b.start for b in blocks] == [0, *(b.end for b in blocks[:-1])]
     assert blocks[-1].end == prompt + rows * length

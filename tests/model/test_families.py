@@ -15,7 +15,7 @@ from jvr1.model import families
 from jvr1.model.config import ModelConfig
 from jvr1.model.families import FAMILIES, from_hf, known, published, published_sizes
 from jvr1.model.inputs import Grid
-from jvr1.model.parameters import DECODER
+from jvr1.model.parameters import DECODER_PARAMETERS
 
 PACKAGE = REPOSITORY / "jvr1"
 FOLDERS = {"qwen2_5_vl": PACKAGE / "model" / "qwen2_5_vl"}
@@ -67,7 +67,7 @@ def test_a_size_means_one_model_and_a_path_one_thing():
     for family in FAMILIES.values():
         assert all(published(size).family is family for size in family.published)
         assert all(known(path) == one for path, one in family.parameters.items())
-        assert not set(family.parameters) & set(DECODER)
+        assert not set(family.parameters) & set(DECODER_PARAMETERS)
 
 
 @pytest.mark.parametrize("model", [published("7b")], ids=lambda m: m.model_type)

@@ -31,7 +31,7 @@ from jvr1.demo.tiny_model import (
 from jvr1.errors import UserError
 from jvr1.model import hf
 from jvr1.model.families import from_hf
-from jvr1.model.safetensors import INDEX
+from jvr1.model.safetensors import SAFETENSORS_INDEX
 from jvr1.opening.models import make_tokenizer, open_model
 from jvr1.sharding import make_mesh
 
@@ -59,7 +59,7 @@ def small(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("folders") / "small"
     config = from_hf(RAW)
     hf.save(oracle.random_model(config)[1], config, folder, carried={}, dtype="float32", shard_bytes=80_000)
-    assert (folder / INDEX).exists()
+    assert (folder / SAFETENSORS_INDEX).exists()
     return folder
 
 
@@ -245,7 +245,7 @@ def test_bytes_after_the_last_tensor(copy):
     "name", ["../../etc/passwd", "/etc/passwd", "../small/model.safetensors", "a/b.safetensors", ".."]
 )
 def test_an_index_stays_in_its_folder(copy, name, monkeypatch):
-    edit(copy / INDEX, lambda raw: raw["weight_map"].update({next(iter(raw["weight_map"])): name}))
+    edit(copy / SAFETENSORS_INDEX, lambda raw: raw["weight_map"].update({next(iter(raw["weight_map"])): name}))
     original = builtins.open
     monkeypatch.setattr(builtins, "open", lambda file, *a, **k: _within(file, copy) and original(file, *a, **k))
     assert f"names {name!r}; a model's files are *.safetensors in its own folder" in refusal(copy)
@@ -258,8 +258,8 @@ def _within(file: object, folder: Path) -> bool:
 
 @pytest.mark.parametrize("index", [[], {"weight_map": []}, {"weight_map": {"a": 1}}, {"weight_map": {}}, {}])
 def test_an_index_of_another_form(copy, index):
-    (copy / INDEX).write_text(json.dumps(index))
-    assert INDEX in refusal(copy)
+    (copy / SAFETENSORS_INDEX).write_text(json.dumps(index))
+    assert SAFETENSORS_INDEX in refusal(copy)
 
 
 # --- folders of another kind ------------------------------------------------------------------------------------------
@@ -294,7 +294,7 @@ def renamed(names: Callable[[str], str]) -> Callable[[Path], object]:
     def change(folder: Path) -> None:
         for file in folder.glob("*.safetensors"):
             save_file({names(k): v for k, v in load_file(file).items()}, file)
-        (folder / INDEX).unlink()
+        (folder / SAFETENSORS_INDEX).unlink()
 
     return change
 
@@ -317,8 +317,8 @@ def test_a_stray_file_is_not_the_model_s(talking):
     save_file({"lora": np.zeros(2, np.float32)}, talking / "adapter_model.safetensors")
     opened(talking)
     edit_index = {"metadata": {}, "weight_map": {"lora": "adapter_model.safetensors"}}
-    (talking / INDEX).write_text(json.dumps(edit_index))
-    assert f"holds {WEIGHTS} and {INDEX}, which names other files" in refusal(talking)
+    (talking / SAFETENSORS_INDEX).write_text(json.dumps(edit_index))
+    assert f"holds {WEIGHTS} and {SAFETENSORS_INDEX}, which names other files" in refusal(talking)
 
 
 def test_a_tensor_in_two_files(copy):

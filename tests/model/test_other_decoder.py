@@ -22,7 +22,7 @@ from jvr1.model.families import FAMILIES, published
 from jvr1.model.layers import Linear, RMSNorm, scan_layers
 from jvr1.model.rope import rotate, text_angles
 from jvr1.model.text import Embedded, TextDecoder, TextLayer
-from jvr1.model.weights import DECODER, Rule, get, hf_tensors, to_ours
+from jvr1.model.weights import DECODER_NAMES, Rule, get, hf_tensors, to_ours
 
 pytestmark = pytest.mark.slow
 P, G, C, DEEP, HEAD = 9, 2, 4, 2, 16
@@ -82,7 +82,7 @@ def interleaved(text: TextConfig) -> np.ndarray:
 def config(monkeypatch) -> ModelConfig:
     norms = (f"self_attn.{name}_norm" for name in "qk")
     rules = (Rule(f"model.layers.{{}}.{name}.weight", f"text/layers/{name[-6:]}/scale") for name in norms)
-    own = replace(FAMILIES["qwen2_5_vl"], model_type="normed", weights=(*DECODER, *rules), rope_axes=interleaved)
+    own = replace(FAMILIES["qwen2_5_vl"], model_type="normed", weights=(*DECODER_NAMES, *rules), rope_axes=interleaved)
     monkeypatch.setattr(families, "FAMILIES", {**FAMILIES, "normed": own})
     text = HeadedText(40, 3, 4, 2, 56, 30, mrope_section=SECTION, rope_theta=5e6)
     return replace(published("7b"), model_type="normed", text=text, tied=True)

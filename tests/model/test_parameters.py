@@ -8,10 +8,10 @@ import pytest
 from jvr1.model import vision_language
 from jvr1.model.families import known, published
 from jvr1.model.lora import LoRAConfig, linear_maps
-from jvr1.model.parameters import DECODER, MESH_AXES
+from jvr1.model.parameters import DECODER_PARAMETERS, MESH_AXES
 from jvr1.sharding import AXES, path_name
 
-PARAMETERS = {**DECODER, **published("7b").family.parameters}
+PARAMETERS = {**DECODER_PARAMETERS, **published("7b").family.parameters}
 GRAPHDEF, SHAPES = vision_language.abstract(published("7b"), lora=LoRAConfig(16, 8.0, (".*",)))
 ARRAYS = {path_name(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(SHAPES)}
 

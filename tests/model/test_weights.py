@@ -17,7 +17,7 @@ from jvr1.errors import UserError
 from jvr1.model import hf, vision_language
 from jvr1.model.families import from_hf, published, to_hf
 from jvr1.model.qwen2_5_vl.weights import published_name
-from jvr1.model.safetensors import INDEX
+from jvr1.model.safetensors import SAFETENSORS_INDEX
 from jvr1.sharding import make_mesh, param_shardings
 
 RAW = oracle.raw_config(num_hidden_layers=2, vision_depth=2)
@@ -44,7 +44,7 @@ def write(folder, tensors, shards=1, raw=RAW):
         save_file({n: tensors[n] for n in part}, folder / file, metadata={"format": "pt"})
     if shards > 1:
         weight_map = {n: f for f, part in zip(files, parts, strict=True) for n in part}
-        (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+        (folder / SAFETENSORS_INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     return folder
 
 
@@ -82,7 +82,7 @@ def test_round_trip_is_equal_to_the_bit(tensors, tmp_path, scheme, dtype, shards
     if shards == 1:
         assert files == ["model.safetensors"]
     else:
-        index = json.loads((tmp_path / "out" / INDEX).read_text())
+        index = json.loads((tmp_path / "out" / SAFETENSORS_INDEX).read_text())
         assert sorted(set(index["weight_map"].values())) == files
         assert len(files) > 1
         assert index["metadata"]["total_size"] == sum(t.numel() * t.element_size() for t in wanted.values())

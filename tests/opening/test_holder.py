@@ -50,7 +50,7 @@ def put(workdir, one: holder.Claim) -> None:
 
 
 def mine(workdir) -> bool:
-    there = holder.read(workdir)
+    there = holder.read_holder(workdir)
     return there is not None and there.pid == os.getpid()
 
 
@@ -62,10 +62,10 @@ def test_the_second_process_is_refused_and_the_first_untouched_until_it_is_kille
         assert first.stdout.readline() == "held\n"
         with pytest.raises(UserError, match=rf"{workdir} is held by another run, process {first.pid} on .*; wait for"):
             holder.hold(workdir)
-        before = holder.read(workdir)
+        before = holder.read_holder(workdir)
         assert before is not None
         assert before.pid == first.pid
-        while holder.read(workdir) == before:  # it goes on living
+        while holder.read_holder(workdir) == before:  # it goes on living
             time.sleep(0.01)
         assert first.poll() is None
         first.send_signal(signal.SIGKILL)
@@ -97,7 +97,7 @@ def test_a_holder_elsewhere_that_moves_lives_whatever_its_clock(workdir, capsys)
         while not done.wait(0.05):
             n += 1
             holder._write(workdir, claim(beat=n))
-            os.utime(workdir / holder.FILE, (0, 0))
+            os.utime(workdir / holder.HOLDER_FILE, (0, 0))
 
     thread = threading.Thread(target=beat)
     thread.start()
@@ -113,7 +113,7 @@ def test_a_holder_elsewhere_that_moves_lives_whatever_its_clock(workdir, capsys)
 @pytest.mark.parametrize("stamp", [0, 4e9])
 def test_a_holder_elsewhere_that_is_silent_is_followed_whatever_its_clock(workdir, stamp):
     put(workdir, claim())
-    os.utime(workdir / holder.FILE, (stamp, stamp))
+    os.utime(workdir / holder.HOLDER_FILE, (stamp, stamp))
     holder.hold(workdir)
     assert mine(workdir)
 
@@ -132,7 +132,7 @@ def test_a_process_number_that_came_again_is_another_process(workdir):
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"id": 1}', "\x00" * 40])
 def test_a_damaged_file_of_nobody_is_written_anew(workdir, content):
     workdir.mkdir()
-    (workdir / holder.FILE).write_text(content)
+    (workdir / holder.HOLDER_FILE).write_text(content)
     holder.hold(workdir)
     assert mine(workdir)
 
@@ -145,7 +145,7 @@ def test_who_was_taken_for_dead_notices_and_leaves_the_other_alone(workdir):
         time.sleep(0.01)
     assert "process 4711 on node7 took over" in str(holder.lost(workdir))
     holder.release_all()
-    assert holder.read(workdir) == claim()
+    assert holder.read_holder(workdir) == claim()
 
 
 def test_of_two_in_the_same_moment_one_has_it(workdir):
@@ -153,8 +153,8 @@ def test_of_two_in_the_same_moment_one_has_it(workdir):
     one, two = (claim(id=name) for name in ("one", "two"))
     for each in (one, two):
         holder._create(workdir, each)
-    assert holder.read(workdir) == one
-    assert [p.name for p in workdir.iterdir()] == [holder.FILE]
+    assert holder.read_holder(workdir) == one
+    assert [p.name for p in workdir.iterdir()] == [holder.HOLDER_FILE]
 
 
 def test_in_a_bucket_the_last_to_write_has_it(workdir, monkeypatch):
@@ -164,12 +164,12 @@ def test_in_a_bucket_the_last_to_write_has_it(workdir, monkeypatch):
 
     def both(folder, one):
         write(folder, one)
-        (folder / holder.FILE).write_text(json.dumps(asdict(other)))
+        (folder / holder.HOLDER_FILE).write_text(json.dumps(asdict(other)))
 
     monkeypatch.setattr(holder, "_write", both)
     with pytest.raises(UserError, match="taken by another run at the same moment, process 4711"):
         holder.hold(workdir)
-    (workdir / holder.FILE).unlink()
+    (workdir / holder.HOLDER_FILE).unlink()
     monkeypatch.setattr(holder, "_write", write)
     holder.hold(workdir)
     assert mine(workdir)

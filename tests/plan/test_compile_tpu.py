@@ -13,7 +13,7 @@ from step_shapes import SMALL, moved, small_config
 from jvr1 import config as settings
 from jvr1.chips import CHIPS, chip_named
 from jvr1.model.families import published, to_hf
-from jvr1.plan.hlo import read, totals
+from jvr1.plan.hlo import read_program, totals
 from jvr1.plan.memory import phase_memory
 from jvr1.plan.planning import changed, largest_bucket
 from jvr1.plan.programs import PHASES, chip_bytes, loop_trips, step_shapes
@@ -76,7 +76,7 @@ def test_the_command_compiles_every_phase_of_a_small_model(tmp_path, topology, c
     for phase in ("generation", "reference", "gradients"):
         assert phases[phase]["peak"] > phases[phase]["temporary"] > 0
     for phase in ("reference", "gradients"):  # weights are gathered a layer at a time, never a stack of them
-        found = read((tmp_path / "text" / f"{phase}.txt").read_text()).collectives()
+        found = read_program((tmp_path / "text" / f"{phase}.txt").read_text()).collectives()
         names = moved([one for one in found if one.kind == "all-gather"], params)
         assert any(name.startswith("a layer of text/") for name in names), (phase, names)
         assert not [name for name in names if name.startswith("text/layers")], (phase, names)

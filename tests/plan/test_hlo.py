@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
-from jvr1.plan.hlo import read, totals
+from jvr1.plan.hlo import read_program, totals
 from jvr1.sharding import make_mesh
 
 TEXT = """HloModule jit_f, entry_computation_layout={()->f32[]}
@@ -70,7 +70,7 @@ pytestmark = pytest.mark.optimised
 
 
 def test_loops_collectives_and_bytes():
-    program = read(TEXT)
+    program = read_program(TEXT)
     (loop,) = program.loops("f/decode/while")
     assert loop.trips is None  # it may end before its bound
     within = program.collectives_within(loop)
@@ -106,7 +106,7 @@ def test_products_are_counted_as_often_as_they_run(topology, place):
     shapes = [(layers, n, heads, n), (n, n), (3, 3, n * n // 64, 32)]
     given = [jax.ShapeDtypeStruct(s, jnp.bfloat16, sharding=SingleDeviceSharding(device)) for s in shapes]
     flag = jax.ShapeDtypeStruct((), jnp.bool_, sharding=SingleDeviceSharding(device))
-    found = read(jax.jit(f).lower(*given, flag).compile().as_text()).flops(unknown=0)
+    found = read_program(jax.jit(f).lower(*given, flag).compile().as_text()).flops(unknown=0)
     want = layers * 2 * 2 * heads * n**3 + 2 * 6 * 6 * 9 * (n * n // 64) * 32
     assert found == pytest.approx(want, rel=1e-3)
 
@@ -128,6 +128,6 @@ def test_a_program_of_xla():
         jax.ShapeDtypeStruct((7, 48, 48), jnp.float32, sharding=spec(None, "fsdp")),
         jax.ShapeDtypeStruct((512, 48), jnp.float32, sharding=spec("fsdp")),
     )
-    found = read(jax.jit(f).lower(*shapes).compile().as_text()).collectives()
+    found = read_program(jax.jit(f).lower(*shapes).compile().as_text()).collectives()
     assert {one.kind for one in found} == {"all-gather"}
     assert sum(one.times(unknown=0) * one.bytes for one in found) == 7 * 48 * 48 * 4

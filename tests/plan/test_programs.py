@@ -12,7 +12,7 @@ from step_shapes import SMALL, moved, small_config
 from jvr1 import config as settings
 from jvr1.errors import UserError
 from jvr1.model.config import TextConfig
-from jvr1.plan.hlo import Collective, read
+from jvr1.plan.hlo import Collective, read_program
 from jvr1.plan.programs import batch_shapes, chip_bytes, compile_phase, lower_phase, row_counts, slots_of, step_shapes
 from jvr1.rollout.decoder import places
 from jvr1.sharding import make_mesh
@@ -29,7 +29,7 @@ def devices(request, topology):
 
 
 def in_decode_loop(text: str) -> list[Collective]:
-    program = read(text)
+    program = read_program(text)
     (loop,) = program.loops("advance_slots)/decode/while")
     return program.collectives_within(loop)
 
@@ -101,7 +101,7 @@ def test_for_tpus_attention_is_the_splash_kernel_and_nothing_is_gathered_for_it(
         step = step_shapes(small_config(**{"model.attention": attention}), WIDE, mesh)
         (program,) = lower_phase(step, "gradients", BUCKET)
         texts[attention] = program.lowered.compile().as_text()
-        found = [one for one in read(texts[attention]).collectives() if one.kind == "all-gather"]
+        found = [one for one in read_program(texts[attention]).collectives() if one.kind == "all-gather"]
         gathered[attention] = {shape for one in found if not moved([one], step.params) for shape in one.shapes}
     for kernel in ("splash_mha_fwd_segmented", "splash_mha_dq_segmented", "splash_mha_dkv_segmented"):
         assert kernel in texts["auto"]

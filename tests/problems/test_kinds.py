@@ -8,7 +8,7 @@ from cases_of_kinds import SETTINGS, asked_of, headline, prompt_of
 from jvr1.data.records import parse_record
 from jvr1.errors import UserError
 from jvr1.eval.report import build
-from jvr1.problems.kinds import KINDS, load
+from jvr1.problems.kinds import KINDS, load_kinds
 from jvr1.questions.asking import Asking
 from jvr1.rl.golds import doubts
 from jvr1.rl.rewards import MODES, score
@@ -35,8 +35,8 @@ def raw(number: int, solution: str = "<answer>red</answer>", kind: str = "shade"
 def test_a_kind_of_a_user_s_is_known_everywhere():
     with pytest.raises(UserError, match=r"field 'problem_type' must be one of multiple choice, .*; got 'shade'"):
         parse_record(raw(0))
-    (kind,) = load([f"{OWN}:SHADE"])
-    assert load([f"{OWN}:SHADE"]) == (kind,)
+    (kind,) = load_kinds([f"{OWN}:SHADE"])
+    assert load_kinds([f"{OWN}:SHADE"]) == (kind,)
     records = [parse_record(raw(0)), parse_record(raw(1, "<answer>light blue</answer>"))]
     assert prompt_of(records[0]).endswith("</answer> tags. Name the shade in one word.")
     assert doubts(records) == "  solution       1  is not one word (such as record 1)"
@@ -46,7 +46,7 @@ def test_a_kind_of_a_user_s_is_known_everywhere():
 
 
 def test_its_metrics_stand_in_the_report_beside_those_of_other_kinds():
-    load([f"{OWN}:SHADE"])
+    load_kinds([f"{OWN}:SHADE"])
     records = [parse_record(raw(0)), parse_record(raw(1)), parse_record(raw(2, "<answer>10</answer>", "regression"))]
     report = build([asked_of(records, [("red",), ("rose",), ("10",)])], Asking(), SETTINGS, "robust", None)
     own = report["benchmarks"]["own"]
@@ -63,7 +63,7 @@ def test_its_metrics_stand_in_the_report_beside_those_of_other_kinds():
 
 
 def test_a_value_that_is_no_share_is_refused():
-    load([f"{OWN}:BEYOND"])
+    load_kinds([f"{OWN}:BEYOND"])
     with pytest.raises(UserError, match=r"the problem kind 'beyond' scores 'nan' nan; it must be from 0 to 1"):
         score("<answer>nan</answer>", "<answer>1</answer>", "beyond", "robust")
     assert score("<answer>0.25</answer>", "<answer>1</answer>", "beyond", "robust").accuracy == 0.25
@@ -82,10 +82,10 @@ def test_a_value_that_is_no_share_is_refused():
     ],
 )
 def test_a_mistake_is_one_line(spec, message):
-    load([f"{OWN}:SHADE"])
+    load_kinds([f"{OWN}:SHADE"])
     before = dict(KINDS)
     with pytest.raises(UserError) as error:
-        load([spec])
+        load_kinds([spec])
     assert message in str(error.value)
     assert "\n" not in str(error.value)
     assert before == KINDS

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from step_cases import ROWS, as_task, make_rows, make_scores
 
-from jvr1.data.batch import stack
+from jvr1.data.batch import stack_examples
 from jvr1.model import vision_language
 from jvr1.model.families import from_hf
 from jvr1.processes.peers import Peers, connect, gather, share_of
@@ -54,7 +54,7 @@ def step(mesh, sample):
     rows, (scores, ids) = make_rows(CONFIG), make_scores()
     scores, ids = jax.tree.map(lambda x: x[np.asarray(places)], (scores, ids))
     with jax.set_mesh(mesh):
-        arrays, scores, ids = put_batch((stack([rows[i] for i in places]), scores, ids), mesh)
+        arrays, scores, ids = put_batch((stack_examples([rows[i] for i in places]), scores, ids), mesh)
         result, mask, denominator, _ = make_advantages(ALGORITHM, mesh)(scores, scores.length, ids)
         reference = cast(jax.tree.map(lambda x: x * 1.02, params), "float32")
         anchor = make_reference_scores(graphdef, mesh, temperature=0.9, chunk=4)(reference, arrays, ids)
@@ -67,7 +67,7 @@ def step(mesh, sample):
         if not sample:
             return jax.tree.map(np.asarray, whole), float(loss), None
     decoder = make_decoder(graphdef, mesh, CONFIG, (2,))
-    task = as_task(stack([rows[i] for i in places]), (2, 1))
+    task = as_task(stack_examples([rows[i] for i in places]), (2, 1))
     (done,) = decoder.answers(decoder.weights(params), [task], jax.random.key(7), temperature=1.0)
     tokens = {
         place: row

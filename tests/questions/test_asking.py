@@ -7,7 +7,7 @@ import pytest
 from oracle import raw_config
 from transformers import PreTrainedTokenizerBase
 
-from jvr1.data.batch import Bucket, Clip, Microbatch, Row, build_example, empty_example, stack
+from jvr1.data.batch import Bucket, Clip, Microbatch, Row, build_example, empty_example, stack_examples
 from jvr1.data.records import parse_record
 from jvr1.errors import UserError
 from jvr1.eval.report import as_table, percent
@@ -44,7 +44,7 @@ def record(number: int, kind: str, answer: str, source: str):
 
 def micro(bucket: Bucket, *rows: tuple) -> Microbatch:
     """Rows of (record, error)."""
-    arrays = stack([empty_example(bucket, CONFIG)] * len(rows))
+    arrays = stack_examples([empty_example(bucket, CONFIG)] * len(rows))
     valid = np.asarray([r is not None and error is None for r, error in rows])
     return Microbatch(
         bucket, arrays._replace(valid=valid), tuple(Row(0, i, r, error, 10 + i) for i, (r, error) in enumerate(rows))

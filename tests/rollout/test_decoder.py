@@ -9,7 +9,7 @@ import pytest
 from oracle import random_model, raw_config
 from step_cases import as_task, make_rows
 
-from jvr1.data.batch import stack
+from jvr1.data.batch import stack_examples
 from jvr1.errors import UserError
 from jvr1.model.families import from_hf
 from jvr1.rollout.decoder import make_decoder
@@ -29,7 +29,9 @@ def sampled(sizes, devices, **how):
     decoder = make_decoder(graphdef, mesh, CONFIG, (2,), **how)
     with jax.set_mesh(mesh):
         weights = decoder.weights(params)
-    (done,) = decoder.answers(weights, [as_task(stack(make_rows(CONFIG)), (2, 1))], jax.random.key(1), temperature=1.0)
+    (done,) = decoder.answers(
+        weights, [as_task(stack_examples(make_rows(CONFIG)), (2, 1))], jax.random.key(1), temperature=1.0
+    )
     return params, weights, done
 
 

@@ -20,7 +20,7 @@ from jvr1.errors import UserError
 from jvr1.model.families import from_hf
 from jvr1.model.vision_language import merge
 from jvr1.rollout.generate import generate, reads
-from jvr1.rollout.sampling import Sampling, choose, token_logprob
+from jvr1.rollout.sampling import Sampling, draw_token, token_logprob
 from jvr1.sharding import make_mesh, put_batch, replicated
 from jvr1.train.losses import supervised_loss, token_scores
 
@@ -39,7 +39,9 @@ def draws(logits: np.ndarray, sampling: Sampling, count: int, seed: int = 0) -> 
     """How often each word is drawn."""
     uniform = jax.random.uniform(jax.random.key(seed), (1, count))
     many = jnp.broadcast_to(jnp.asarray(logits, jnp.float32), (1, count, len(logits)))
-    return np.bincount(np.asarray(jax.jit(choose, static_argnums=2)(many, uniform, sampling))[0], minlength=len(logits))
+    return np.bincount(
+        np.asarray(jax.jit(draw_token, static_argnums=2)(many, uniform, sampling))[0], minlength=len(logits)
+    )
 
 
 def exact(logits: np.ndarray, sampling: Sampling) -> np.ndarray:
@@ -87,7 +89,7 @@ def test_kept_words_are_those_of_transformers(temperature, top_k, top_p):
     # the middle of each kept word's share of [0, 1)
     middle = np.where(want > 0, np.cumsum(want, axis=1) - want / 2, 0).astype(np.float32)
     many = jnp.broadcast_to(logits[:, None], (20, 200, 200))
-    got = np.asarray(jax.jit(choose, static_argnums=2)(many, jnp.asarray(middle), sampling))
+    got = np.asarray(jax.jit(draw_token, static_argnums=2)(many, jnp.asarray(middle), sampling))
     large = want > 1e-5
     np.testing.assert_array_equal(got[large], np.nonzero(large)[1])
     assert (np.take_along_axis(want, got, axis=1) > 0).all()
@@ -105,7 +107,9 @@ def test_nothing_outside_the_kept_words_is_drawn_at_their_edges():
 
     @jax.jit
     def sweep(uniform):
-        return jax.lax.map(lambda u: choose(jnp.asarray(logits)[None, None], u[None, None], sampling)[0, 0], uniform)
+        return jax.lax.map(
+            lambda u: draw_token(jnp.asarray(logits)[None, None], u[None, None], sampling)[0, 0], uniform
+        )
 
     assert (want[np.asarray(sweep(jnp.asarray(uniform)))] > 0).all()
 
@@ -113,7 +117,7 @@ def test_nothing_outside_the_kept_words_is_drawn_at_their_edges():
 def test_temperature_0_takes_the_best_word_that_is_not_banned():
     logits = jnp.asarray(np.random.default_rng(3).normal(size=(4, 5, 96)), jnp.float32)
     logits = logits.at[0, 0, IMAGE].set(50.0)
-    got = choose(logits, jnp.zeros((4, 5)), dataclasses.replace(FREE, temperature=0.0))
+    got = draw_token(logits, jnp.zeros((4, 5)), dataclasses.replace(FREE, temperature=0.0))
     allowed = np.array(logits)
     allowed[..., list(BANNED)] = -np.inf
     np.testing.assert_array_equal(got, allowed.argmax(-1))
@@ -123,7 +127,7 @@ def test_temperature_0_takes_the_best_word_that_is_not_banned():
 def test_the_ends_of_the_unit_interval(uniform):
     logits = jnp.asarray([[[0.0, 1.0, 2.0, 0.5]]])
     sampling = dataclasses.replace(FREE, banned_ids=(0, 3))
-    assert int(choose(logits, jnp.full((1, 1), uniform, jnp.float32), sampling)[0, 0]) == (1 if uniform == 0 else 2)
+    assert int(draw_token(logits, jnp.full((1, 1), uniform, jnp.float32), sampling)[0, 0]) == (1 if uniform == 0 else 2)
 
 
 def test_token_logprob_is_of_the_whole_vocabulary():

@@ -15,7 +15,7 @@ from oracle import END as VISION_END
 from oracle import IMAGE, START, random_model, raw_config
 from step_cases import BUCKET, example
 
-from jvr1.data.batch import Bucket, Clip, Microbatch, build_example, empty_example, stack
+from jvr1.data.batch import Bucket, Clip, Microbatch, build_example, empty_example, stack_examples
 from jvr1.data.share import ALONE, Share
 from jvr1.model.families import from_hf
 from jvr1.model.vision_language import merge
@@ -52,7 +52,7 @@ def tasks_of(bucket: Bucket, make, rows: tuple[int, ...], count: int) -> list[Ta
     for first in range(0, count * MICRO, MICRO):
         examples = [make(rng, first + i) for i in range(MICRO)]
         examples[first // MICRO] = empty_example(dataclasses.replace(bucket, completion=targets), CONFIG)
-        arrays = stack(examples)
+        arrays = stack_examples(examples)
         pairs = np.stack([arrays.visual.pair, arrays.shuffled][: len(rows)], axis=1)
         tasks.append(Task(Microbatch(bucket, arrays, ()), arrays, pairs, rows))
     return tasks

@@ -17,14 +17,14 @@ from runs import REPOSITORY
 from train.test_checkpoint import assert_bit_equal, checkpoints, make_params, make_state, on_one
 
 from jvr1 import config as settings
-from jvr1.answering import config_of, parse
+from jvr1.answering import config_of, parse_options
 from jvr1.errors import UserError
 from jvr1.evaluate import options
 from jvr1.model import hf
 from jvr1.model.families import from_hf
 from jvr1.opening import checksums
 from jvr1.opening.models import open_model, save_model
-from jvr1.opening.restore import newest_whole, read_meta, restore
+from jvr1.opening.restore import newest_whole, read_meta, restore_checkpoint
 from jvr1.opening.staging import appearing
 from jvr1.sharding import make_mesh
 
@@ -47,7 +47,7 @@ def workdir(tmp_path_factory):
 
 def assert_restores(workdir, step):
     want = make_params(step)
-    got = restore(epath.Path(workdir / "checkpoints" / str(step)), *on_one(want))
+    got = restore_checkpoint(epath.Path(workdir / "checkpoints" / str(step)), *on_one(want))
     assert_bit_equal(got, (want, make_state(want, step)))
     assert read_meta(workdir, step) == {"step": step}
 
@@ -74,7 +74,7 @@ def test_every_file_of_a_checkpoint_harmed_in_every_way(workdir, tmp_path, capsy
             assert (copy / "damaged" / "2").is_dir()
             assert sorted(p.name for p in (copy / "checkpoints").iterdir()) == ["1"]
         else:
-            assert file.endswith(UNREAD) or (inside, harm) == (checksums.FILE, "deleted"), (file, harm)
+            assert file.endswith(UNREAD) or (inside, harm) == (checksums.CHECKSUMS_FILE, "deleted"), (file, harm)
             assert_restores(copy, 2)
             with checkpoints(copy, best_metric="accuracy") as manager:
                 assert manager.latest_step() == 2
@@ -89,7 +89,7 @@ def test_every_file_of_a_checkpoint_harmed_in_every_way(workdir, tmp_path, capsy
 def test_without_checksums_what_cannot_be_read_is_named(workdir, tmp_path):
     """A checkpoint of an older version: orbax' own errors become a line."""
     for file, harm, copy in harmed(workdir, "checkpoints/2/params", tmp_path / "copy"):
-        (copy / "checkpoints" / "2" / checksums.FILE).unlink()
+        (copy / "checkpoints" / "2" / checksums.CHECKSUMS_FILE).unlink()
         if harm == "flipped" or file.endswith((*UNREAD, "_sharding", "process_0")):
             continue
         assert newest_whole(copy) == 2
@@ -157,7 +157,7 @@ def test_every_file_of_a_model_folder_harmed_in_every_way(models, tmp_path, form
         opened: list = []
         said = refusal(lambda to=opened, copy=copy: to.append(open_model(copy, mesh, param_dtype="float32")))
         if said is None:
-            assert file.endswith(UNREAD) or (file, harm) == (checksums.FILE, "deleted"), (file, harm)
+            assert file.endswith(UNREAD) or (file, harm) == (checksums.CHECKSUMS_FILE, "deleted"), (file, harm)
             jax.tree.map(np.testing.assert_array_equal, opened[0].params, params)
         else:
             assert f"{copy} is damaged: {file} " in said, (file, harm, said)
@@ -199,7 +199,7 @@ def test_a_workdir_s_config_harmed_in_every_way_is_named_when_its_model_is_asked
     (tmp_path / "run" / "config.json").write_text(settings.to_json(config))
     for harm in HARMS.values():
         (tmp_path / "run" / "config.json").write_text(settings.to_json(config))
-        args = parse(options(), [f"--model={tmp_path / 'run'}", "--suite=a.json", "--data=.", "--out=out"])
+        args = parse_options(options(), [f"--model={tmp_path / 'run'}", "--suite=a.json", "--data=.", "--out=out"])
         assert config_of(args, ("a.json",), ".")[0].model.source == str(tmp_path / "run")
         harm(tmp_path / "run" / "config.json")
         with pytest.raises(UserError, match=r"config\.json (is not of this version|is missing)") as error:
@@ -228,7 +228,7 @@ def test_a_folder_appears_whole_or_not_at_all_and_can_be_made_again(tmp_path):
     with appearing(out) as folder:
         folder.mkdir()
         (folder / "weights").write_text("1")
-    assert sorted(p.name for p in out.iterdir()) == [checksums.FILE, "weights"]
+    assert sorted(p.name for p in out.iterdir()) == [checksums.CHECKSUMS_FILE, "weights"]
     assert not left.exists()
     with pytest.raises(UserError, match="is not empty"), appearing(out):
         pass

@@ -16,7 +16,7 @@ from runs import Demo, scalars, without_times
 from step_cases import make_rows, make_scores
 from train.test_microbatches import CONFIG
 
-from jvr1.data.batch import stack
+from jvr1.data.batch import stack_examples
 from jvr1.errors import UserError
 from jvr1.model.lora import ADAPTERS, LoRAConfig, without_adapters
 from jvr1.model.vision_language import merge
@@ -52,7 +52,7 @@ def stepped():
     params = jax.device_put(params, param_shardings(params, one_device()))
     trainable, frozen = partition(params, (r"visual/.*",), ADAPTERS)
     before = jax.tree.map(np.array, (trainable, frozen))
-    algorithm, (scores, ids), arrays = tgrpo.TGRPOConfig(), make_scores(), stack(make_rows(CONFIG))
+    algorithm, (scores, ids), arrays = tgrpo.TGRPOConfig(), make_scores(), stack_examples(make_rows(CONFIG))
     reference = open_reference(graphdef, params, "float32", adapters=True)
     score = make_reference_scores(reference.graphdef, one_device(), temperature=0.9, chunk=4)
     gradients = make_policy_gradients(
@@ -144,7 +144,7 @@ def opened(source, lora, seed=0):
 
 
 def scored(model) -> np.ndarray:
-    arrays, ids = stack(make_rows(CONFIG)), make_scores()[1]
+    arrays, ids = stack_examples(make_rows(CONFIG)), make_scores()[1]
     score = jax.jit(lambda p, a, ids: merge(model.graphdef, p).complete(a.prompt, a.visual, ids))
     return np.asarray(score(model.params, arrays, ids))
 

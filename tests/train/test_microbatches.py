@@ -9,7 +9,7 @@ import pytest
 from oracle import random_model, raw_config
 from step_cases import BUCKET, GROUP, INVALID, ROWS, make_rows, make_scores, part
 
-from jvr1.data.batch import empty_example, stack
+from jvr1.data.batch import empty_example, stack_examples
 from jvr1.model.families import from_hf
 from jvr1.model.vision_language import merge
 from jvr1.optimizers.config import OptimizerConfig
@@ -71,7 +71,7 @@ def policy_step(model, algorithm, cut, rows, scores, ids, reference=None):
     size, count = cut
     mesh = jax.tree.leaves(shardings)[0].mesh
     compare, score, gradients = policy_functions(model, algorithm)
-    put = [put_batch((stack(rows[i : i + size]), part(scores, i, size), ids[i : i + size]), mesh)
+    put = [put_batch((stack_examples(rows[i : i + size]), part(scores, i, size), ids[i : i + size]), mesh)
            for i in range(0, size * count, size)]  # fmt: skip
     worth = [compare(s, s.length, tokens) for _, s, tokens in put]
     denominator = np.float32(sum(float(w[2]) for w in worth))
@@ -126,7 +126,7 @@ def test_an_update_over_a_shared_prefix_is_the_naive_one(model):
     algorithm, (scores, ids), rows = tgrpo.TGRPOConfig(), make_scores(), make_rows(CONFIG)
     anchors = jax.tree.map(lambda x: x * 1.02, params)
     got, loss, denominator, logprobs = policy_step(model, algorithm, (8, 1), rows, scores, ids, anchors)
-    arrays = stack(rows)
+    arrays = stack_examples(rows)
     mesh = jax.tree.leaves(model[2])[0].mesh
     result, mask, _, _ = make_advantages(algorithm, mesh)(scores, scores.length, ids)
 
@@ -149,7 +149,7 @@ def answer_step(model, cut, rows, on_prompt):
     size, number = cut
     mesh = jax.tree.leaves(shardings)[0].mesh
     count, gradients = answer_functions(model, on_prompt)
-    put = [put_batch(stack(rows[i : i + size]), mesh) for i in range(0, size * number, size)]
+    put = [put_batch(stack_examples(rows[i : i + size]), mesh) for i in range(0, size * number, size)]
     denominator = sum(count(arrays)[0] for arrays in put)
     total, loss = zeros_like(params), 0.0
     for arrays in put:

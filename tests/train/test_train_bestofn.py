@@ -11,10 +11,10 @@ from oracle import raw_config
 from runs import scalars, without_times
 from step_cases import BUCKET, GROUP, ROWS, make_rows
 
-from jvr1.data.batch import Microbatch, stack
+from jvr1.data.batch import Microbatch, stack_examples
 from jvr1.model.families import from_hf
 from jvr1.rollout.tasks import Sampled
-from jvr1.train_bestofn import best_sums, choose
+from jvr1.train_bestofn import best_completions, best_sums
 
 CONFIG = from_hf(raw_config(vision_depth=1, vision_fullatt_block_indexes=[0], num_hidden_layers=2))
 STEPS = 30
@@ -28,9 +28,9 @@ def test_the_best_is_learned_where_it_is_good_enough_and_valid():
     length = rng.integers(1, BUCKET.completion + 1, shape).astype(np.int32)
     ids = rng.integers(3, 90, (*shape, BUCKET.completion)).astype(np.int32)
     reward = rng.integers(0, 5, shape).astype(np.float32) / 2
-    micro = Microbatch(BUCKET, stack(make_rows(CONFIG)), ())
+    micro = Microbatch(BUCKET, stack_examples(make_rows(CONFIG)), ())
     sampled = Sampled(ids, length, np.ones(shape, bool), np.zeros(ids.shape, np.float32))
-    best = choose(micro, sampled, reward, 2.0)
+    best = best_completions(micro, sampled, reward, 2.0)
     totals = {"reward": 0.0, "reward/best": 0.0, "reward/learned": 0.0, "completion/length": 0.0}
     for b in range(ROWS):
         most = max(reward[b])

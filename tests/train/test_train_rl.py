@@ -17,7 +17,7 @@ from step_cases import as_task, make_rows
 from train.test_microbatches import CONFIG
 
 from jvr1 import config as settings
-from jvr1.data.batch import Bucket, Clip, Microbatch, Row, build_example, stack
+from jvr1.data.batch import Bucket, Clip, Microbatch, Row, build_example, stack_examples
 from jvr1.data.records import parse_record
 from jvr1.data.share import ALONE
 from jvr1.opening.data import make_encoder
@@ -184,7 +184,7 @@ def first_tokens(decoder, arrays, rows):
 
 def test_the_shuffled_stream_is_encoded_from_the_shuffled_frames(decoder):
     """Equal to a clip whose frames stand in that order; and not to the ordered clip's encoding."""
-    arrays = stack([row for row in make_rows(CONFIG) if row.valid])
+    arrays = stack_examples([row for row in make_rows(CONFIG) if row.valid])
     both = first_tokens(decoder, arrays, (1, 1))
     turned = arrays.visual._replace(pair=arrays.shuffled)
     alone = first_tokens(decoder, arrays._replace(visual=turned), (1,))
@@ -238,7 +238,7 @@ def test_an_image_never_enters_temporal_statistics():
         "problem_id": 1, "problem": "?", "data_type": "image", "problem_type": "multiple choice",
         "options": ["A. x", "B. y"], "solution": "<answer>A</answer>", "path": "./a.png", "data_source": "s",
     }  # fmt: skip
-    micro = Microbatch(image, stack([row]), (Row(0, 0, parse_record(raw)),))
+    micro = Microbatch(image, stack_examples([row]), (Row(0, 0, parse_record(raw)),))
     texts = [["<think>.</think><answer>A</answer>", "<think>.</think><answer>B</answer>"]]
     sampled = Sampled(np.zeros((1, 2, 6), np.int32), np.full((1, 2), 6), np.ones((1, 2), bool), np.zeros((1, 2, 6)))
     judged = Judge("robust")(micro, texts, sampled, (2,))

@@ -16,7 +16,7 @@ import av
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from jvr1.data.media import MediaError, load, probe
+from jvr1.data.media import MediaError, load_media, probe
 from jvr1.model.families import FACTOR, RULES, TOKEN_PIXELS
 from jvr1.model.media import PixelLimits, VideoSampling
 
@@ -151,7 +151,7 @@ def read(
     path: str, sampling: VideoSampling, first: bool
 ) -> tuple[Int64[np.ndarray, " N"] | None, UInt8[np.ndarray, "N H W 3"]]:
     """The frames, and for the first load the numbers that should be seen, as an index would say."""
-    frames = load(path, "video", sampling, LIMITS, RULES).frames
+    frames = load_media(path, "video", sampling, LIMITS, RULES).frames
     if not first:
         return None, frames
     seen = probe(path, "video")

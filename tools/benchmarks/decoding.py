@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from jvr1.data import memory
-from jvr1.data.media import MediaError, load
+from jvr1.data.media import MediaError, load_media
 from jvr1.model.families import RULES
 from jvr1.model.media import PixelLimits, VideoSampling
 
@@ -99,16 +99,16 @@ def report(path: str, kind: str) -> None:
     """Prints what a load of a medium took and what its header said, as JSON."""
     how = (VideoSampling(), PixelLimits(784, 400 * 784), RULES)
     Image.init()
-    begun, most, done = memory.kept("VmData") or 0, 0, threading.Event()
+    begun, most, done = memory.status_bytes("VmData") or 0, 0, threading.Event()
 
     def watch() -> None:
         nonlocal most
         while not done.wait(0.001):
-            most = max(most, memory.kept("VmData") or 0)
+            most = max(most, memory.status_bytes("VmData") or 0)
 
     thread = threading.Thread(target=watch)
     thread.start()
-    load(path, kind, *how, UNBOUNDED)
+    load_media(path, kind, *how, UNBOUNDED)
     done.set()
     thread.join()
     print(json.dumps({"took_mb": (most - begun) / MB, "counted_mb": counted(path, kind)}))
@@ -117,7 +117,7 @@ def report(path: str, kind: str) -> None:
 def counted(path: str, kind: str) -> float:
     """What the refusal of a bound of 1 MB says that it takes."""
     try:
-        load(path, kind, VideoSampling(), PixelLimits(784, 400 * 784), RULES, 1)
+        load_media(path, kind, VideoSampling(), PixelLimits(784, 400 * 784), RULES, 1)
     except MediaError as error:
         return float(str(error).partition("takes up to ")[2].partition(" MB")[0])
     raise AssertionError("1 MB is enough")

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from jvr1.data.batch import Arrays, Bucket, Clip, build_example, stack
+from jvr1.data.batch import Arrays, Bucket, Clip, build_example, stack_examples
 from jvr1.errors import UserError
 from jvr1.model.config import ModelConfig, TextConfig
 from jvr1.model.families import published
@@ -115,4 +115,9 @@ def make_inputs(shape: Shape, seed: int = 0) -> tuple[Arrays, np.ndarray, np.nda
     completions = rng.integers(0, model.image_token, (*rows, bucket.completion)).astype(np.int32)
     length = rng.integers(bucket.completion // 2, bucket.completion + 1, rows)
     mask = np.arange(bucket.completion) < length[..., None]
-    return jax.tree.map(np.asarray, stack(examples)), completions, mask, rng.normal(size=rows).astype(np.float32)
+    return (
+        jax.tree.map(np.asarray, stack_examples(examples)),
+        completions,
+        mask,
+        rng.normal(size=rows).astype(np.float32),
+    )

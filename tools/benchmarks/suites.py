@@ -10,10 +10,16 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from jvr1.questions.replies import MODES, accuracies
+from jvr1.questions.replies import SCORED_MODES, accuracies
 
 ANSWERS = 500
-COLUMNS = ("rule", "decides", *(f"`{mode}` agrees" for mode in MODES), "only the rule says right", "only `robust`")
+COLUMNS = (
+    "rule",
+    "decides",
+    *(f"`{mode}` agrees" for mode in SCORED_MODES),
+    "only the rule says right",
+    "only `robust`",
+)
 
 
 class Row(NamedTuple):
@@ -55,7 +61,7 @@ def measured(count: int = ANSWERS) -> list[Row]:
 
 def compared(title: str, rule: Callable[..., int | None], answered: Sequence[Any], kind: str) -> Row:
     """Ours see the answer in its tags after reasoning, the rule the answer alone."""
-    decided, agree = 0, dict.fromkeys(MODES, 0)
+    decided, agree = 0, dict.fromkeys(SCORED_MODES, 0)
     rule_only: Counter[str] = Counter()
     robust_only: Counter[str] = Counter()
     for dress, answer, gold, options, _ in answered:
@@ -65,7 +71,7 @@ def compared(title: str, rule: Callable[..., int | None], answered: Sequence[Any
         completion, solution = f"<think>so</think>\n<answer>{answer}</answer>", f"<answer>{gold}</answer>"
         ours = accuracies(completion, solution, kind, options)
         decided += 1
-        for mode in MODES:
+        for mode in SCORED_MODES:
             agree[mode] += ours[mode] == verdict
         if ours["robust"] != verdict:
             (rule_only if verdict else robust_only)[dress] += 1

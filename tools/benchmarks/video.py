@@ -21,7 +21,7 @@ import av
 import numpy as np
 
 from benchmarks.data import write_clip
-from jvr1.data.video import THREADS, VideoFile
+from jvr1.data.video import DECODER_THREADS, VideoFile
 from jvr1.model.families import RULES
 from jvr1.model.media import VideoSampling
 
@@ -36,7 +36,7 @@ KEPT = (100, 500, 1000, LOADS)
 
 def run() -> dict[str, Any]:
     """Median seconds of elapsed and of CPU time, and the ratios ours / decord's of the medians."""
-    report: dict[str, Any] = {"threads_of_each_decoder": THREADS, "turns": TURNS}
+    report: dict[str, Any] = {"threads_of_each_decoder": DECODER_THREADS, "turns": TURNS}
     with tempfile.TemporaryDirectory() as folder:
         for codec, (encoder, options) in CODECS.items():
             for height, width in SIZES:
@@ -95,7 +95,7 @@ def ours(path: str, count: int) -> list[np.ndarray]:
 def decord_s(path: str, count: int) -> list[np.ndarray]:
     import decord
 
-    reader = decord.VideoReader(path, num_threads=THREADS)
+    reader = decord.VideoReader(path, num_threads=DECODER_THREADS)
     indices = RULES.indices(len(reader), float(reader.get_avg_fps()), VideoSampling(frames=count))[0]
     return [reader[int(index)].asnumpy() for index in indices]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jvr1
-from jvr1.data.memory import kept, mark
+from jvr1.data.memory import mark, status_bytes
 
 IN_OPEN, IN_NONBLOCK = 0x20, os.O_NONBLOCK
 _COMPILED = os.environ.get("JAX_COMPILATION_CACHE_DIR") or sys.prefix
@@ -88,14 +88,14 @@ class Watched:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self.begun: int | None = kept("VmRSS")
+        self.begun: int | None = status_bytes("VmRSS")
         self.opened: list[str] = []
         self.allowed: tuple[str, ...] | None = None
         sys.addaudithook(self._hook)
 
     def __call__(self, *arguments: Any) -> Any:
         if not arguments:
-            peak, begun = kept("VmHWM"), self.begun
+            peak, begun = status_bytes("VmHWM"), self.begun
             return 0.0 if peak is None or begun is None else (peak - begun) / 2**20, self.opened
         case = os.path.join(self.folder, str(arguments[0]).partition("/")[0])
         self.opened = []

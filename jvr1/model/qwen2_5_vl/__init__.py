@@ -6,7 +6,7 @@ from typing import Any
 
 from jvr1.model.config import ModelConfig
 from jvr1.model.family import Family, ProcessorForm
-from jvr1.model.qwen2_5_vl.config import MODEL_TYPE, PUBLISHED, read, write
+from jvr1.model.qwen2_5_vl.config import MODEL_TYPE, PUBLISHED, read_fields, write_fields
 from jvr1.model.qwen2_5_vl.counts import tower_flops, tower_kept, tower_scores
 from jvr1.model.qwen2_5_vl.export import ADVICE, base_fields, companions, image_fields, video_fields
 from jvr1.model.qwen2_5_vl.frames import rules
@@ -28,8 +28,8 @@ def model(config: ModelConfig, **kw: Any) -> Any:
 QWEN2_5_VL = Family(
     model_type=MODEL_TYPE,
     title="Qwen2.5-VL",
-    read=read,
-    write=write,
+    read=read_fields,
+    write=write_fields,
     published=PUBLISHED,
     weights=TABLE,
     published_name=published_name,

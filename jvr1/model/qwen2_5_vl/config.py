@@ -44,7 +44,7 @@ def vision_of(config: ModelConfig) -> VisionConfig:
     return config.vision
 
 
-def read(top: Fields) -> ModelConfig:
+def read_fields(top: Fields) -> ModelConfig:
     """The model of a parsed config.json. Raises UserError as `read_model`."""
     return read_model(top, MODEL_TYPE, read_text, _vision, _checks)
 
@@ -128,7 +128,7 @@ def text_checks(text: TextConfig) -> Iterator[tuple[bool, str]]:
     yield 2 * sum(text.mrope_section) == text.head_size, half
 
 
-def write(config: ModelConfig, dtype: str) -> dict[str, Any]:
+def write_fields(config: ModelConfig, dtype: str) -> dict[str, Any]:
     """The published flat config.json of a model whose tensors have `dtype` ('bfloat16' or 'float32')."""
     vision = vision_of(config)
     tower = {

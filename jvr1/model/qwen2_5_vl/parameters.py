@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from jvr1.model.parameters import GATED_MLP, Parameter, Sides, table_of
+from jvr1.model.parameters import GATED_MLP_SIDES, Parameter, Sides, table_of
 
 BLOCK: Mapping[str, Sides] = {
     "qkv": (("width",), ("qkv", "heads", "head_size")),
     "proj": (("heads", "head_size"), ("width",)),
-    **GATED_MLP,
+    **GATED_MLP_SIDES,
 }
 MERGER: Mapping[str, Sides] = {
     "visual/merge_in": (("merged",), ("mlp",)),

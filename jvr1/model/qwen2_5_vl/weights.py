@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
-from jvr1.model.weights import DECODER, GATED_MLP, Rule, block_rules
+from jvr1.model.weights import DECODER_NAMES, GATED_MLP_NAMES, Rule, block_rules
 
-_BLOCK = {"attn.qkv": ("qkv", 1), "attn.proj": ("proj", 2), **GATED_MLP}
+_BLOCK = {"attn.qkv": ("qkv", 1), "attn.proj": ("proj", 2), **GATED_MLP_NAMES}
 TABLE: tuple[Rule, ...] = (
     Rule("visual.patch_embed.proj.weight", "visual/patch_embed/kernel", 2, patches=True),
     *block_rules("visual.blocks.{}", "visual/blocks", _BLOCK, {"norm1": "norm1", "norm2": "norm2"}, list(_BLOCK)),
@@ -15,7 +15,7 @@ TABLE: tuple[Rule, ...] = (
     Rule("visual.merger.mlp.0.bias", "visual/merge_in/bias"),
     Rule("visual.merger.mlp.2.weight", "visual/merge_out/kernel", 1),
     Rule("visual.merger.mlp.2.bias", "visual/merge_out/bias"),
-    *DECODER,
+    *DECODER_NAMES,
 )
 """Published names."""
 
