@@ -115,7 +115,7 @@ class TextDecoder(nnx.Module):
         """Room for the keys and values of so many tokens of each of a prompt's lines, as this decoder's layers lie."""
         config = self.config
         heads, layers = (prompts, lines, config.kv_heads), config.layers
-        shapes = KV((*heads, config.head_size, tokens), (*heads, tokens, config.head_size))
+        shapes = (*heads, config.head_size, tokens), (*heads, tokens, config.head_size)
         if lies_apart(nnx.state(self.layers)):
             return KV(*([jnp.zeros(shape, self.dtype) for _ in range(layers)] for shape in shapes))
         return KV(*(jnp.zeros((layers, *shape), self.dtype) for shape in shapes))
@@ -188,7 +188,7 @@ class TextDecoder(nnx.Module):
         age = (index - jnp.arange(read)) % size
         own_mask = age[None, None] < length[:, :, None]
 
-        def token(layer: TextLayer, y: Array, prefix: KV, cache: KV, *number: Array) -> tuple[Array, KV]:
+        def token(layer: TextLayer, y: Array, prefix: Any, cache: Any, *number: Array) -> tuple[Array, KV]:
             """A layer, with the cache of all layers and its number there, or with its own cache."""
             q, k, v = layer.qkv(y, angles)
             k, v = (x[(None,) * len(number)] for x in (k[..., None], v[..., None, :]))

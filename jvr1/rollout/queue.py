@@ -116,7 +116,7 @@ def _jitted(graphdef: nnx.GraphDef, layout: Slots) -> _Jitted:
     """The programs on the device."""
     jit = partial(jax.jit, static_argnames=("room", "sampling"))
 
-    @partial(jit, static_argnums=1, out_shardings=layout)
+    @partial(jax.jit, static_argnames=("slots", "room", "sampling"), out_shardings=layout)
     def begin_slots(weights: dict, slots: int, *, room: Room, sampling: Sampling) -> Slots:
         return begin(merge(graphdef, weights), slots, room, sampling)
 
@@ -195,7 +195,7 @@ def make_programs(graphdef: nnx.GraphDef, mesh: Mesh, generation: Mesh, kv_heads
                     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), part
                 ),
                 _layout(generation, kv_heads, lies_apart(weights["text"]["layers"])),
-                of(weights).begin.eval_shape(weights, slots, **how),
+                jax.eval_shape(partial(of(weights).begin, slots=slots, **how), weights),
             )
             ways = share_of(mesh).ways
             into = jax.ShapeDtypeStruct((ways, len(inputs[0].valid) // ways), jnp.int32)

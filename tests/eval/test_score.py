@@ -282,7 +282,7 @@ def test_vsi_bench_is_summed_up_both_ways():
     made = benchmark_summary(group, ["ordered"], 1, over_tasks=True)
     numeric = (1 + Fraction(6, 10) * 2) / 3
     direction = (1 + Fraction(1, 2) + 0) / 3
-    for mode in score.MODES:
+    for mode in score.SCORED_MODES:
         assert made["mean_over_tasks"][mode]["value"] == pytest.approx(float((numeric + direction) / 2), abs=1e-6)
         assert made["accuracy"][mode]["value"] == pytest.approx(float((2 + numeric * 3) / 7), abs=1e-6)
         assert made["mean_relative_accuracy"][mode]["value"] == pytest.approx(float(numeric), abs=1e-6)

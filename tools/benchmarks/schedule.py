@@ -21,7 +21,7 @@ from jvr1 import config as settings
 from jvr1.data.batch import Bucket
 from jvr1.data.schedule import Pool, Schedule
 from jvr1.data.share import ALONE
-from jvr1.model.config import published
+from jvr1.model.families import published
 from jvr1.plan.planning import abstract_mesh, changed
 from jvr1.plan.programs import generation_mesh
 from jvr1.rollout.decoder import shape_of

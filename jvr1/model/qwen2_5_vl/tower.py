@@ -43,8 +43,8 @@ class VisionBlock(nnx.Module):
         q, k = rotate(q, angles), rotate(k, angles)
 
         shape = (b * f, w * l) if full else (b * f * w, l)
-        within = (y.reshape(*shape, *y.shape[-2:]) for y in (q, k, v))
-        x = x + self.proj(attend(*within, real.reshape(shape)).reshape(q.shape))
+        q_, k_, v_ = (y.reshape(*shape, *y.shape[-2:]) for y in (q, k, v))
+        x = x + self.proj(attend(q_, k_, v_, real.reshape(shape)).reshape(q.shape))
         return x + self.mlp(self.norm2(x))
 
 
