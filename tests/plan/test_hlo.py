@@ -9,6 +9,7 @@ from jax.sharding import NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 from jvr1.plan.hlo import read, totals
+from jvr1.plan.products import product_flops
 from jvr1.sharding import make_mesh
 
 TEXT = """HloModule jit_f, entry_computation_layout={()->f32[]}
@@ -106,7 +107,7 @@ def test_products_are_counted_as_often_as_they_run(topology, place):
     shapes = [(layers, n, heads, n), (n, n), (3, 3, n * n // 64, 32)]
     given = [jax.ShapeDtypeStruct(s, jnp.bfloat16, sharding=SingleDeviceSharding(device)) for s in shapes]
     flag = jax.ShapeDtypeStruct((), jnp.bool_, sharding=SingleDeviceSharding(device))
-    found = read(jax.jit(f).lower(*given, flag).compile().as_text()).flops(unknown=0)
+    found = product_flops(read(jax.jit(f).lower(*given, flag).compile().as_text()), unknown=0)
     want = layers * 2 * 2 * heads * n**3 + 2 * 6 * 6 * 9 * (n * n // 64) * 32
     assert found == pytest.approx(want, rel=1e-3)
 

@@ -109,7 +109,7 @@ def test_shorter_completions_take_less_time():
         (["--mesh", "fsdp=2,tensor=8", "--chip", "v5p"], r"tensor=8 cannot split 28 query heads"),
         (["--mesh", "fsdp=6", "--chip", "v5p"], "batch.micro=8 rows cannot be split 6 ways"),
         (["--mesh", "fsdp=8,decode_tensor=3", "--chip", "v5p"], "decode_tensor=3 cannot split 8 devices"),
-        (["--mesh", "fsdp=8", "--chip", "h200", "--compile"], "no compiler here for h200; GPUs are counted"),
+        (["--mesh", "fsdp=8", "--chip", "l40s", "--compile"], "no compiler here for l40s; it is counted"),
         (
             ["--mesh", "fsdp=1", "--chip", "v5p", "--compile"],
             "1 chips make no slice to compile for; slices of v5p have 4",
