@@ -1,4 +1,5 @@
-"""tools/compile_tpu.py: the real T-GRPO step by the real TPU compiler; small in every run, the 7B nightly."""
+"""tools/compile_tpu.py: the real T-GRPO step by the real TPU compiler; small in every run. Nightly the 7B, by the
+compiler for GPUs as well."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ from jvr1.plan.hlo import read, totals
 from jvr1.plan.memory import phase_memory
 from jvr1.plan.planning import changed, largest_bucket
 from jvr1.plan.programs import PHASES, chip_bytes, loop_trips, step_shapes
-from jvr1.plan.topologies import tpu_devices
+from jvr1.plan.topologies import topology_name, tpu_devices
 from jvr1.sharding import make_mesh
 
 pytestmark = pytest.mark.optimised
@@ -34,6 +35,8 @@ TGRPO = str(ROOT / "configs" / "tgrpo_7b.py")
     [
         ("7b", "v5p", {"mesh.fsdp": 8}),
         ("7b", "v6e", {"mesh.fsdp": 16, "mesh.decode_tensor": 4, "batch.micro": 16}),
+        ("7b", "h100-80", {"mesh.fsdp": 8}),
+        ("7b", "a100-80", {"mesh.fsdp": 16, "mesh.decode_tensor": 4, "batch.micro": 16}),
     ],
 )
 def test_the_whole_step_fits_and_takes_what_was_counted(topology, size, chip, changes):
@@ -41,7 +44,7 @@ def test_the_whole_step_fits_and_takes_what_was_counted(topology, size, chip, ch
     bucket = largest_bucket(settings.buckets(config))
     shape = settings.mesh_shape(config)
     chips = shape["data"] * shape["fsdp"] * shape["tensor"]
-    mesh = make_mesh(shape, topology(chip_named(chip).topology(chips)))
+    mesh = make_mesh(shape, topology(topology_name(chip_named(chip), chips)))
     step = step_shapes(config, published(size), mesh)
     counted = phase_memory(step, bucket)
     for one in compile_all(step, bucket):
