@@ -63,7 +63,7 @@ def compile_lowered(lowered: jax.stages.Lowered, mesh: Mesh) -> jax.stages.Compi
     return lowered.compile(compiler_options(mesh.devices.flat[0]))
 
 
-def compile_phase(step: Shapes, phase: str, bucket: Bucket, keep: Callable[[str], None] | None = None) -> Measured:
+def compile_phase(step: Shapes, phase: str, bucket: Bucket, keep: Callable[[str], object] | None = None) -> Measured:
     """Compiles a phase; `keep` gets the text of each program. Raises the compiler's error when one does not fit."""
     seconds, processor, products, sizes, collectives = 0.0, 0.0, 0.0, [], []
     moved = Traffic()

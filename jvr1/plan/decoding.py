@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,8 +69,8 @@ def loop_traffic(program: CompiledProgram) -> list[Traffic]:
 def token_bytes(program: CompiledProgram, bucket: Bucket) -> TokenBytes:
     """What the loops of a compiled decode program read and write for a token of a bucket's completions."""
     sizes = reads(bucket.completion)
-    sums: Counter[str] = Counter()
-    copied: Counter[str] = Counter()
+    sums: dict[str, float] = defaultdict(float)
+    copied: dict[str, float] = defaultdict(float)
     for before, size, one in zip((0, *sizes), sizes, loop_traffic(program), strict=False):
         share = (size - before) / bucket.completion
         for source, count in one.read.items():
