@@ -120,7 +120,7 @@ def lines(plan: RunPlan, tokens: int | None) -> Iterator[str]:
     if left < 0:
         yield from suggestion_lines(plan, tokens)
     if not chip.topologies:
-        yield "counted, not compiled; by itself JAX takes 75% of a GPU's memory, under launch/gpu_host.sh 92%"
+        yield "a count; by itself JAX takes 75% of a GPU's memory, under launch/gpu_host.sh 92%"
 
 
 def memory_lines(plan: RunPlan, bucket: Bucket) -> Iterator[str]:

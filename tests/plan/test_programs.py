@@ -78,10 +78,10 @@ def check_reading(step: Shapes, program: CompiledProgram) -> None:
     assert found.all == pytest.approx(token.bytes)
 
 
+@pytest.mark.parametrize("devices", PLACES[:2], indirect=True)
 def test_weights_split_over_fsdp_would_move_for_every_token(devices):
     """The test above can fail: laid out as in training, weights are gathered within the loop."""
-    config = small_config(**{"model.attention": "xla"})  # cuDNN's would refuse prefill on two meshes
-    step = step_shapes(config, SMALL, make_mesh(settings.mesh_shape(config), devices))
+    step = step_shapes(CONFIG, SMALL, make_mesh(settings.mesh_shape(CONFIG), devices))
     # the reference: cast as the weights of generation are, laid out as in training
     step = replace(step, generation=step.reference.params)
     names = moved(in_decode_loop(compiled_decode(step)), step.params)
