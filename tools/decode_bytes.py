@@ -28,6 +28,7 @@ from jvr1.plan.programs import Shapes, row_counts, slot_count, step_shapes
 from jvr1.plan.topologies import lowering, topology_devices
 from jvr1.sharding import make_mesh
 
+GB = 1e9
 HEAD = (
     "topology", "decode_tensor", "rows a chip", "weights GB", "of it least", "keys and values GB", "of it least",
     "copies GB", "other GB", "all GB", "times the least", "kernels",
@@ -44,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--decode_tensor", default="", metavar="N,N", help="default: mesh.decode_tensor")
     parser.add_argument("--text", type=Path, metavar="DIR", help="write the compiled programs there")
     args, rest = parser.parse_known_args(arguments)
+    tensors, counts = numbers("--decode_tensor", args.decode_tensor), numbers("--prompts", args.prompts)
     jax.config.update("jax_platforms", "cpu")
     config = settings.from_file(args.config, rest)
     buckets = settings.buckets(config)
@@ -52,8 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     mesh = make_mesh(settings.mesh_shape(config), topology_devices(args.topology))
     print(f"{args.config}, bucket {bucket.name}\n\n| {' | '.join(HEAD)} |\n|{'---|' * len(HEAD)}", flush=True)
     copied = []
-    for tensor in numbers("--decode_tensor", args.decode_tensor) or [config.mesh.decode_tensor]:
-        for prompts in numbers("--prompts", args.prompts) or [config.rl.slots]:
+    for tensor in tensors or [config.mesh.decode_tensor]:
+        for prompts in counts or [config.rl.slots]:
             step = step_shapes(changed(config, {"mesh.decode_tensor": tensor, "rl.slots": prompts}), model, mesh)
             with lowering(mesh.devices.flat[0]):
                 text = compile_lowered(decode_program(step, bucket), mesh).as_text()
@@ -83,7 +85,7 @@ def row(topology: str, step: Shapes, bucket: Bucket, found: TokenBytes) -> str:
     values = (found.weights, weights, found.caches, caches, sum(found.copied.values()), found.other, found.all)
     return (
         f"| {topology} | {step.generation_mesh.shape['tensor']} | {rows_a_chip(step, bucket)} | "
-        + " | ".join(f"{value / 1e9:.2f}" for value in values)
+        + " | ".join(f"{value / GB:.2f}" for value in values)
         + f" | {found.all / (weights + caches):.2f} | {found.kernels:.0f} |"
     )
 
@@ -93,7 +95,7 @@ def copies(step: Shapes, bucket: Bucket, found: TokenBytes) -> Iterator[str]:
     tensor, rows = step.generation_mesh.shape["tensor"], rows_a_chip(step, bucket)
     yield f"\ndecode_tensor {tensor}, {rows} rows a chip, copied for each token, GB:"
     for name, size in sorted(found.copied.items(), key=lambda pair: -pair[1]):
-        yield f"  {name}: {size / 1e9:.3f}"
+        yield f"  {name}: {size / GB:.3f}"
 
 
 if __name__ == "__main__":
