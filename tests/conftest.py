@@ -6,6 +6,7 @@ gives, or what stands in it, says `pytestmark = pytest.mark.optimised`.
 """
 
 import os
+import sys
 from pathlib import Path
 
 import compiled
@@ -17,6 +18,8 @@ os.environ |= {
     "TPU_SKIP_MDS_QUERY": "1",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # two test runs may compile for TPUs at a time
 }
+
+os.environ.setdefault("JVR1_GPU_COMPILER", str(Path(sys.prefix) / "gpu-compiler"))
 
 import jax
 import pytest
@@ -45,7 +48,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long files first; what starts runs of the mains, or compiles for TPUs, is slow."""
+    """Long files first; what starts runs of the mains, or compiles for TPUs or GPUs, is slow."""
     items.sort(key=lambda item: FIRST.index(item.path.stem) if item.path.stem in FIRST else len(FIRST))
     for item in items:
         if {"demo", "topology"} & set(getattr(item, "fixturenames", ())):
@@ -71,15 +74,12 @@ def strict_dtypes():
 
 @pytest.fixture(scope="session")
 def topology():
-    """topology(name) -> chips the TPU compiler compiles for, as in training: the suite's "highest" precision would
-    make three products of each."""
-    from jax.experimental import topologies
-
-    def devices(name: str) -> list[jax.Device]:
-        return list(topologies.get_topology_desc(platform="tpu", topology_name=name).devices)
+    """topology(name) -> chips the compilers for TPUs and GPUs compile for, as in training: the suite's "highest"
+    precision would make three products of each."""
+    from jvr1.plan.topologies import topology_devices
 
     with jax.default_matmul_precision("default"):
-        yield devices
+        yield topology_devices
 
 
 @pytest.fixture(scope="session")

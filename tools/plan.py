@@ -6,8 +6,9 @@ python tools/plan.py --config FILE[:ARG] --table
 python tools/plan.py --against docs/compiled/*.json
 python tools/plan.py --chips
 
-Counts, from shapes alone. With --compile (TPU chips; needs libtpu, takes minutes) the real TPU compiler compiles the
-real step besides, and its own memory and collectives are printed. Exit code 0: fits, 1: does not, 2: a mistake.
+Counts, from shapes alone. With --compile (needs libtpu or, for GPUs, XLA's compiler for CUDA; takes minutes) the chip's
+real compiler compiles the real step besides, and its own memory and collectives are printed. Exit code 0: fits, 1: does
+not, 2: a mistake.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from jvr1.chips import table as chip_table
 from jvr1.data.batch import Bucket
 from jvr1.errors import UserError, run_main
 from jvr1.model.families import published, published_sizes
+from jvr1.plan.compiling import compile_all, report
 from jvr1.plan.memory import phase_memory
 from jvr1.plan.planning import (
     OF_BANDWIDTH,
@@ -45,7 +47,10 @@ from jvr1.plan.planning import (
     smallest,
     suggestions,
 )
+from jvr1.plan.programs import step_shapes
+from jvr1.plan.topologies import TARGETS, topology_devices, topology_name
 from jvr1.plan.work import useful_flops
+from jvr1.sharding import make_mesh
 
 TABLE_CHIPS = ("v5e", "v5p", "v6e", "v7x", "l40s", "h100-80", "h200", "b200")
 ROOT = Path(__file__).parents[1]
@@ -71,12 +76,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not args.mesh or not args.chip:
         raise UserError("--mesh data=N,fsdp=N and --chip NAME are needed, or --table")
     chip = chip_named(args.chip)
-    if args.compile and not chip.topologies:
-        raise UserError(f"--compile: there is no compiler here for {chip.name}; GPUs are counted, leave it out")
     config = changed(config, {f"mesh.{axis}": size for axis, size in read_mesh(args.mesh).items()})
     model = named_model(args.model or config.model.source)
     plan = make_plan(config, model, chip, args.tokens)
-    topology = chip.topology(plan.chips) if args.compile else None
+    topology = topology_name(chip, plan.chips) if args.compile else None
     print("\n".join(lines(plan, args.tokens)), flush=True)
     if topology:
         compile_step(plan, topology)
@@ -93,10 +96,10 @@ def read_arguments(arguments: Sequence[str] | None) -> tuple[argparse.Namespace,
     parser.add_argument("--chip", help=", ".join(CHIPS))
     parser.add_argument("--model", help="3b, 7b, 32b, 72b or a model's folder; default: what model.source names")
     parser.add_argument("--tokens", type=int, help="mean length of a completion; default: what the bucket holds")
-    parser.add_argument("--compile", action="store_true", help="ask the real TPU compiler, too (minutes)")
+    parser.add_argument("--compile", action="store_true", help="ask the chip's real compiler, too (minutes)")
     parser.add_argument("--table", action="store_true", help="the fewest chips for each published size, as markdown")
     parser.add_argument("--chips", action="store_true", help="what is known of each chip, as markdown")
-    parser.add_argument("--against", nargs="+", type=Path, metavar="FILE", help="count what compile_tpu.py compiled")
+    parser.add_argument("--against", nargs="+", type=Path, metavar="FILE", help="count what compile_*.py compiled")
     return parser.parse_known_args(arguments)
 
 
@@ -122,7 +125,7 @@ def lines(plan: RunPlan, tokens: int | None) -> Iterator[str]:
     elif found := faster(plan, tokens):
         yield from suggestion_lines("faster, and fits as well, each counted anew:", found, plan)
     if not chip.topologies:
-        yield "counted, not compiled; by itself JAX takes 75% of a GPU's memory, under launch/gpu_host.sh 92%"
+        yield "a count; by itself JAX takes 75% of a GPU's memory, under launch/gpu_host.sh 92%"
 
 
 def memory_lines(plan: RunPlan, bucket: Bucket) -> Iterator[str]:
@@ -177,11 +180,6 @@ def suggestion_lines(title: str, found: Sequence[Suggestion], plan: RunPlan) -> 
 
 def compile_step(plan: RunPlan, topology: str) -> None:
     """The real step by the real compiler, phase by phase, beside the count."""
-    from compile_tpu import compile_all, report, topology_devices
-
-    from jvr1.plan.programs import step_shapes
-    from jvr1.sharding import make_mesh
-
     config = plan.step.config
     step = step_shapes(config, plan.step.model, make_mesh(settings.mesh_shape(config), topology_devices(topology)))
     bucket = largest_bucket(settings.buckets(config))
@@ -213,8 +211,9 @@ def table(config: settings.ConfigDict) -> Iterator[str]:
 
 
 def against(files: Sequence[Path]) -> Iterator[str]:
-    """Markdown of what compile_tpu.py --json wrote. The count beside the compiler's figure: memory, and useful FLOPs of
-    a microbatch on a chip beside those of the program's matrix products, but for kernels. Then what moves."""
+    """Markdown of what compile_tpu.py or compile_gpu.py --json wrote. The count beside the compiler's figure: memory,
+    and useful FLOPs of a microbatch on a chip beside those of the program's matrix products, but for kernels. Then what
+    moves."""
     every = [json.loads(file.read_text()) for file in files]
     yield "| model | slice | mesh | phase | counted GiB | compiled GiB | difference | useful TFLOP | products TFLOP |"
     yield "|---|---|---|---|---|---|---|---|---|"
@@ -241,7 +240,8 @@ def beside(said: dict[str, Any]) -> list[tuple[str, int, float]]:
     config = settings.from_file(str(ROOT / said["config"]), said["settings"])
     config = changed(config, {f"mesh.{axis}": size for axis, size in said["mesh"].items()})
     bucket = next(one for one in settings.buckets(config) if one.name == said["bucket"])
-    step = counted_shapes(config, named_model(said["model"]))
+    platform = "gpu" if said["topology"].partition(":")[0] in TARGETS else "tpu"
+    step = counted_shapes(config, named_model(said["model"]), platform)
     counted, useful = phase_memory(step, bucket), useful_flops(step, bucket)
     return [(phase, sum(counted[phase].values()), useful[phase]) for phase in said["phases"]]
 

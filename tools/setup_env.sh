@@ -18,6 +18,11 @@ if [[ ! -e $_stamp ]]; then
     # no CPU build of torchvision: an oracle only, without its dependencies (tests/conftest.py makes it import)
     .venv/bin/pip install -q --no-deps torchvision==0.28.0
   fi
+  if [[ ${EXTRAS:-} == test && $(uname -sm) == "Linux x86_64" ]]; then
+    # the compiler for GPUs, where JAX does not find it by itself: every process would speak of a driver that is missing
+    .venv/bin/pip install -q --no-deps --upgrade -c constraints.txt --target .venv/gpu-compiler \
+      jax-cuda12-pjrt nvidia-cuda-nvcc-cu12
+  fi
   if [[ ${EXTRAS:-} == test ]] && ! command -v chromium > /dev/null; then
     # the tests open reports in a browser
     apt-get install -y -q chromium > /dev/null || { apt-get update -q && apt-get install -y -q chromium; } > /dev/null ||

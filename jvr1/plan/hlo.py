@@ -1,6 +1,8 @@
-"""What a compiled program says of itself: its loops, and in them collectives with their bytes, and products.
+"""What a compiled program is made of: computations, their instructions, loops with their trips, collectives with their
+bytes.
 
-Reads the text of `jax.stages.Compiled.as_text()`. Pure.
+Reads the text of `jax.stages.Compiled.as_text()`, of any platform. What its products cost is in
+`jvr1.plan.products`, what it reads and writes in `jvr1.plan.traffic`. Pure.
 """
 
 from __future__ import annotations
@@ -10,32 +12,88 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import chain
-
-import numpy as np
 
 Sizes = tuple[int, ...]
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
 
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
-_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
+_INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
+_OPCODE = re.compile(r" ([\w\-]+)\(")
 _CALLED = re.compile(r"\b(?:calls|to_apply)=%?([\w.\-]+)")
 _CALLED_MANY = re.compile(r"\b(?:called_computations|calls)=\{([^}]*)\}")
 _BRANCH = re.compile(r"\b(?:true_computation|false_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
-_ARRAY = re.compile(r"\b([a-z]+\d+\w*|pred)\[([\d,]*)\]")
-_COLLECTIVE = re.compile(rf" (?:ragged-)?({'|'.join(COLLECTIVES)})(-start)?\(")
-_WHILE = re.compile(r" while\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)")
+_ARRAY = re.compile(r"\b([a-z]+\d+\w*|pred)\[([\d,]*)\](?:\{[^}]*?(?:S\((\d+)\))?\})?")
+_COLLECTIVE = re.compile(rf"^(?:ragged-)?({'|'.join(COLLECTIVES)})(-start)?$")
+_WHILE = re.compile(r"condition=%?([\w.\-]+), body=%?([\w.\-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
-_SHAPE = re.compile(r"^[a-z]+\d*\w*\[([\d,]*)\]")
-_PRODUCT = re.compile(r"^[a-z]+\d+\w*\[([\d,]*)\]\S* (dot|convolution)\((?:\S+ )?%?([\w.\-]+), (?:\S+ )?%?([\w.\-]+)\)")
-_OP_NAME = re.compile(r'op_name="([^"]*)"')
-# counters: s32[] constant(28), s32[] get-tuple-element(p), index=0, s32[] add(a, b), pred[] compare(a, b), direction=LT
-_CONSTANT = re.compile(r"^[su]32\[\]\S* constant\((\d+)\)")
-_ELEMENT = re.compile(r"^[su]32\[\]\S* get-tuple-element\(.*\), index=(\d+)")
-_COPY = re.compile(r"^[su]32\[\]\S* copy\(%?([\w.\-]+)\)")
-_ADD = re.compile(r"^[su]32\[\]\S* add\(%?([\w.\-]+), %?([\w.\-]+)\)")
-_LESS = re.compile(r"^pred\[\]\S* compare\(%?([\w.\-]+), %?([\w.\-]+)\), direction=LT")
+_COMMENT = re.compile(r"/\*index=\d+\*/")
+_OP_NAME = re.compile(r'op_name="((?:[^"\\]|\\.)*)"')
+
+
+@dataclass(frozen=True, slots=True)
+class Buffer:
+    """An array that an instruction makes. space: the memory it lies in; 0: the chip's main memory."""
+
+    dtype: str
+    shape: Sizes
+    space: int = 0
+
+    @property
+    def bytes(self) -> int:
+        return math.prod(self.shape) * itemsize(self.dtype)
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """A line of a computation: name = type opcode(operands), rest. The operands of a constant or a parameter are its
+    value or number."""
+
+    name: str
+    type: str
+    opcode: str
+    operands: tuple[str, ...]
+    rest: str
+
+    @cached_property
+    def buffers(self) -> tuple[Buffer, ...]:
+        """The arrays of its result, those of a tuple in order."""
+        return tuple(_buffers(self.type))
+
+    @property
+    def shape(self) -> Sizes:
+        """Of its only or its first array."""
+        return self.buffers[0].shape if self.buffers else ()
+
+    @property
+    def elements(self) -> list[tuple[Buffer, ...]]:
+        """The arrays of each element of its result, a tuple; of another result, one element."""
+        return [tuple(_buffers(part)) for part in _split(self.type)]
+
+    @property
+    def op_name(self) -> str:
+        """What traced it."""
+        found = _OP_NAME.search(self.rest)
+        return found[1].replace("\\'", "'") if found else ""
+
+    def attribute(self, pattern: str) -> str:
+        """The first group of a pattern in what follows the operands; '' where it does not occur."""
+        found = re.search(pattern, self.rest)
+        return found[1] if found else ""
+
+    @cached_property
+    def called(self) -> tuple[str, ...]:
+        """Computations that it calls, but for the branches of a conditional and what a loop runs."""
+        names = _CALLED.findall(self.rest)
+        return (*names, *(name for group in _CALLED_MANY.findall(self.rest) for name in _names(group)))
+
+    @cached_property
+    def branches(self) -> tuple[str, ...]:
+        """Computations of which it runs one."""
+        names = _BRANCH.findall(self.rest)
+        return (*names, *(name for group in _BRANCHES.findall(self.rest) for name in _names(group)))
 
 
 @dataclass(frozen=True)
@@ -48,50 +106,63 @@ class Collective:
 
     kind: str
     dtypes: tuple[str, ...]
-    shapes: tuple[tuple[int, ...], ...]
+    shapes: tuple[Sizes, ...]
     loops: tuple[int | None, ...]
     name: str
 
     @property
     def bytes(self) -> int:
         """Bytes of its arrays on one device."""
-        return sum(math.prod(shape) * _itemsize(dtype) for dtype, shape in zip(self.dtypes, self.shapes, strict=True))
+        return sum(math.prod(shape) * itemsize(dtype) for dtype, shape in zip(self.dtypes, self.shapes, strict=True))
 
     def times(self, unknown: int) -> int:
         """How often it runs, `unknown` being the trips of a loop that ends when it pleases."""
         return math.prod(unknown if trips is None else trips for trips in self.loops)
 
 
-def _itemsize(dtype: str) -> int:
-    bits = re.search(r"\d+", dtype)
-    return 1 if bits is None else max(int(bits[0]) // 8, 1)
-
-
 @dataclass(frozen=True)
 class CompiledLoop:
-    """A while loop. trips: None where the program decides when to end. name: what traced it."""
+    """A while loop, an instruction of the computation `inside`. trips: None where the program decides when to end.
+    name: what traced it."""
 
     condition: str
     body: str
     trips: int | None
     name: str
+    inside: str
+    instruction: str
+
+    def times(self, unknown: int) -> int:
+        """How often its body runs, `unknown` being the trips of a loop that ends when it pleases."""
+        return unknown if self.trips is None else self.trips
 
 
 @dataclass
 class Computation:
-    """What a computation holds, what it calls other than through a loop, of which branches it takes one, the operations
-    of its own products, and what counts the trips of a loop it is body or condition of: constants, elements of its
-    argument, sums, and the comparison it ends with."""
+    """Instructions by name, in the program's order; the last is its result. loops: in the same order."""
 
-    collectives: list[Collective] = field(default_factory=list)
+    name: str
+    instructions: dict[str, Instruction] = field(default_factory=dict)
     loops: list[CompiledLoop] = field(default_factory=list)
-    called: list[str] = field(default_factory=list)
-    branches: list[list[str]] = field(default_factory=list)
-    flops: float = 0.0
-    constants: dict[str, int] = field(default_factory=dict)
-    elements: dict[str, int] = field(default_factory=dict)
-    sums: list[tuple[str, str]] = field(default_factory=list)
-    less: tuple[str, str] | None = None
+
+    @cached_property
+    def root(self) -> Instruction:
+        return next(reversed(self.instructions.values()))
+
+    @cached_property
+    def parameters(self) -> dict[int, Instruction]:
+        """By number."""
+        every = self.instructions.values()
+        return {int(one.operands[0]): one for one in every if one.opcode == "parameter"}
+
+    @cached_property
+    def users(self) -> dict[str, list[Instruction]]:
+        """Of each instruction those that it is an operand of."""
+        found: dict[str, list[Instruction]] = defaultdict(list)
+        for one in self.instructions.values():
+            for name in dict.fromkeys(one.operands):
+                found[name].append(one)
+        return found
 
 
 @dataclass(frozen=True)
@@ -100,6 +171,14 @@ class CompiledProgram:
 
     computations: dict[str, Computation]
     entry: str
+
+    def called(self, one: Instruction) -> list[Computation]:
+        """What an instruction calls, but for branches and loops."""
+        return [self.computations[name] for name in one.called if name in self.computations]
+
+    def branches(self, one: Instruction) -> list[Computation]:
+        """Those of which a conditional runs one."""
+        return [self.computations[name] for name in one.branches if name in self.computations]
 
     def collectives(self) -> list[Collective]:
         """All of them, each as often as it stands in the program."""
@@ -114,26 +193,14 @@ class CompiledProgram:
         every = [loop for computation in self.computations.values() for loop in computation.loops]
         return [loop for loop in every if loop.name.endswith(ending)]
 
-    def flops(self, unknown: int) -> float:
-        """Multiplications and additions of all dots and convolutions on one device, each as often as it runs, `unknown`
-        being the trips of a loop that ends when it pleases. Of branches the largest counts; kernels do not."""
-        return self._flops(self.entry, unknown)
-
-    def _flops(self, name: str, unknown: int) -> float:
-        here = self.computations[name]
-        total = here.flops + sum(self._flops(called, unknown) for called in here.called)
-        total += sum(max(self._flops(one, unknown) for one in branches) for branches in here.branches)
-        for loop in here.loops:
-            total += (unknown if loop.trips is None else loop.trips) * self._flops(loop.body, unknown)
-        return total
-
     def _walk(self, name: str, loops: tuple[int | None, ...]) -> Iterator[Collective]:
-        computation = self.computations[name]
-        for one in computation.collectives:
-            yield replace(one, loops=loops)
-        for called in chain(computation.called, *computation.branches):
-            yield from self._walk(called, loops)
-        for loop in computation.loops:
+        here = self.computations[name]
+        for one in here.instructions.values():
+            if (collective := _collective(one)) is not None:
+                yield replace(collective, loops=loops)
+            for called in chain(self.called(one), self.branches(one)):
+                yield from self._walk(called.name, loops)
+        for loop in here.loops:
             for part in (loop.body, loop.condition):
                 yield from self._walk(part, (*loops, loop.trips))
 
@@ -141,145 +208,134 @@ class CompiledProgram:
 def read_program(text: str) -> CompiledProgram:
     """The program of `as_text()`."""
     computations: dict[str, Computation] = {}
-    entry, here, shapes = "", Computation(), dict[str, Sizes]()
+    entry, here = "", Computation("")
     for line in text.splitlines():
         if head := _HEAD.match(line):
-            here = computations[head[2]] = Computation()
-            shapes = {}
+            here = computations[head[2]] = Computation(head[2])
             entry = head[2] if head[1] else entry
         elif found := _INSTRUCTION.match(line):
-            _note_counter(here, found[1], found[2], last=line.lstrip().startswith("ROOT "))
-            _note_calls(here, found[2])
-            if shape := _SHAPE.match(found[2]):
-                shapes[found[1]] = _sizes(shape[1])
-            if product := _PRODUCT.match(found[2]):
-                out, kind, left, right = product.groups()
-                rest = found[2][product.end() :]
-                if kind == "dot":
-                    here.flops += 2.0 * math.prod(_sizes(out)) * math.prod(_contracted(shapes[left], rest))
-                else:
-                    here.flops += _convolution(_sizes(out), shapes[left], shapes[right], rest)
-    for one in computations.values():
-        one.called = [name for name in one.called if name in computations]
-        one.branches = [[name for name in names if name in computations] for names in one.branches]
-        one.loops = [replace(loop, trips=loop.trips or _trips(computations, loop)) for loop in one.loops]
+            here.instructions[found[2]] = _instruction(found[2], found[3])
+    for computation in computations.values():
+        for one in computation.instructions.values():
+            if one.opcode == "while" and (parts := _WHILE.search(one.rest)):
+                computation.loops.append(_loop(computations, computation, one, *parts.groups()))
     return CompiledProgram(computations, entry)
 
 
-def _note_counter(here: Computation, name: str, instruction: str, *, last: bool) -> None:
-    if constant := _CONSTANT.match(instruction):
-        here.constants[name] = int(constant[1])
-    elif element := _ELEMENT.match(instruction):
-        here.elements[name] = int(element[1])
-    elif (copy := _COPY.match(instruction)) and copy[1] in here.elements:
-        here.elements[name] = here.elements[copy[1]]
-    elif add := _ADD.match(instruction):
-        here.sums.append((add[1], add[2]))
-    elif last and (less := _LESS.match(instruction)):
-        here.less = (less[1], less[2])
+def _instruction(name: str, text: str) -> Instruction:
+    text = _COMMENT.sub("", text)
+    start = _closing(text, 0) + 1 if text.startswith("(") else 0
+    found = _OPCODE.search(text, start)
+    assert found is not None, text
+    end = _closing(text, found.end() - 1)
+    inside = text[found.end() : end]
+    operands = tuple(part.split(" ")[-1].lstrip("%") for part in _parted(inside)) if inside else ()
+    return Instruction(name, text[: found.start()], found[1], operands, text[end + 1 :])
 
 
-def _trips(computations: dict[str, Computation], loop: CompiledLoop) -> int | None:
+def _loop(
+    computations: dict[str, Computation], inside: Computation, one: Instruction, condition: str, body: str
+) -> CompiledLoop:
+    told = _TRIPS.search(one.rest)
+    trips = int(told[1]) if told else _trips(computations[condition], computations[body])
+    return CompiledLoop(condition, body, trips, one.op_name, inside.name, one.name)
+
+
+def _trips(condition: Computation, body: Computation) -> int | None:
     """N / stride of a loop that runs while element i of its state, from 0, is less than N, and nothing else."""
-    condition, body = computations[loop.condition], computations[loop.body]
-    if condition.less is None:
+    less = condition.root
+    if less.opcode != "compare" or "direction=LT" not in less.rest:
         return None
-    what, than = condition.less
-    counter, bound = condition.elements.get(what), condition.constants.get(than)
+    what, than = less.operands
+    counter, bound = _counter(condition, what), _constant(condition, than)
     if counter is None or bound is None:
         return None
+    sums = [one.operands for one in body.instructions.values() if one.opcode == "add" and _is_scalar(one)]
     steps = [
-        body.constants[by]
-        for pair in body.sums
-        for what, by in (pair, pair[::-1])
-        if body.elements.get(what) == counter and by in body.constants
+        by
+        for pair in sums
+        for what, than in (pair, pair[::-1])
+        if _counter(body, what) == counter and (by := _constant(body, than)) is not None
     ]
     return math.ceil(bound / max(steps, default=1))  # a body made of two trips has +1 and +2
 
 
-def _note_calls(here: Computation, instruction: str) -> None:
-    traced = _OP_NAME.search(instruction)
-    name = traced[1] if traced else ""
-    if found := _COLLECTIVE.search(instruction.partition(", metadata=")[0]):
-        arrays = _result(instruction[: found.start()], started=bool(found[2]) and found[1] != "all-reduce")
-        dtypes, shapes = zip(*arrays, strict=True) if arrays else ((), ())
-        here.collectives.append(Collective(found[1], tuple(dtypes), tuple(shapes), (), name))
-    if loop := _WHILE.search(instruction):
-        trips = _TRIPS.search(instruction)
-        here.loops.append(CompiledLoop(loop[1], loop[2], int(trips[1]) if trips else None, name))
-        return
-    here.called += _CALLED.findall(instruction)
-    for group in _CALLED_MANY.findall(instruction):
-        here.called += _names(group)
-    branches = _BRANCH.findall(instruction)
-    for group in _BRANCHES.findall(instruction):
-        branches += _names(group)
-    if branches:
-        here.branches.append(branches)
+def _counter(here: Computation, name: str) -> int | None:
+    """Which element of the argument this is; None: none of them, or no whole number."""
+    one = here.instructions.get(name)
+    while one is not None and one.opcode == "copy":
+        one = here.instructions.get(one.operands[0])
+    if one is None or one.opcode != "get-tuple-element" or not _is_scalar(one):
+        return None
+    return int(one.attribute(r"index=(\d+)"))
+
+
+def _constant(here: Computation, name: str) -> int | None:
+    one = here.instructions.get(name)
+    return int(one.operands[0]) if one is not None and one.opcode == "constant" and _is_scalar(one) else None
+
+
+def _is_scalar(one: Instruction) -> bool:
+    return one.type.partition("{")[0] in ("s32[]", "u32[]")
+
+
+def _collective(one: Instruction) -> Collective | None:
+    found = _COLLECTIVE.match(one.opcode)
+    if found is None:
+        return None
+    # of (operands, results, ...), as a started one has it, the results; an all-reduce has results only
+    parts = _split(one.type) if found[2] and found[1] != "all-reduce" else [one.type]
+    arrays = list(_buffers(parts[1] if len(parts) > 1 else one.type))
+    shapes = tuple(array.shape for array in arrays)
+    return Collective(found[1], tuple(array.dtype for array in arrays), shapes, (), one.op_name)
+
+
+def itemsize(dtype: str) -> int:
+    """Bytes of a value: 's32' -> 4, 'pred' -> 1."""
+    bits = re.search(r"\d+", dtype)
+    return 1 if bits is None else max(int(bits[0]) // 8, 1)
+
+
+def sizes(text: str) -> Sizes:
+    """'2,3' -> (2, 3)."""
+    return tuple(int(n) for n in text.split(",") if n)
+
+
+def _buffers(type_: str) -> Iterator[Buffer]:
+    for dtype, shape, space in _ARRAY.findall(type_):
+        yield Buffer(dtype, sizes(shape), int(space or 0))
 
 
 def _names(group: str) -> list[str]:
     return [one.strip().lstrip("%") for one in group.split(",") if one.strip()]
 
 
-def _sizes(text: str) -> Sizes:
-    return tuple(int(n) for n in text.split(",") if n)
+def _closing(text: str, start: int) -> int:
+    """Where the bracket that opens at `start` closes."""
+    depth = 0
+    for found in re.compile(r"[()]").finditer(text, start):
+        depth += 1 if found[0] == "(" else -1
+        if depth == 0:
+            return found.start()
+    return len(text)
 
 
-def _contracted(left: Sizes, rest: str) -> list[int]:
-    """Sizes of the axes of its left operand that a dot adds up over."""
-    axes = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", rest)
-    return [left[i] for i in _sizes(axes[1])] if axes else []
-
-
-def _convolution(out: Sizes, left: Sizes, right: Sizes, rest: str) -> float:
-    """Operations of a convolution; on TPUs every product is one. Windows over padding and between dilated values are
-    not counted, as in XLA's own analysis."""
-    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", rest)
-    assert labels is not None, rest
-    of_left, of_right, of_out = labels.groups()
-    window = re.search(r"window=\{([^}]*)\}", rest)
-    axes = [axis for axis in of_out if axis.isdigit()]
-    given = dict(part.split("=") for part in window[1].split()) if window else {}
-
-    def values(name: str, default: str) -> list[str]:
-        return given.get(name, "x".join([default] * len(axes))).split("x") if axes else []
-
-    def integers(name: str) -> list[int]:
-        return [int(n) for n in values(name, "1")]
-
-    pads = [tuple(int(n) for n in pad.split("_")) for pad in values("pad", "0_0")]
-    total = 2.0 * out[of_out.index("b")] * out[of_out.index("f")] * right[of_right.index("i")]
-    for axis, size, stride, pad, apart, spread in zip(
-        axes, integers("size"), integers("stride"), pads, integers("lhs_dilate"), integers("rhs_dilate"), strict=True
-    ):
-        at = np.arange(out[of_out.index(axis)])[:, None] * stride + np.arange(size)[None] * spread - pad[0]
-        inside = (at >= 0) & (at <= (left[of_left.index(axis)] - 1) * apart) & (at % apart == 0)
-        total *= int(inside.sum())
-    groups = re.search(r"batch_group_count=(\d+)", rest)
-    return total / (int(groups[1]) if groups else 1)
-
-
-def _result(type_: str, *, started: bool) -> list[tuple[str, tuple[int, ...]]]:
-    """(dtype, shape) of the arrays of a result type; of (operands, results, ...) as a started collective has it, the
-    results."""
-    parts = _split(type_.strip()) if started else [type_]
-    wanted = parts[1] if len(parts) > 1 else type_
-    return [(dtype, tuple(int(n) for n in sizes.split(",") if n)) for dtype, sizes in _ARRAY.findall(wanted)]
+def _parted(text: str) -> list[str]:
+    """Parts between commas that stand in no brackets."""
+    parts, depth, start = [], 0, 0
+    for found in re.finditer(r"[(){}\[\],]", text):
+        if found[0] == ",":
+            if depth == 0:
+                parts.append(text[start : found.start()].strip())
+                start = found.end()
+        else:
+            depth += 1 if found[0] in "([{" else -1
+    return [*parts, text[start:].strip()]
 
 
 def _split(type_: str) -> list[str]:
-    """The elements of a tuple type '(a, b, ...)'."""
-    if not type_.startswith("("):
-        return [type_]
-    parts, depth = [""], 0
-    for character in type_[1:-1]:
-        depth += (character in "([{") - (character in ")]}")
-        if character == "," and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += character
-    return parts
+    """The elements of a tuple type '(a, b, ...)'; of any other type itself."""
+    return _parted(type_[1:-1]) if type_.startswith("(") else [type_]
 
 
 def totals(collectives: Sequence[Collective], unknown: int) -> dict[str, tuple[int, int, int]]:

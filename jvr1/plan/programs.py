@@ -7,7 +7,6 @@ of `jax.experimental.topologies` the real TPU compiler makes real executables of
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -28,7 +27,6 @@ from jvr1.model.attention import Backend, choose
 from jvr1.model.config import ModelConfig
 from jvr1.model.layers import BATCH
 from jvr1.model.lora import ADAPTERS, LoRAConfig, without_adapters
-from jvr1.plan.hlo import Collective, read_program
 from jvr1.rollout.decoder import Place, at_a_time, make_decoder, mover, places, wants_apart
 from jvr1.rollout.generate import Room, reads
 from jvr1.rollout.tasks import SlotShape
@@ -301,59 +299,3 @@ def resident(step: Shapes, phase: str, bucket: Bucket) -> int:
 def loop_trips(bucket: Bucket) -> int:
     """Of each loop of decoding, were all of them as long: all completions written to the end."""
     return math.ceil(bucket.completion / len(reads(bucket.completion)))
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What the compiler says of a phase, in bytes on one chip; of its largest program where it runs several.
-
-    seconds, processor: how long compiling took, and its processor time. beside: what lives on the chip while the phase
-    runs without being its argument. flops and accessed: as the compiler counts them, each loop's body ONCE. products:
-    operations of matrix products, loops and all, but for kernels. collectives: of all its programs, each as often as it
-    runs.
-    """
-
-    phase: str
-    seconds: float
-    processor: float
-    arguments: int
-    outputs: int
-    temporary: int
-    beside: int
-    flops: float
-    accessed: float
-    products: float
-    collectives: tuple[Collective, ...]
-
-    @property
-    def peak(self) -> int:
-        """Bytes a chip holds at most. The weights' arguments and outputs are counted in `beside`."""
-        return self.beside + self.temporary + (0 if self.phase == "weights" else self.arguments + self.outputs)
-
-
-def compile_phase(step: Shapes, phase: str, bucket: Bucket, keep: Callable[[str], None] | None = None) -> Measured:
-    """Compiles a phase; `keep` gets the text of each program. Raises the compiler's error when one does not fit."""
-    seconds, processor, products, sizes, costs, collectives = 0.0, 0.0, 0.0, [], [], []
-    for program in lower_phase(step, phase, bucket):
-        start, used = time.perf_counter(), time.process_time()
-        compiled = program.lowered.compile()
-        seconds += time.perf_counter() - start
-        processor += time.process_time() - used
-        memory, cost, text = compiled.memory_analysis(), compiled.cost_analysis() or {}, compiled.as_text()
-        assert memory is not None  # the CPU and TPU compilers say
-        assert text is not None
-        outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
-        sizes.append((memory.argument_size_in_bytes, outputs, memory.temp_size_in_bytes))
-        costs.append((program.times * cost.get("flops", 0.0), program.times * cost.get("bytes accessed", 0.0)))
-        found = read_program(text)
-        collectives += found.collectives() * program.times
-        products += found.flops(loop_trips(bucket)) * program.times
-        if keep is not None:
-            keep(text)
-    largest = max(sizes, key=lambda size: size[2] if phase == "weights" else sum(size), default=(0, 0, 0))
-    flops, accessed = (sum(cost) for cost in zip(*costs, strict=True)) if costs else (0.0, 0.0)
-    beside = resident(step, phase, bucket)
-    arguments, outputs, temporary = largest
-    return Measured(
-        phase, seconds, processor, arguments, outputs, temporary, beside, flops, accessed, products, tuple(collectives)
-    )

@@ -1,4 +1,5 @@
-"""tools/compile_tpu.py: the real T-GRPO step by the real TPU compiler; small in every run, the 7B nightly."""
+"""tools/compile_tpu.py: the real T-GRPO step by the real TPU compiler; small in every run. Nightly the 7B, by the
+compiler for GPUs as well."""
 
 from __future__ import annotations
 
@@ -12,11 +13,14 @@ from step_shapes import SMALL, moved, small_config
 
 from jvr1 import config as settings
 from jvr1.chips import CHIPS, chip_named
+from jvr1.errors import run_main
 from jvr1.model.families import published, to_hf
+from jvr1.plan.compiling import compile_all, report
 from jvr1.plan.hlo import read_program, totals
 from jvr1.plan.memory import phase_memory
 from jvr1.plan.planning import changed, largest_bucket
 from jvr1.plan.programs import PHASES, chip_bytes, loop_trips, step_shapes
+from jvr1.plan.topologies import topology_name, tpu_devices
 from jvr1.sharding import make_mesh
 
 pytestmark = pytest.mark.optimised
@@ -31,6 +35,8 @@ TGRPO = str(ROOT / "configs" / "tgrpo_7b.py")
     [
         ("7b", "v5p", {"mesh.fsdp": 8}),
         ("7b", "v6e", {"mesh.fsdp": 16, "mesh.decode_tensor": 4, "batch.micro": 16}),
+        ("7b", "h100-80", {"mesh.fsdp": 8}),
+        ("7b", "a100-80", {"mesh.fsdp": 16, "mesh.decode_tensor": 4, "batch.micro": 16}),
     ],
 )
 def test_the_whole_step_fits_and_takes_what_was_counted(topology, size, chip, changes):
@@ -38,11 +44,11 @@ def test_the_whole_step_fits_and_takes_what_was_counted(topology, size, chip, ch
     bucket = largest_bucket(settings.buckets(config))
     shape = settings.mesh_shape(config)
     chips = shape["data"] * shape["fsdp"] * shape["tensor"]
-    mesh = make_mesh(shape, topology(chip_named(chip).topology(chips)))
+    mesh = make_mesh(shape, topology(topology_name(chip_named(chip), chips)))
     step = step_shapes(config, published(size), mesh)
     counted = phase_memory(step, bucket)
-    for one in TOOL["compile_all"](step, bucket):
-        print(TOOL["report"](one, bucket))
+    for one in compile_all(step, bucket):
+        print(report(one, bucket))
         assert one.peak <= chip_named(chip).memory
         assert sum(counted[one.phase].values()) == pytest.approx(one.peak, rel=0.15), one.phase
         if one.phase == "generation" and not config.mesh.decode_tensor:
@@ -85,7 +91,7 @@ def test_the_command_compiles_every_phase_of_a_small_model(tmp_path, topology, c
 @pytest.mark.parametrize("chip", [chip for chip in CHIPS.values() if chip.topologies], ids=lambda chip: chip.name)
 def test_the_compiler_knows_the_slices_by_these_names_and_kinds(chip):
     for size in chip.sizes[:2]:
-        devices = TOOL["topology_devices"](chip.topology(size))
+        devices = tpu_devices(chip.topology(size))
         assert len(devices) == size
         assert {device.device_kind for device in devices} <= set(chip.kinds)
 
@@ -102,7 +108,7 @@ def test_the_compiler_knows_the_slices_by_these_names_and_kinds(chip):
 def test_mistakes_are_one_line(monkeypatch, capsys, arguments, message):
     monkeypatch.setattr(sys, "argv", ["compile_tpu.py", "--config", TGRPO, *arguments])
     with pytest.raises(SystemExit) as end:
-        TOOL["run_main"](TOOL["main"])
+        run_main(TOOL["main"])
     assert end.value.code == 2
     error = capsys.readouterr().err.splitlines()
     assert len([line for line in error if line.startswith("error: ")]) == 1

@@ -9,6 +9,8 @@ from jax.sharding import NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 from jvr1.plan.hlo import read_program, totals
+from jvr1.plan.products import product_flops
+from jvr1.plan.topologies import compiler_options
 from jvr1.sharding import make_mesh
 
 TEXT = """HloModule jit_f, entry_computation_layout={()->f32[]}
@@ -106,9 +108,29 @@ def test_products_are_counted_as_often_as_they_run(topology, place):
     shapes = [(layers, n, heads, n), (n, n), (3, 3, n * n // 64, 32)]
     given = [jax.ShapeDtypeStruct(s, jnp.bfloat16, sharding=SingleDeviceSharding(device)) for s in shapes]
     flag = jax.ShapeDtypeStruct((), jnp.bool_, sharding=SingleDeviceSharding(device))
-    found = read_program(jax.jit(f).lower(*given, flag).compile().as_text()).flops(unknown=0)
+    found = product_flops(read_program(jax.jit(f).lower(*given, flag).compile().as_text()), unknown=0)
     want = layers * 2 * 2 * heads * n**3 + 2 * 6 * 6 * 9 * (n * n // 64) * 32
     assert found == pytest.approx(want, rel=1e-3)
+
+
+@pytest.mark.parametrize("triton", [False, True])
+def test_products_of_a_gpu_are_read_from_calls_of_cublas_and_from_fusions_of_triton(topology, triton):
+    """A product of batches within a loop, and one that contracts both first axes."""
+    (device,) = topology("h100-80:1")
+
+    def f(x, weights):
+        x, _ = jax.lax.scan(lambda x, w: (jnp.tanh(jnp.einsum("bnd,bdm->bnm", x, w)), None), x, weights)
+        return jnp.einsum("bnd,bne->bde", x, x)
+
+    layers, b, n, d = 5, 3, 64, 128
+    given = [
+        jax.ShapeDtypeStruct(s, jnp.bfloat16, sharding=SingleDeviceSharding(device))
+        for s in ((b, n, d), (layers, b, d, d))
+    ]
+    options = (compiler_options(device) or {}) | {"xla_gpu_enable_triton_gemm": triton}
+    text = jax.jit(f).lower(*given).compile(options).as_text()
+    assert ("__triton" in text, "__cublas" in text) == (triton, not triton)
+    assert product_flops(read_program(text), unknown=0) == pytest.approx((layers + 1) * 2 * b * n * d * d, rel=1e-3)
 
 
 def test_a_program_of_xla():
