@@ -270,7 +270,7 @@ def test_the_exported_folder_answers_alike_in_transformers(demo, exported, undis
     seen = set()
     for question in json.loads((demo.root / "valid.json").read_text()):
         item = media_of(demo.root, question)
-        t, h, w, _ = item.grid
+        t, h, w, *_ = item.grid
         ids = np.asarray(tokenizer(prompt_of(question, t * h * w // 4))["input_ids"])
         with torch.no_grad():
             made = greedy(model, ids, item, config, ends)
