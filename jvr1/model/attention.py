@@ -78,7 +78,7 @@ def attend(
 
 def attend_shared(
     q: Float[Array, "B R N H"],
-    prefix: tuple[Float[Array, "B S K H P"], Float[Array, "B S K P H"]],
+    prefix: Sequence[tuple[Float[Array, "B K H P"], Float[Array, "B K P H"]]],
     prefix_mask: Bool[Array, "B S P"],
     own: tuple[Float[Array, "B R K H C"], Float[Array, "B R K C H"]],
     own_mask: Bool[Array, "B R C"],
@@ -87,14 +87,15 @@ def attend_shared(
     """Attention, in decoding, of rows' newest tokens over [their stream's prefix | their own keys], normalised jointly.
 
     The first `rows[0]` of the R rows belong to stream 0, the next `rows[1]` to stream 1, and so on. All rows of a
-    stream read the same prefix: it is one operand of one product, and is not copied for each row.
+    stream read the same prefix: it is one operand of one product, and is not copied for each row. prefix: of each
+    stream; of one array they would be copied out of it.
     """
     b, r, _, size = q.shape
     grouped = q.reshape(b, r, own[0].shape[2], -1, size)
     streams = [slice(sum(rows[:s]), sum(rows[: s + 1])) for s in range(len(rows))]
     to_prefix = [
         _masked(
-            contract("brkgh,bkhp->bkrgp", grouped[:, of], prefix[0][:, s]) * scale(size),
+            contract("brkgh,bkhp->bkrgp", grouped[:, of], prefix[s][0]) * scale(size),
             prefix_mask[:, s, None, None, None],
         )
         for s, of in enumerate(streams)
@@ -106,7 +107,7 @@ def attend_shared(
     total = _by_row(jnp.sum, weights) + jnp.sum(own_weights, axis=-1, keepdims=True)
     # the einsum keeps heads before rows, and the axes are swapped afterwards: XLA for CPUs has no bfloat16 product that
     # swaps them itself
-    mixed = [contract("bkrgp,bkph->bkrgh", x.astype(prefix[1].dtype), prefix[1][:, s]) for s, x in enumerate(weights)]
+    mixed = [contract("bkrgp,bkph->bkrgh", x.astype(v.dtype), v) for (_, v), x in zip(prefix, weights, strict=True)]
     own_mixed = contract("brkgc,brkch->brkgh", own_weights.astype(own[1].dtype), own[1])
     of_prefix = jnp.concatenate([x.swapaxes(1, 2) for x in mixed], axis=1)
     return ((of_prefix + own_mixed) / total).astype(q.dtype).reshape(q.shape)

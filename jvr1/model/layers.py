@@ -199,15 +199,21 @@ def constrain_batch(x: Array) -> Array:
     return constrain(x, BATCH, *(None,) * (x.ndim - 1))
 
 
-def constrain_vocab(logits: Array) -> Array:
-    """Splits logits [B,...,V] as `constrain_batch` does, and V over the mesh as the head is, where it divides.
+def constrain_logits(logits: Array) -> Array:
+    """Splits logits [B,...,V] as the head is made, and then their rows over all devices, so that each draws from its
+    own, whole; where rows do not divide so, over the batch axes alone.
 
-    Logits asked for whole would make XLA gather the head instead.
+    Logits asked for whole at once would make XLA gather the head instead.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or logits.shape[0] % math.prod(mesh.shape.get(axis, 1) for axis in BATCH):
+    mesh, axis = jax.sharding.get_abstract_mesh(), MESH_AXES["vocab"]
+    ways = math.prod(mesh.shape.get(axis, 1) for axis in BATCH)
+    if mesh.empty or logits.shape[0] % ways:
         return logits
-    return constrain(logits, BATCH, *(None,) * (logits.ndim - 2), _over_vocab(mesh, logits.shape[-1]))
+    between = (None,) * (logits.ndim - 2)
+    made = constrain(logits, BATCH, *between, _over_vocab(mesh, logits.shape[-1]))
+    if logits.shape[0] % (ways * mesh.shape.get(axis, 1)):
+        return made
+    return constrain(made, (*BATCH, axis), *between, None)
 
 
 def _over_vocab(mesh: AbstractMesh, size: int) -> str | None:

@@ -173,7 +173,7 @@ class TextDecoder(nnx.Module):
         self,
         y: Float[Array, "B R D"],
         angles: Float[Array, "B R h"],
-        prefix: KV,
+        prefix: Sequence[KV],
         prefix_mask: Bool[Array, "B S P"],
         cache: KV,
         index: Int[Array, ""],
@@ -182,7 +182,7 @@ class TextDecoder(nnx.Module):
         read: int | None = None,
     ) -> tuple[Float[Array, "B R D"], KV]:
         """One token a row: written at `index` of the cache, a ring, of which the last `length` entries are the row's
-        own; attends to these and to the prefix of its stream. read: only so many entries of the ring are in use."""
+        own; attends to these and to the prefix of its stream, a KV of one. read: only so many of the ring are used."""
         *_, b, r, heads, size, head = (cache.v[0] if isinstance(cache.v, list) else cache.v).shape
         read = read or size
         age = (index - jnp.arange(read)) % size
@@ -201,14 +201,15 @@ class TextDecoder(nnx.Module):
                 jax.lax.dynamic_slice(x, (*number, 0, 0, 0, 0, 0), (*(1 for _ in number), *shape)).reshape(shape)
                 for x, shape in zip(cache, shapes, strict=True)
             )
-            mixed = attend_shared(q, prefix, prefix_mask, (own_k, own_v), own_mask, rows)
+            of_streams = [(one.k[:, 0], one.v[:, 0]) for one in prefix]
+            mixed = attend_shared(q, of_streams, prefix_mask, (own_k, own_v), own_mask, rows)
             return layer.finish(y, mixed), cache
 
         if isinstance(cache.v, list):
             apart = scan_layers(self.layers, lambda layer, y, x: token(layer, y, *x), y, (prefix, cache), remat="none")
             return self.norm(apart[0]), apart[1]
 
-        def body(layer: TextLayer, carry: tuple[Array, KV], item: tuple[KV, Array]) -> tuple[tuple[Array, KV], None]:
+        def body(layer: TextLayer, carry: tuple[Array, KV], item: tuple[Any, Array]) -> tuple[tuple[Array, KV], None]:
             prefix, number = item
             return token(layer, carry[0], prefix, carry[1], number), None
 

@@ -7,6 +7,7 @@ where asked.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -87,8 +88,8 @@ class VisionLanguageModel(nnx.Module):
 
     def prefill(
         self, prompt: Prompt, visual: Visual | None, pairs: Int[Array, "B S F 2"] | None
-    ) -> tuple[Float[Array, "B S D"], KV]:
-        """Keys and values of S streams a prompt, as `KV` has them, and the hidden state of the last real token.
+    ) -> tuple[Float[Array, "B S D"], tuple[KV, ...]]:
+        """The hidden state of the last real token, and keys and values, of S streams a prompt: of each a `KV` of one.
 
         Streams differ in nothing but the frames that `pairs` names: ordered, and shuffled where asked for.
         Without `pairs`, or without visual input, there is one stream, the prompt as it is.
@@ -105,13 +106,14 @@ class VisionLanguageModel(nnx.Module):
         hidden, kv = self.text.prompt(given, keep=True)
         assert kv is not None  # keep=True
         last = last_real(hidden, given.mask).reshape(b, streams, -1)
-        return last, KV(*jax.tree.map(lambda y: y.reshape(*y.shape[:-4], b, streams, *y.shape[-3:]), kv))
+        apart = jax.tree.map(lambda y: y.reshape(*y.shape[:-4], b, streams, 1, *y.shape[-3:]), kv)
+        return last, tuple(KV(*jax.tree.map(partial(_of_stream, s), apart)) for s in range(streams))
 
     def decode(
         self,
         ids: Int[Array, "B R"],
         positions: Int[Array, "B R"],
-        prefix: KV,
+        prefix: Sequence[KV],
         prefix_mask: Bool[Array, "B S P"],
         cache: KV,
         index: Int[Array, ""],
@@ -154,6 +156,10 @@ class VisionLanguageModel(nnx.Module):
         b, r, c = positions.shape
         same = jnp.broadcast_to(positions.reshape(b, 1, r * c), (b, 3, r * c))
         return self._angles(same).reshape(b, r, c, -1)
+
+
+def _of_stream(number: int, kv: Array) -> Array:
+    return kv[..., number, :, :, :, :]
 
 
 def last_real(hidden: Float[Array, "B T D"], mask: Bool[Array, "B T"]) -> Float[Array, "B D"]:

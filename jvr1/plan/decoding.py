@@ -96,7 +96,7 @@ def parameter_name(source: str) -> str:
     another argument as it is. Arguments are those of `jvr1.rollout.queue`'s program."""
     if source.startswith("weights["):
         return "/".join(re.findall(r"\['(\w+)'\]", source))
-    if source.startswith("held.kv."):
+    if source.startswith("held.kv"):
         return "prefix"
     return "ring" if source.startswith("cache.") else source
 

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from jvr1.model.inputs import Prompt, Visual
-from jvr1.model.layers import constrain_batch, constrain_vocab
+from jvr1.model.layers import constrain_batch, constrain_logits
 from jvr1.model.text import KV
 from jvr1.model.vision_language import VisionLanguageModel
 from jvr1.rollout.sampling import Sampling, draw_token, token_logprob
@@ -79,7 +79,7 @@ class Held(NamedTuple):
     """What slots keep of their prompts: each stream's keys and values and last hidden state, the numbers of the R rows
     asked for, and how many tokens each may have."""
 
-    kv: KV
+    kv: tuple[KV, ...]
     mask: Bool[Array, "B P"]
     next_position: Int[Array, " B"]
     last: Float[Array, "B S D"]
@@ -150,7 +150,7 @@ def begin(model: VisionLanguageModel, slots: int, room: Room, sampling: Sampling
     """So many slots without a prompt."""
     (s, r, m), c = (len(room.rows), sum(room.rows), sum(room.lanes)), sampling.max_tokens
     held = Held(
-        kv=model.text.cache(slots, s, room.prompt),
+        kv=tuple(model.text.cache(slots, 1, room.prompt) for _ in room.rows),
         mask=jnp.zeros((slots, room.prompt), bool),
         next_position=jnp.zeros(slots, jnp.int32),
         last=jnp.zeros((slots, s, model.config.text.hidden), model.text.dtype),
@@ -197,8 +197,9 @@ def enter(
         """x with so much more at the end of its last axes."""
         return jax.tree.map(lambda x: jnp.pad(x, [*[(0, 0)] * (x.ndim - len(sizes)), *((0, n) for n in sizes)]), x)
 
+    there = tuple(KV(grown(one.k, longer), grown(one.v, longer, 0)) for one in kv)
     held = Held(
-        KV(grown(kv.k, absent, 0, 0, longer), grown(kv.v, absent, 0, longer, 0)),
+        there + (jax.tree.map(jnp.zeros_like, there[0]),) * absent,
         grown(prompt.mask, longer),
         prompt.next_position,
         grown(last, absent, 0),
@@ -269,10 +270,24 @@ def advance(
         held = (steps <= read) | (read == sampling.max_tokens)
         return (jnp.sum(state.idle, dtype=jnp.int32) < enough) & (steps < until) & held
 
+    def loop(read: int, carry: tuple[Lanes, KV, Array]) -> tuple[Lanes, KV, Array]:
+        with jax.named_scope("decode"):  # by this name the loops are found in the compiled program
+            return jax.lax.while_loop(partial(goes_on, read), partial(step, read), carry)
+
+    def loop_apart(read: int, carry: tuple[Lanes, KV, Array]) -> tuple[Lanes, KV, Array]:
+        """On the part of the ring that is in use: cut out in each step, it would be copied at each token."""
+        ring = carry[1]
+        part = KV([k[..., :read] for k in ring.k], [v[..., :read, :] for v in ring.v])
+        state, part, steps = loop(read, (carry[0], part, carry[2]))
+        whole = jax.tree.map(lambda x, y: jax.lax.dynamic_update_slice(x, y, (0,) * x.ndim), ring, part)
+        return state, whole, steps
+
     carry = (slots.lanes, slots.cache, slots.steps)
-    with jax.named_scope("decode"):  # by this name the loops are found in the compiled program
-        for read in reads(sampling.max_tokens):
-            carry = jax.lax.while_loop(partial(goes_on, read), partial(step, read), carry)
+    for read in reads(sampling.max_tokens):
+        if isinstance(slots.cache.k, list) and read < sampling.max_tokens:
+            carry = jax.lax.cond(goes_on(read, carry), partial(loop_apart, read), lambda carry: carry, carry)
+        else:
+            carry = loop(read, carry)
     state, cache, steps = carry
     return Slots(slots.held, state, cache, steps)
 
@@ -325,7 +340,7 @@ def _draw(
     """Draws a token a lane from the hidden state before it; lanes whose row ends with it go on to the next."""
     r, c = state.ids.shape[1:]
     busy = state.row < r
-    logits = constrain_vocab(model.logits(constrain_batch(hidden)))
+    logits = constrain_logits(model.logits(constrain_batch(hidden)))
     # which row a lane is at, [B,M,R]; all that moves between lanes and rows is a sum over it, as scatters and gathers
     # over a batch that is split between devices may talk to the others
     at = state.row[:, :, None] == jnp.arange(r)[None, None]

@@ -100,7 +100,7 @@ class Programs:
 def _layout(generation: Mesh, kv_heads: int, apart: bool) -> Slots:
     """How slots lie on the devices: a sharding in the place of each array, or of the lists of those that lie apart."""
     batch, heads = batch_sharding(generation), "tensor" if kv_heads % generation.shape["tensor"] == 0 else None
-    kv = KV(*(NamedSharding(generation, P(*(() if apart else (None,)), BATCH, None, heads, None, None)),) * 2)
+    kv = NamedSharding(generation, P(*(() if apart else (None,)), BATCH, None, heads, None, None))
     held, lanes = Held(kv, *(batch,) * (len(Held._fields) - 1)), Lanes(*(batch,) * len(Lanes._fields))
     return Slots(held, lanes, kv, replicated(generation))
 

@@ -47,7 +47,11 @@ def test_decoding_any_number_of_prompts(prompts, rows):
     mine = normal(rng, prompts, total, K, H, own), normal(rng, prompts, total, K, own, H)
     shared_mask = jnp.asarray(np.arange(prefix) < rng.integers(1, prefix + 1, (prompts, streams, 1)))
     own_mask = jnp.asarray(np.arange(own) < rng.integers(1, own + 1, (prompts, total, 1)))
-    step = jax.jit(lambda q, shared, mine: attend_shared(q, shared, shared_mask, mine, own_mask, rows))
+
+    def of_streams(k, v):
+        return [(k[:, s], v[:, s]) for s in range(streams)]
+
+    step = jax.jit(lambda q, shared, mine: attend_shared(q, of_streams(*shared), shared_mask, mine, own_mask, rows))
     exact, got = step(q, shared, mine), step(*rounded((q, shared, mine)))
     assert got.dtype == jnp.bfloat16
     of_stream = np.repeat(np.arange(streams), rows)

@@ -99,7 +99,7 @@ def test_prefill_and_decode_equal_the_full_forward(model, start):
     def sample(params, prompt, visual, pairs):
         module = vision_language.merge(graphdef, params)
         last, prefix = module.prefill(prompt, visual, pairs)
-        layers, b, _, heads, _, size = prefix.v.shape
+        layers, b, _, heads, _, size = prefix[0].v.shape
         lines = (layers, b, 3, heads)
         cache = KV(jnp.full((*lines, size, C), 7.0), jnp.full((*lines, C, size), 7.0))  # garbage, unread
         mask = jnp.repeat(prompt.mask[:, None], 2, axis=1)

@@ -177,7 +177,7 @@ def greedy_torch(model, inputs, ids, config, items, count):
 
 def greedy_ours(model, prompt, visual, count):
     last, prefix = model.prefill(prompt, visual, None if visual is None else visual.pair[:, None])
-    layers, b, _, heads, _, size = prefix.v.shape
+    layers, b, _, heads, _, size = prefix[0].v.shape
     lines = (layers, b, 1, heads)
     cache = KV(jnp.zeros((*lines, size, count)), jnp.zeros((*lines, count, size)))
     step = jax.jit(lambda *a: model.decode(*a, rows=(1,)))

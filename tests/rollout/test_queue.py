@@ -68,7 +68,8 @@ def open_decoder(sizes, devices, **how):
     mesh = make_mesh(sizes, jax.devices()[:devices])
     graphdef, host = random_model(CONFIG, seed=3, scale=0.25)
     decoder = make_decoder(graphdef, mesh, CONFIG, ENDS, **how)
-    return mesh, decoder, decoder.weights(jax.device_put(host, param_shardings(host, mesh)))
+    params = jax.device_put(host, param_shardings(host, mesh))
+    return mesh, decoder, decoder.weights(params, consumed=how.get("apart", False))
 
 
 @pytest.fixture(scope="module")
