@@ -243,7 +243,7 @@ def prompt_of(question: dict, tokens: int) -> str:
 def greedy(model, ids: np.ndarray, item: Item, config, ends: list[int]) -> list[int]:
     """The best token each time, positions told at every step: the library's own continue after a video by another rule
     than the one the model was trained with."""
-    t, h, w, _ = item.grid
+    t, h, w, *_ = item.grid
     positions, following = mrope_positions(ids, [item.grid], config)
     names = ("pixel_values_videos", "video_grid_thw") if item.video else ("pixel_values", "image_grid_thw")
     media = dict(zip(names, (torch.tensor(item.pixel_values()), torch.tensor([[t, h, w]])), strict=True))
