@@ -105,6 +105,10 @@ def _layout(generation: Mesh, kv_heads: int, apart: bool) -> Slots:
     return Slots(held, lanes, kv, replicated(generation))
 
 
+UNMERGED = {"xla_gpu_dot_merger_threshold_mb": 0}
+"""XLA for GPUs makes one product of several of the same input, and for that joins their weights: at each token."""
+
+
 class _Jitted(NamedTuple):
     begin: jax.stages.Wrapped
     refill: jax.stages.Wrapped
@@ -131,7 +135,14 @@ def _jitted(graphdef: nnx.GraphDef, layout: Slots) -> _Jitted:
         )
         return place_prompts(held, state, *enter(merge(graphdef, weights), asked, _key(bits), room, sampling), into)
 
-    @partial(jit, donate_argnums=(3, 4, 5), out_shardings=(*layout[1:], *(layout.steps,) * 2))
+    on_gpu = layout.steps.mesh.devices.flat[0].platform == "gpu"
+
+    @partial(
+        jit,
+        donate_argnums=(3, 4, 5),
+        out_shardings=(*layout[1:], *(layout.steps,) * 2),
+        compiler_options=UNMERGED if on_gpu else None,
+    )
     def advance_slots(
         weights: dict, bits: Array, held: Held, state: Lanes, cache: KV, steps: Array, enough: Array, more: Array, *,
         room: Room, sampling: Sampling,
