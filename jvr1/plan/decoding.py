@@ -9,9 +9,9 @@ from typing import Any
 
 from jvr1.data.batch import Bucket
 from jvr1.plan.hlo import CompiledProgram
-from jvr1.plan.memory import itemsize, kv_bytes, local_generation
+from jvr1.plan.memory import kv_bytes, local_generation, value_bytes
 from jvr1.plan.programs import Shapes, chip_bytes, lower_phase, row_counts, slots_of
-from jvr1.plan.traffic import Frame, Traffic, frames, traffic
+from jvr1.plan.traffic import CalledComputation, Traffic, frames, traffic
 from jvr1.rollout.decoder import at_a_time
 from jvr1.rollout.generate import reads
 
@@ -45,9 +45,9 @@ def decode_program(step: Shapes, bucket: Bucket) -> Any:
     return program.lowered
 
 
-def decode_loops(program: CompiledProgram) -> list[tuple[Frame, Frame]]:
+def decode_loops(program: CompiledProgram) -> list[tuple[CalledComputation, CalledComputation]]:
     """Body and condition of each loop over tokens, in the order in which they run."""
-    found: dict[str, dict[str, Frame]] = {}
+    found: dict[str, dict[str, CalledComputation]] = {}
     names = {loop.instruction: loop for loop in program.loops(LOOP)}
     for frame in frames(program):
         loop = names.get(frame.by.name) if frame.by is not None else None
@@ -106,7 +106,7 @@ def least_bytes(step: Shapes, bucket: Bucket) -> tuple[int, float]:
     use, once: the prefix of each stream and of each row what it has written, half of its completion in the mean."""
     text, model = step.generation["text"], step.model
     weights = chip_bytes(text) - (0 if model.tied else chip_bytes(text["embedding"]))  # looked up
-    counts, here, size = row_counts(step.config, bucket), local_generation(step, slots_of(step)), itemsize(step)
+    counts, here, size = row_counts(step.config, bucket), local_generation(step, slots_of(step)), value_bytes(step)
     drawn = sum(at_a_time(counts, step.config.rl.lanes))
     prefix = kv_bytes(model, here, len(counts) * bucket.prompt, size)
     return weights, prefix + kv_bytes(model, here, drawn, size) * (bucket.completion + 1) / 2

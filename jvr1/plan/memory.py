@@ -87,7 +87,7 @@ def phase_memory(step: Shapes, bucket: Bucket) -> dict[str, dict[str, int]]:
 def generation_memory(step: Shapes, bucket: Bucket) -> dict[str, int]:
     """Keys and values of prefixes and of completions, in slots of the shape that takes the bucket, and the larger of
     what prefill and sampling need besides."""
-    model, here, size = step.model, local_generation(step, slots_of(step)), itemsize(step)
+    model, here, size = step.model, local_generation(step, slots_of(step)), value_bytes(step)
     shape, entering = slot_shape(step, bucket), local_generation(step, entering_of(step))
     streams, drawn = len(row_counts(step.config, bucket)), sum(at_a_time(shape.rows, step.config.rl.lanes))
     encoded = Bucket(bucket.kind, bucket.steps * streams, bucket.windows, bucket.prompt, bucket.completion)
@@ -132,7 +132,7 @@ def working(step: Shapes, bucket: Bucket, direction: str) -> int:
     layer = GATHERED[direction] * layer_bytes(step) + max(
         attention_bytes(step, here, bucket, group, direction),
         VISION_SCORES[direction if trains_vision(step) else "forward"] * vision_scores(model, bucket, here),
-        MLP[direction] * mlp * itemsize(step),
+        MLP[direction] * mlp * value_bytes(step),
     )
     return int(max(layer, LOGITS[direction] * chunk_logits(step, here) + head_bytes(step)))
 
@@ -143,10 +143,10 @@ def attention_bytes(step: Shapes, here: Local, bucket: Bucket, group: int, direc
     heads = text.heads // here.tensor + kv_heads(step.model, here)
     values = here.rows * tokens * 2 * heads * text.head_size
     largest, _ = text_scores(step, bucket, here, group)
-    return VALUES[direction] * values * itemsize(step) + SCORES[direction] * largest
+    return VALUES[direction] * values * value_bytes(step) + SCORES[direction] * largest
 
 
-def itemsize(step: Shapes) -> int:
+def value_bytes(step: Shapes) -> int:
     """Bytes of a value in the compute dtype."""
     return 2 if step.config.model.dtype == "bfloat16" else FLOAT
 
@@ -188,7 +188,7 @@ def chunk_logits(step: Shapes, here: Local) -> int:
 def hidden_bytes(step: Shapes, bucket: Bucket) -> int:
     """Hidden states of prompts and completions, [rows, P + G*C, D]."""
     tokens = bucket.prompt + step.config.rl.group * bucket.completion
-    return local(step).rows * tokens * step.model.text.hidden * itemsize(step)
+    return local(step).rows * tokens * step.model.text.hidden * value_bytes(step)
 
 
 def kept_bytes(step: Shapes, bucket: Bucket) -> int:
@@ -197,7 +197,7 @@ def kept_bytes(step: Shapes, bucket: Bucket) -> int:
     full: each layer's input. dots: and the outputs of its weight products that the backward pass reads. none: and what
     lies between them: norms, gates, and the tower's attention scores.
     """
-    model, here, size, remat = step.model, local(step), itemsize(step), step.config.model.remat
+    model, here, size, remat = step.model, local(step), value_bytes(step), step.config.model.remat
     text, group = model.text, step.config.rl.group
     tokens = here.rows * (bucket.prompt + group * bucket.completion)
     slots = here.rows * bucket.steps * bucket.windows * model.vision.slots
@@ -218,7 +218,7 @@ def trains_vision(step: Shapes) -> bool:
 def head_bytes(step: Shapes) -> int:
     """The head as a chunk of logits needs it: whole but for tensor, in the compute dtype, and its gradient."""
     text = step.model.text
-    return text.vocab * text.hidden // local(step).tensor * itemsize(step)
+    return text.vocab * text.hidden // local(step).tensor * value_bytes(step)
 
 
 def layer_bytes(step: Shapes) -> int:
@@ -226,7 +226,7 @@ def layer_bytes(step: Shapes) -> int:
     tensor = local(step).tensor
     leaves = _leaves(step.params)
     values = sum(math.prod(x.shape[1:]) for name, x in leaves if name.startswith("text/") and is_stacked(name))
-    return values // tensor * itemsize(step)
+    return values // tensor * value_bytes(step)
 
 
 def _leaves(tree: Any) -> Iterable[tuple[str, Any]]:

@@ -59,17 +59,17 @@ class Traffic:
 
 
 @dataclass(frozen=True)
-class Frame:
+class CalledComputation:
     """A computation as the instruction `by` of the frame around it runs it; the entry, by none."""
 
     program: CompiledProgram
     here: Computation
-    outer: Frame | None = None
+    outer: CalledComputation | None = None
     by: Instruction | None = None
     seen: dict[tuple[str, int | None], str] = field(default_factory=dict)
 
-    def inner(self, by: Instruction, here: Computation) -> Frame:
-        return Frame(self.program, here, self, by)
+    def inner(self, by: Instruction, here: Computation) -> CalledComputation:
+        return CalledComputation(self.program, here, self, by)
 
     def source(self, name: str, index: int | None = None) -> str:
         """The program's argument that a value is, or is a part or a copy of, of several joined the first; '' where it
@@ -106,9 +106,9 @@ class Frame:
         return self.outer.source(self.by.operands[number], index)
 
 
-def frames(program: CompiledProgram) -> Iterator[Frame]:
+def frames(program: CompiledProgram) -> Iterator[CalledComputation]:
     """The entry, and every computation in which kernels stand, as often as it is run from a place of its own."""
-    waiting = [Frame(program, program.computations[program.entry])]
+    waiting = [CalledComputation(program, program.computations[program.entry])]
     while waiting:
         frame = waiting.pop()
         yield frame
@@ -119,7 +119,7 @@ def frames(program: CompiledProgram) -> Iterator[Frame]:
             waiting += [frame.inner(by, program.computations[part]) for part in (loop.body, loop.condition)]
 
 
-def traffic(frame: Frame, unknown: int) -> Traffic:
+def traffic(frame: CalledComputation, unknown: int) -> Traffic:
     """Of all kernels of a frame and of what it runs, each as often as it runs; `unknown`: trips of a loop that ends
     when it pleases. Of branches that with the most bytes counts."""
     total, program = Traffic(), frame.program
@@ -140,10 +140,10 @@ def traffic(frame: Frame, unknown: int) -> Traffic:
 
 def program_traffic(program: CompiledProgram, unknown: int) -> Traffic:
     """Of a whole program."""
-    return traffic(Frame(program, program.computations[program.entry]), unknown)
+    return traffic(CalledComputation(program, program.computations[program.entry]), unknown)
 
 
-def _run_once(frame: Frame, one: Instruction) -> list[Computation]:
+def _run_once(frame: CalledComputation, one: Instruction) -> list[Computation]:
     """Computations of kernels that an instruction runs: not those of a fusion, which is a kernel."""
     return frame.program.called(one) if one.opcode in _RUNS else []
 
@@ -153,7 +153,7 @@ def _is_kernel(one: Instruction) -> bool:
     return not (done or one.opcode in _FREE or one.opcode == "while" or call_target(one) in _NO_KERNELS)
 
 
-def _kernel(frame: Frame, one: Instruction) -> Traffic:
+def _kernel(frame: CalledComputation, one: Instruction) -> Traffic:
     found = Traffic(kernels=1)
     target = call_target(one)
     if target and not is_cublas(one):

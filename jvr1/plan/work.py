@@ -102,7 +102,7 @@ class _Sampling(NamedTuple):
 
 def _sampling(step: Shapes, bucket: Bucket, tokens: float | int) -> _Sampling:
     """tokens: of the ring, as many as a step reads of it at the mean."""
-    model, size = step.model, memory.itemsize(step)
+    model, size = step.model, memory.value_bytes(step)
     entering, here = (memory.local_generation(step, n) for n in (step.config.batch.micro, slots_of(step)))
     shape, counts = slot_shape(step, bucket), row_counts(step.config, bucket)
     trained = flops.trained_of(step.params, step.state.params)
@@ -166,4 +166,4 @@ def _gathered(step: Shapes, bucket: Bucket) -> float:
     logits."""
     values = sum(x.size for x in jax.tree.leaves(step.params))
     chunks = math.ceil(bucket.completion / step.config.model.logit_chunk)
-    return values / step.mesh.shape["tensor"] * memory.itemsize(step) + (chunks - 1) * memory.head_bytes(step)
+    return values / step.mesh.shape["tensor"] * memory.value_bytes(step) + (chunks - 1) * memory.head_bytes(step)
