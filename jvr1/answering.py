@@ -29,6 +29,7 @@ from jvr1.eval.settings import PIXELS, describe_evaluation, reference_settings, 
 from jvr1.eval.suites import open_suites
 from jvr1.model.families import FACTOR
 from jvr1.model.hf import CONFIG, read_carried, read_config
+from jvr1.model.layers import batch_ways
 from jvr1.opening.data import check_batch, index_of, make_encoder
 from jvr1.opening.models import CHECKPOINTS, locate, make_tokenizer, open_model
 from jvr1.opening.places import check_writable, local_cache, use_compilation_cache
@@ -187,7 +188,7 @@ def mesh_of(config: ConfigDict, given: str | None) -> Mesh:
 
 def fill_devices(config: ConfigDict, mesh: Mesh) -> None:
     """Makes the rows of a microbatch divide by the devices."""
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    ways = batch_ways(mesh)
     config.batch.micro = -(-config.batch.micro // ways) * ways
 
 

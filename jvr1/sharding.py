@@ -22,16 +22,16 @@ AXES = ("data", "fsdp", "tensor")
 
 
 def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh of axes data, fsdp, tensor, as `mesh_sizes` says. Raises UserError."""
+    """A mesh of the AXES, as `mesh_sizes` says. Raises UserError."""
     devices = jax.devices() if devices is None else list(devices)
     sizes = mesh_sizes(shape, len(devices))
     # by itself JAX refuses sizes such as 8 x 2 on a slice of 4 x 4: a mesh axis may take part of one of the slice's
     placed = create_device_mesh(sizes, devices, allow_split_physical_axes=True)
-    return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * 3)
+    return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def mesh_sizes(shape: Mapping[str, int], devices: int) -> list[int]:
-    """Of the axes data, fsdp, tensor over a number of devices. At most one size may be -1: whatever the devices leave.
+    """Of the AXES over a number of devices. At most one size may be -1: whatever the devices leave.
 
     Raises UserError when the sizes do not multiply to the number of devices.
     """
@@ -73,6 +73,12 @@ def decode_ways(mesh: Mesh | AbstractMesh, config: ModelConfig, platform: str) -
     return max(mesh.shape["tensor"], *fit)
 
 
+def decode_sizes(devices: int, tensor: int) -> tuple[int, ...]:
+    """Of the axes, for generation: `tensor`, and copies of that."""
+    sizes = {"data": devices // tensor, "tensor": tensor}
+    return tuple(sizes.get(axis, 1) for axis in AXES)
+
+
 def decode_mesh(mesh: Mesh, tensor: int) -> Mesh:
     """The devices of `mesh`, in its order, as they generate: split over tensor, replicated otherwise.
 
@@ -85,7 +91,7 @@ def decode_mesh(mesh: Mesh, tensor: int) -> Mesh:
         raise UserError(
             f"mesh.decode_tensor={tensor} cannot split {mesh.devices.size} devices, {local} a process; use a divisor"
         )
-    return Mesh(mesh.devices.reshape(-1, 1, tensor), AXES, axis_types=(AxisType.Auto,) * 3)
+    return Mesh(mesh.devices.reshape(decode_sizes(mesh.size, tensor)), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def valid_tensor_sizes(config: ModelConfig) -> list[int]:
@@ -145,7 +151,7 @@ def param_shardings(params: Any, mesh: Mesh | AbstractMesh, rules: Mapping[str, 
 
 
 def batch_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:
-    """Leading axis over data and fsdp."""
+    """Leading axis over the mesh's batch axes."""
     return NamedSharding(mesh, P(BATCH))
 
 

@@ -6,7 +6,6 @@ kernel on GPUs. All compute the same: a softmax in fp32, normalised once over al
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -20,7 +19,7 @@ from jaxtyping import Array, Bool, Float
 from jvr1.errors import UserError
 from jvr1.model import blockwise, cudnn, splash
 from jvr1.model.blockwise import MASKED, contract, scale
-from jvr1.model.layers import BATCH
+from jvr1.model.layers import BATCH, batch_ways
 
 CHOICES = ("auto", "xla", "splash", "cudnn")
 """What `model.attention` may be."""
@@ -169,7 +168,7 @@ def _each_device(
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or any(t == AxisType.Manual for t in mesh.axis_types):
         return f(*heads, mask)
-    rows = None if mask.shape[0] % math.prod(mesh.shape.get(axis, 1) for axis in BATCH) else BATCH
+    rows = None if mask.shape[0] % batch_ways(mesh) else BATCH
     tensor = mesh.shape.get("tensor", 1)
 
     def spec(x: Array) -> PartitionSpec:

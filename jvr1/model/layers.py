@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import AbstractMesh, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -17,6 +17,11 @@ from jvr1.model.parameters import MESH_AXES
 
 BATCH = ("data", "fsdp")
 """Mesh axes over which the batch axis of every activation is split."""
+
+
+def batch_ways(mesh: Mesh | AbstractMesh) -> int:
+    """How many ways a mesh splits a batch."""
+    return math.prod(mesh.shape.get(axis, 1) for axis in BATCH)
 
 
 class Linear(nnx.Module):
@@ -194,7 +199,7 @@ def constrain_rows(table: Float[Array, "V D"]) -> Float[Array, "V D"]:
 def constrain_batch(x: Array) -> Array:
     """Splits the leading axis over the batch axes of the mesh in force where it divides."""
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or x.shape[0] % math.prod(mesh.shape.get(axis, 1) for axis in BATCH):
+    if mesh.empty or x.shape[0] % batch_ways(mesh):
         return x
     return constrain(x, BATCH, *(None,) * (x.ndim - 1))
 
@@ -206,7 +211,7 @@ def constrain_logits(logits: Array) -> Array:
     Logits asked for whole at once would make XLA gather the head instead.
     """
     mesh, axis = jax.sharding.get_abstract_mesh(), MESH_AXES["vocab"]
-    ways = math.prod(mesh.shape.get(axis, 1) for axis in BATCH)
+    ways = batch_ways(mesh)
     if mesh.empty or logits.shape[0] % ways:
         return logits
     between = (None,) * (logits.ndim - 2)

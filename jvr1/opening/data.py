@@ -27,6 +27,7 @@ from jvr1.data.records import Record, load_records
 from jvr1.data.sandbox import Sandbox
 from jvr1.errors import UserError
 from jvr1.model.config import ModelConfig
+from jvr1.model.layers import BATCH, batch_ways
 from jvr1.opening.places import local_cache
 from jvr1.rl.golds import doubts
 from jvr1.sharding import decode_mesh
@@ -35,8 +36,8 @@ from jvr1.sharding import decode_mesh
 def check_batch(config: ConfigDict, mesh: Mesh) -> None:
     """Raises UserError when a microbatch cannot be split over the mesh, or over its devices as they generate."""
     for name, ways in (
-        ("data x fsdp", mesh.shape["data"] * mesh.shape["fsdp"]),
-        ("devices / decode_tensor", decode_mesh(mesh, config.mesh.decode_tensor).shape["data"]),
+        (" x ".join(BATCH), batch_ways(mesh)),
+        ("devices / decode_tensor", batch_ways(decode_mesh(mesh, config.mesh.decode_tensor))),
     ):
         if config.batch.micro % ways:
             raise UserError(

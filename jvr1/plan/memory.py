@@ -18,6 +18,7 @@ import jax
 from jvr1.data.batch import Bucket
 from jvr1.model.blockwise import score_counts
 from jvr1.model.config import ModelConfig
+from jvr1.model.layers import batch_ways
 from jvr1.model.parameters import is_stacked
 from jvr1.plan.programs import Shapes, batch_shapes, chip_bytes, entering_of, row_counts, slot_shape, slots_of
 from jvr1.rollout.decoder import at_a_time
@@ -52,14 +53,12 @@ class Local(NamedTuple):
 
 def local(step: Shapes) -> Local:
     """As it is trained on."""
-    shape = step.mesh.shape
-    return Local(step.config.batch.micro // (shape["data"] * shape["fsdp"]), shape["tensor"])
+    return Local(step.config.batch.micro // batch_ways(step.mesh), step.mesh.shape["tensor"])
 
 
 def local_generation(step: Shapes, prompts: int) -> Local:
     """So many prompts as they are sampled from."""
-    shape = step.generation_mesh.shape
-    return Local(prompts // shape["data"], shape["tensor"])
+    return Local(prompts // batch_ways(step.generation_mesh), step.generation_mesh.shape["tensor"])
 
 
 def phase_memory(step: Shapes, bucket: Bucket) -> dict[str, dict[str, int]]:

@@ -21,7 +21,7 @@ from jvr1.errors import UserError
 from jvr1.model import hf
 from jvr1.model.config import ModelConfig
 from jvr1.model.families import published, published_sizes
-from jvr1.model.layers import REMAT_POLICIES
+from jvr1.model.layers import BATCH, REMAT_POLICIES, batch_ways
 from jvr1.opening.models import locate
 from jvr1.plan import memory
 from jvr1.plan.programs import Shapes, step_shapes
@@ -82,8 +82,8 @@ def counted_shapes(config: ConfigDict, model: ModelConfig, platform: str = "tpu"
     rows do not go together."""
     step = step_shapes(config, model, abstract_mesh(config), platform)
     for name, ways in (
-        ("data x fsdp", step.mesh.shape["data"] * step.mesh.shape["fsdp"]),
-        ("devices / decode_tensor", step.generation_mesh.shape["data"]),
+        (" x ".join(BATCH), batch_ways(step.mesh)),
+        ("devices / decode_tensor", batch_ways(step.generation_mesh)),
     ):
         if config.batch.micro % ways:
             raise UserError(

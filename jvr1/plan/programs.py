@@ -25,12 +25,12 @@ from jvr1.errors import UserError
 from jvr1.model import vision_language
 from jvr1.model.attention import Backend, choose
 from jvr1.model.config import ModelConfig
-from jvr1.model.layers import BATCH
+from jvr1.model.layers import batch_ways
 from jvr1.model.lora import ADAPTERS, LoRAConfig, without_adapters
 from jvr1.rollout.decoder import Place, at_a_time, make_decoder, mover, places, wants_apart
 from jvr1.rollout.generate import Room, reads
 from jvr1.rollout.tasks import SlotShape
-from jvr1.sharding import AXES, batch_sharding, check_mesh, decode_mesh, decode_ways, param_shardings
+from jvr1.sharding import AXES, batch_sharding, check_mesh, decode_mesh, decode_sizes, decode_ways, param_shardings
 from jvr1.train.optimizer import make_optimizer, partition
 from jvr1.train.reference import Reference
 from jvr1.train.rollouts import rows_of, slot_count, slot_shapes
@@ -131,7 +131,7 @@ def generation_mesh(mesh: Mesh | AbstractMesh, tensor: int) -> Mesh | AbstractMe
         return decode_mesh(mesh, tensor)
     if mesh.size % tensor:
         raise UserError(f"mesh.decode_tensor={tensor} cannot split {mesh.size} devices; use a divisor")
-    return AbstractMesh((mesh.size // tensor, 1, tensor), AXES)
+    return AbstractMesh(decode_sizes(mesh.size, tensor), AXES)
 
 
 def _as(tree: Any, dtype: str) -> Any:
@@ -160,13 +160,13 @@ def row_counts(config: ConfigDict, bucket: Bucket) -> tuple[int, ...]:
 
 def slots_of(step: Shapes) -> int:
     """Prompts under way while tokens are sampled, rounded up to what the devices divide."""
-    unit = math.lcm(*(math.prod(mesh.shape[axis] for axis in BATCH) for mesh in (step.mesh, step.generation_mesh)))
+    unit = math.lcm(batch_ways(step.mesh), batch_ways(step.generation_mesh))
     return -(-slot_count(step.config) // unit) * unit
 
 
 def entering_of(step: Shapes) -> int:
     """Prompts that one program encodes: a microbatch's, rounded up to what generation divides."""
-    unit = math.prod(step.generation_mesh.shape[axis] for axis in BATCH)
+    unit = batch_ways(step.generation_mesh)
     return min(-(-step.config.batch.micro // unit) * unit, slots_of(step))
 
 

@@ -28,7 +28,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
 from jvr1.data.share import Share
-from jvr1.model.layers import BATCH, lies_apart
+from jvr1.model.layers import BATCH, batch_ways, lies_apart
 from jvr1.model.text import KV
 from jvr1.model.vision_language import merge
 from jvr1.processes.peers import share_of
@@ -215,7 +215,7 @@ def make_programs(graphdef: nnx.GraphDef, mesh: Mesh, generation: Mesh, kv_heads
                 of(weights).advance.lower(weights, bits, *shapes, scalar, scalar, **how),
             )
 
-    across = math.prod(generation.shape[axis] for axis in BATCH)
+    across = batch_ways(generation)
     return Programs(share_of(mesh), across, run_begin, run_refill, run_advance, run_turn_back, results, lower)
 
 
