@@ -6,6 +6,7 @@ import importlib.util
 import inspect
 import json
 import re
+import shutil
 import subprocess
 import sys
 import types
@@ -94,6 +95,25 @@ def test_its_setting_is_one_as_all_others_are(tmp_path, monkeypatch):
     texts = [["<think>a</think><answer>B</answer>", "<think>a</think><answer>C</answer>", "B"]]
     judged = judge(micro, texts, SimpleNamespace(length=np.full((1, 3), 5)), (3,))
     np.testing.assert_array_equal(judged.rollout.reward, [[1.5, 1.0, 0.0]])
+
+
+def test_its_mesh_axis_splits_the_batch(demo, tmp_path):
+    """A run on two devices of the new axis has the losses of a run on one: three files, as a user would change them."""
+    (diff,) = re.findall(r"```diff\n(--- a/jvr1/model/layers.py\n.*?)```", TEXT, re.DOTALL)
+    assert len(re.findall(r"^--- ", diff, re.MULTILINE)) == 3
+    shutil.copytree(REPOSITORY / "jvr1", tmp_path / "jvr1", ignore=shutil.ignore_patterns("__pycache__"))
+    subprocess.run(["git", "apply"], input=diff, cwd=tmp_path, text=True, check=True)
+    losses = []
+    for devices, code in ((1, REPOSITORY), (2, tmp_path)):
+        workdir = tmp_path / f"run{devices}"
+        settings = {"train__steps": 2, "batch__micro": 2, "batch__per_step": 1, "mesh__fsdp": 1}
+        axis = {"mesh__slice": 2} if devices == 2 else {}
+        command = [sys.executable, "-mjvr1.train_sft", *demo.arguments("sft", workdir, **settings, **axis)]
+        environment = demo.environment | {"PYTHONPATH": str(code), "JAX_NUM_CPU_DEVICES": str(devices)}
+        done = subprocess.run(command, cwd=code, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        losses.append([value for _, value in scalars(workdir)["loss"]])
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
 
 
 def test_its_hook_writes_every_tenth_step(demo, tmp_path):
