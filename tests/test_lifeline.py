@@ -10,7 +10,7 @@ import sys
 import pytest
 from processes_left import marked, running, soon
 
-CHILD = "from jvr1.lifeline import end_with; end_with(0); print('ready', flush=True); {work}"
+CHILD = "from jvr1.lifeline import end_with_parent; end_with_parent(0); print('ready', flush=True); {work}"
 WORK = {
     "asleep": "import time; time.sleep(1000)",
     "in native code that holds the interpreter": "import ctypes; ctypes.PyDLL(None).sleep(1000)",
@@ -38,9 +38,11 @@ def test_a_child_ends_with_its_parent_but_not_with_the_thread_that_started_it(wo
     environment = marked()
     command = [sys.executable, "-c", PARENT, CHILD.format(work=work)]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as parent:
-        assert parent.stdout.readline() == "None\n"
-        assert len(running(environment)) == 2
-        parent.kill()
+        try:
+            assert parent.stdout.readline() == "None\n"
+            assert len(running(environment)) == 2
+        finally:
+            parent.kill()
     assert soon(lambda: not running(environment), 5)
 
 

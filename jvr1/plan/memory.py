@@ -40,8 +40,6 @@ GATHERED = {"forward": 3.0, "backward": 5.8}
 pass also their gradients before they are added up over chips."""
 NEW_GRADIENTS = 1.75
 """Copies of a microbatch's gradients: in fp32, and in the compute dtype those that were just made."""
-TILE = 8
-"""Completion rows of a key/value cache are padded to it."""
 
 
 class Local(NamedTuple):
@@ -97,7 +95,7 @@ def generation_memory(step: Shapes, bucket: Bucket) -> dict[str, int]:
     sampled = LOGITS["forward"] * here.rows * drawn * model.text.vocab * FLOAT
     return {
         "prefix": kv_bytes(model, here, len(shape.rows) * shape.prompt, size),
-        "cache": kv_bytes(model, here, shape.completion * math.ceil(drawn / TILE) * TILE, size),
+        "cache": kv_bytes(model, here, shape.completion * drawn, size),
         "working": int(max(prefill, sampled)),
     }
 
@@ -111,11 +109,10 @@ def scoring_memory(step: Shapes, bucket: Bucket) -> dict[str, int]:
 
 
 def gradient_memory(step: Shapes, bucket: Bucket) -> dict[str, int]:
-    """Forward and backward pass: this microbatch's gradients before they are added, the tower's weights once more as
-    they are scanned kind by kind, what the remat policy keeps, and what the layer or the chunk at hand needs."""
+    """Forward and backward pass: this microbatch's gradients before they are added, what the remat policy keeps, and
+    what the layer or the chunk at hand needs."""
     return {
         "new gradients": int(NEW_GRADIENTS * chip_bytes(step.state.params)),
-        "tower by kind": trains_vision(step) * chip_bytes(step.params["visual"]["blocks"]),
         "kept": kept_bytes(step, bucket),
         "working": working(step, bucket, "backward"),
     }

@@ -80,7 +80,7 @@ def test_the_command_compiles_every_phase_of_a_small_model(tmp_path, topology, c
     phases, params = figures["phases"], step_shapes(small_config(), SMALL, make_mesh({"fsdp": 4, "data": 2})).params
     assert list(phases) == list(PHASES)
     for phase in ("generation", "reference", "gradients"):
-        assert phases[phase]["peak"] > phases[phase]["temporary"] > 0
+        assert phases[phase]["peak"] > phases[phase]["temporary"] >= 0  # so small, all of it may lie on the chip
     for phase in ("reference", "gradients"):  # weights are gathered a layer at a time, never a stack of them
         found = read_program((tmp_path / "text" / f"{phase}.txt").read_text()).collectives()
         names = moved([one for one in found if one.kind == "all-gather"], params)

@@ -23,7 +23,7 @@ TGRPO = str(ROOT / "configs" / "tgrpo_7b.py")
 
 
 def plan_7b(chip: str, **changes):
-    config = changed(settings.from_file(TGRPO), {"mesh.fsdp": 8} | changes)
+    config = changed(settings.from_file(TGRPO), {"mesh.fsdp": 8, "mesh.decode_tensor": 1} | changes)
     return make_plan(config, published("7b"), chip_named(chip))
 
 
@@ -31,9 +31,9 @@ def test_the_7b_on_eight_v5p(capsys):
     code = TOOL["main"](["--config", TGRPO, "--mesh", "data=1,fsdp=8", "--chip", "v5p"])
     text = capsys.readouterr().out
     assert code == 0
-    assert "8.29 B parameters on 8 x v5p, mesh data=1 fsdp=8 tensor=1; generation 8 x tensor=1" in text
+    assert "8.29 B parameters on 8 x v5p, mesh data=1 fsdp=8 tensor=1; generation 2 x tensor=4" in text
     assert re.search(r"parameters +(3\.86 +){4}3\.86\n", text)
-    assert re.search(r"generation weights +15\.45 +15\.45", text)
+    assert re.search(r"generation weights +3\.86 +3\.86", text)
     assert text.count("kept for the backward pass") == 7  # a line a bucket
     assert re.search(r"fits: \d+\.\d GiB left of 95\.74 at the peak", text)
     peak = re.search(r"peak +([\d. ]+)\n", text)
@@ -48,7 +48,7 @@ def test_what_does_not_fit_says_by_how_much_and_what_to_turn(capsys):
     over = re.search(r"does not fit: ([\d.]+) GiB too much of 74\.51 at the peak, (\w+) of video-F8", text)
     assert over is not None
     turned = text[text.index("which setting to turn") :].splitlines()[1:]
-    assert any("mesh.decode_tensor=8" in line for line in turned)
+    assert any("mesh.fsdp=16" in line for line in turned)
     assert "by itself JAX takes 75% of a GPU's memory" in turned[-1]
 
 
@@ -116,7 +116,10 @@ def test_shorter_completions_take_less_time():
         ),
         (["--mesh", "fsdp=8", "--chip", "v5p", "--model", "14b"], "model '14b' is no folder and names no size"),
         (["--mesh", "fsdp=8"], "--mesh data=N,fsdp=N and --chip NAME are needed, or --table"),
-        (["--mesh", "fsdp=8", "--chip", "v5p", "--config.batch.mikro=8"], "there is no setting 'mikro'"),
+        (
+            ["--mesh", "fsdp=8", "--chip", "v5p", "--config.batch.mikro=8"],
+            "there is no setting 'batch.mikro'; did you mean 'batch.micro'",
+        ),
         (["--mesh", "fsdp=8", "--chip", "v5p", "--remat", "full"], "Unknown command line flag 'remat'"),
     ],
 )
