@@ -135,7 +135,8 @@ def _jitted(graphdef: nnx.GraphDef, layout: Slots) -> _Jitted:
         )
         return place_prompts(held, state, *enter(merge(graphdef, weights), asked, _key(bits), room, sampling), into)
 
-    on_gpu = layout.steps.mesh.devices.flat[0].platform == "gpu"
+    everywhere: Any = layout.steps
+    on_gpu = everywhere.mesh.devices.flat[0].platform == "gpu"
 
     @partial(
         jit,
