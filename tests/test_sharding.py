@@ -14,7 +14,7 @@ from oracle import Item, our_inputs, tokens
 
 from jvr1.errors import UserError
 from jvr1.model import vision_language
-from jvr1.model.families import from_hf, published
+from jvr1.model.families import from_hf, known, published
 from jvr1.sharding import AXES, check_mesh, make_mesh, param_shardings, partition_spec, path_name, put_batch
 from jvr1.sharding import valid_tensor_sizes as valid
 
@@ -81,6 +81,28 @@ def _at(tree, name):
     for key in name.split("/"):
         tree = tree[key]
     return tree
+
+
+BY_OUTPUTS = ("text/layers/{q,k,v,mlp/gate,mlp/up}", "visual/blocks/{qkv,mlp/gate,mlp/up}", "visual/{merge_in}")
+BY_INPUTS = ("text/layers/{o,mlp/down}", "visual/blocks/{proj,mlp/down}", "visual/{merge_out}")
+
+
+@pytest.mark.parametrize(("stacks", "side"), [(BY_OUTPUTS, "outputs"), (BY_INPUTS, "inputs")])
+def test_pairs_of_products_are_split_by_outputs_then_by_inputs(stacks, side):
+    """Over tensor, so that a pair exchanges once (Megatron-LM, arXiv 1909.08053, section 3); over fsdp on the other
+    side."""
+    _, shapes = vision_language.abstract(published("7b"))
+    mesh = AbstractMesh((1, 2, 2), AXES, axis_types=(AxisType.Auto,) * 3)
+    specs = {path_name(p): x.spec for p, x in jax.tree_util.tree_leaves_with_path(param_shardings(shapes, mesh))}
+    other = {"outputs": "inputs", "inputs": "outputs"}[side]
+    for stack in stacks:
+        start, _, names = stack.rstrip("}").partition("{")
+        for name in names.split(","):
+            path = f"{start}{name}/kernel"
+            matrix = known(path).matrix
+            axes = {part: [specs[path][i] for i in getattr(matrix, part)] for part in ("inputs", "outputs")}
+            assert "tensor" in axes[side], (path, specs[path])
+            assert "fsdp" in axes[other], (path, specs[path])
 
 
 @pytest.mark.parametrize("size", COUNTS)
