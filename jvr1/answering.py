@@ -207,7 +207,8 @@ def open_decoder(config: ConfigDict, mesh: Mesh, tokenizer: PreTrainedTokenizerB
     """The model, and its weights laid out for generation. All processes call it. Raises UserError."""
     dtype = jnp.dtype(config.model.dtype)
     model = open_model(config.model.source, mesh, dtype=dtype, param_dtype=dtype, attention=config.model.attention)
-    decoder = make_decoder(model.graphdef, mesh, model.config, ends_of(tokenizer, model.carried, model.config))
+    ends = ends_of(tokenizer, model.carried, model.config)
+    decoder = make_decoder(model.graphdef, mesh, model.config, ends, tensor=config.mesh.decode_tensor)
     return decoder, decoder.weights(model.params, consumed=True)
 
 

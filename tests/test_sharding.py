@@ -15,7 +15,16 @@ from oracle import Item, our_inputs, tokens
 from jvr1.errors import UserError
 from jvr1.model import vision_language
 from jvr1.model.families import from_hf, known, published
-from jvr1.sharding import AXES, check_mesh, make_mesh, param_shardings, partition_spec, path_name, put_batch
+from jvr1.sharding import (
+    AXES,
+    check_mesh,
+    decode_ways,
+    make_mesh,
+    param_shardings,
+    partition_spec,
+    path_name,
+    put_batch,
+)
 from jvr1.sharding import valid_tensor_sizes as valid
 
 COUNTS = {"3b": 3_754_622_976, "7b": 8_292_166_656, "32b": 33_452_718_336, "72b": 73_410_777_344}
@@ -81,6 +90,15 @@ def _at(tree, name):
     for key in name.split("/"):
         tree = tree[key]
     return tree
+
+
+def test_ways_of_decoding_follow_key_and_value_heads():
+    mesh = AbstractMesh((1, 8, 1), AXES, axis_types=(AxisType.Auto,) * 3)
+    assert [decode_ways(mesh, published(size), "gpu") for size in COUNTS] == [2, 4, 4, 4]  # of 2, 4, 8 and 8 heads
+    assert decode_ways(mesh, published("7b"), "cpu") == 1
+    for devices, ways in ((1, 1), (2, 2), (6, 2)):
+        few = AbstractMesh((1, devices, 1), AXES, axis_types=(AxisType.Auto,) * 3)
+        assert decode_ways(few, published("7b"), "tpu") == ways
 
 
 BY_OUTPUTS = ("text/layers/{q,k,v,mlp/gate,mlp/up}", "visual/blocks/{qkv,mlp/gate,mlp/up}", "visual/{merge_in}")

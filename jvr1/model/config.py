@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ if TYPE_CHECKING:
     from jvr1.model.media import FrameRules
 
 
-class Vision:
+class Vision(ABC):
     """What everything asks of a tower's config, a frozen dataclass of its family: patches of patch x patch pixels,
     tokens of merge x merge patches."""
 
@@ -18,9 +19,9 @@ class Vision:
     merge: int
 
     @property
+    @abstractmethod
     def slots(self) -> int:
         """Patches of one window, the unit in which a frame is padded: L of `inputs.Visual`."""
-        raise NotImplementedError
 
     @property
     def units(self) -> int:

@@ -118,17 +118,14 @@ def scan_layers(
 ) -> tuple[Any, Any]:
     """Runs `body(layer, carry, x) -> (carry, y)` through stacked layers: compiled once, whatever the depth.
 
-    Layers whose parameters lie apart (`apart`) run one after the other, each a part of the program of its own; xs may
-    then be lists, too, and the ys are.
+    Layers whose parameters lie apart (`lies_apart`) run one after the other, each a part of the program of its own; xs
+    may then be lists, too, and the ys are.
     """
     graphdef, params = nnx.split(layers)
     if lies_apart(params):
-        ys = []
+        every, ys = (nnx.to_pure_dict(params), xs), []
         for number in range(len(jax.tree.leaves(params, is_leaf=_is_apart)[0])):
-            own, x = (
-                jax.tree.map(lambda x: x[number], tree, is_leaf=_is_apart)  # noqa: B023
-                for tree in (nnx.to_pure_dict(params), xs)
-            )
+            own, x = _at(number, every)
             carry, y = body(nnx.merge(graphdef, own), carry, x)
             ys.append(y)
         return carry, jax.tree.map(lambda *y: list(y), *ys)
@@ -155,17 +152,24 @@ def scan_kinds(
     graphdef, state = nnx.split(layers)
     params = nnx.to_pure_dict(state)
 
+    def run(carry: Any, params: Any, kind: Any) -> Any:
+        own = nnx.merge(graphdef, params)
+        return scan_layers(own, lambda layer, x, _: (body(kind, layer, x), None), carry, remat=remat)[0]
+
     def once(carry: Any, params: Any) -> tuple[Any, None]:
         for start, end in zip([0, *ends[:-1]], ends, strict=True):
-            own = nnx.merge(graphdef, jax.tree.map(lambda x: x[start:end], params))  # noqa: B023
-            kind = kinds[start]
-            carry, _ = scan_layers(own, lambda layer, x, _: (body(kind, layer, x), None), carry, remat=remat)  # noqa: B023
+            carry = run(carry, _at(slice(start, end), params), kinds[start])
         return carry, None
 
     if period == len(kinds):
         return once(carry, params)[0]
     groups = jax.tree.map(lambda x: x.reshape(-1, period, *x.shape[1:]), params)
     return jax.lax.scan(once, carry, groups)[0]
+
+
+def _at(place: int | slice, tree: Any) -> Any:
+    """Of each list or array what stands there."""
+    return jax.tree.map(lambda x: x[place], tree, is_leaf=_is_apart)
 
 
 def _is_apart(x: Any) -> bool:

@@ -76,7 +76,6 @@ class Decoder:
         prompt's first stream `lanes` completions at a time, of the others in proportion (0: all at once). None of these
         changes what a row's tokens are. prepare: all programs of a bucket compile when it first comes, not when a queue
         is first longer than it. drawing: as `sampling` takes it."""
-
         for shape, same in groupby(tasks, key=partial(shape_of, shapes)):
             room = Room(shape.prompt, shape.rows, at_a_time(shape.rows, lanes))
             sampling = self.sampling(shape.completion, **drawing)
@@ -103,13 +102,9 @@ class Decoder:
         """One completion a prompt as it grows: this process's rows with the first token, with each `every` more, and
         whole. arrays: on the host; the mesh must divide their rows."""
         room = Room(arrays.prompt.ids.shape[1], (1,), (1,))
-        how, pairs = {"room": room, "sampling": sampling}, None
-        bits, most = (
-            np.asarray(jax.random.key_data(key)),
-            np.full((len(arrays.valid), 1), sampling.max_tokens, np.int32),
-        )
-        if arrays.visual is not None:
-            pairs = arrays.visual.pair[:, None]
+        how, bits = {"room": room, "sampling": sampling}, np.asarray(jax.random.key_data(key))
+        most = np.full((len(arrays.valid), 1), sampling.max_tokens, np.int32)
+        pairs = None if arrays.visual is None else arrays.visual.pair[:, None]
         slots, more, going = self.programs.of(weights, bits, (arrays, pairs, most), **how), 0, True
         while going:
             slots, idle, _ = self.programs.advance(weights, bits, slots, slots.lanes.row.shape[0], more, **how)
@@ -127,9 +122,8 @@ def queue_shapes(
 ) -> tuple[SlotShape, ...]:
     """`shared_shapes` of a model that generates on a mesh in a dtype, `slots` of a step's `prompts` at a time."""
     text, tensor, size = model.text, generation.shape["tensor"], jnp.dtype(dtype).itemsize
-    products = text.hidden * (
-        2 * text.heads * text.head_size + 2 * text.kv_heads * text.head_size + 3 * text.intermediate
-    )
+    heads = 2 * (text.heads + text.kv_heads) * text.head_size
+    products = text.hidden * (heads + 3 * text.intermediate)
     weights = size * (text.layers * products + text.hidden * text.vocab) // tensor
     token = size * 2 * text.layers * text.head_size * max(text.kv_heads // tensor, 1)
     here = -(-slots // (generation.size // tensor))
@@ -168,9 +162,8 @@ def make_decoder(
 
     apart = wants_apart(platform) if apart is None else apart
     programs = make_programs(graphdef, mesh, generation, model.text.kv_heads)
-    return Decoder(
-        mesh, generation, model, end_ids, partial(lay_out, mesh=generation, dtype=dtype, apart=apart), programs
-    )
+    weights = partial(lay_out, mesh=generation, dtype=dtype, apart=apart)
+    return Decoder(mesh, generation, model, end_ids, weights, programs)
 
 
 def wants_apart(platform: str) -> bool:

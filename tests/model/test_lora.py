@@ -143,8 +143,8 @@ def test_a_fresh_model_gives_what_its_base_gives_to_the_bit(dtype):
 
     @jax.jit
     def both(base, params):
-        run = lambda graph, p: vision_language.merge(graph, p).complete(*inputs())  # noqa: E731
-        return run(graphdef, base), run(adapted, params)
+        plain, with_adapters = vision_language.merge(graphdef, base), vision_language.merge(adapted, params)
+        return plain.complete(*inputs()), with_adapters.complete(*inputs())
 
     want, got = both(base, params)
     assert np.abs(np.asarray(want, np.float32)).max() > 0.5

@@ -119,10 +119,11 @@ def loaded(config: ModelConfig, shapes: dict, theirs: Qwen3VLTextModel) -> dict:
 def test_values_are_those_of_transformers(config, theirs):
     """A prompt with visual tokens, whose features enter after the first layers, and its completions."""
     rng, text = np.random.default_rng(0), config.text
-    make = lambda: DeepDecoder(  # noqa: E731
-        text, tied=True, remat="none", attention="xla", std=0.02, dtype=jnp.float32, param_dtype=jnp.float32,
-        rngs=nnx.Rngs(0), layer=NormedLayer,
-    )  # fmt: skip
+
+    def make() -> DeepDecoder:
+        kw = {"std": 0.02, "dtype": jnp.float32, "param_dtype": jnp.float32, "rngs": nnx.Rngs(0)}
+        return DeepDecoder(text, tied=True, remat="none", attention="xla", layer=NormedLayer, **kw)
+
     graphdef, shapes = nnx.split(nnx.eval_shape(make))
     params = loaded(config, nnx.to_pure_dict(shapes), theirs)
     x, y = rng.normal(size=(1, P, 40)).astype(np.float32), rng.normal(size=(1, G, C, 40)).astype(np.float32)

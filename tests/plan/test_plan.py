@@ -14,8 +14,9 @@ from jvr1 import config as settings
 from jvr1.chips import CHIPS, GIB, chip_named
 from jvr1.errors import UserError, run_main
 from jvr1.model.families import published, to_hf
-from jvr1.plan.planning import changed, make_plan, named_model, read_mesh, smallest, suggestions
+from jvr1.plan.planning import changed, faster, make_plan, named_model, read_mesh, smallest, suggestions
 from jvr1.plan.programs import PHASES
+from jvr1.plan.work import decode_steps, mean_read
 
 ROOT = Path(__file__).parents[2]
 TOOL = runpy.run_path(str(ROOT / "tools" / "plan.py"))
@@ -63,6 +64,30 @@ def test_suggestions_are_counted_anew_and_ranked():
     assert [one.plan.fits for one in found] == sorted([one.plan.fits for one in found], reverse=True)
     fitting = [one.alters for one in found if one.plan.fits]
     assert fitting == sorted(fitting)  # first what leaves the training as it is
+
+
+def test_faster_settings_fit_and_leave_the_training_as_it_is():
+    plan = plan_7b("h100-80")
+    found = faster(plan)
+    assert found
+    assert [one.plan.expected for one in found] == sorted(one.plan.expected for one in found)
+    for one in found[:3]:
+        again = make_plan(changed(plan.step.config, one.changes), plan.step.model, plan.chip)
+        assert again.fits
+        assert again.expected == one.plan.expected < plan.expected
+        assert not one.alters
+        batch = again.step.config.batch
+        assert batch.micro * batch.per_step == 32  # the same prompts
+    assert found[0].changes["mesh.decode_tensor"] == 4  # as many as there are key and value heads
+
+
+def test_decoding_lasts_as_long_as_the_longest_and_as_prompts_wait():
+    """768 tokens of a ring read in parts of 96, 192, 384 and 768: 96 x 96 + 96 x 192 + 192 x 384 + 384 x 768."""
+    assert mean_read(768, 768) == (96 * 96 + 96 * 192 + 192 * 384 + 384 * 768) / 768
+    assert mean_read(768, 96) == 96
+    of_all, of_some = (plan_7b("h100-80", **{"rl.slots": slots}).step for slots in (0, 8))
+    assert decode_steps(of_all, 768, 385) == 768
+    assert decode_steps(of_some, 768, 385) == 768 + 3 * 385
 
 
 def test_the_weights_of_generation_are_split_where_they_do_not_fit():

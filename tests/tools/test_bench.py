@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jvr1.train.flops import step_flops
-from tools.benchmarks import against
+from tools.benchmarks import against, schedule
 from tools.benchmarks.data import CONFIGS
 from tools.benchmarks.phases import Cell, build, measure, open_phases, timed
 from tools.benchmarks.queue import LONGEST, MEAN, draw_lengths
@@ -48,6 +48,16 @@ def test_what_a_phase_needs_is_compiled_in_its_first_run():
     for part in ("update", "score", "update"):
         timed(phases[part])
     assert len(compiled) == before
+
+
+def test_prompts_of_all_buckets_decode_as_long_as_the_longest_completion(monkeypatch):
+    """The run's queue with programs that count: before, a queue a bucket, one after the other."""
+    monkeypatch.setattr(schedule, "ROWS", 2000)
+    monkeypatch.setattr(schedule, "STEPS", 10)
+    figures = schedule.run()
+    assert figures["shapes"] == 1
+    assert figures["steps_of_the_longest"]["together"] == 1
+    assert figures["steps_of_the_longest"]["apart"] > 0.9 * figures["buckets_a_step"]
 
 
 def test_the_two_ways_score_the_same_tokens_alike():

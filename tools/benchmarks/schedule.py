@@ -74,8 +74,10 @@ class _Count:
         return Sampled(nothing[..., None].astype(int), nothing.astype(int), nothing > 0, nothing[..., None])
 
     def programs(self) -> Programs:
-        unused: Any = None
-        return Programs(ALONE, 1, self.begin, self.refill, self.advance, lambda slots: slots, self.results, unused)
+        def nothing(*_: Any, **__: Any) -> tuple[()]:
+            return ()
+
+        return Programs(ALONE, 1, self.begin, self.refill, self.advance, lambda slots: slots, self.results, nothing)
 
 
 def run() -> dict[str, Any]:
@@ -94,15 +96,15 @@ def run() -> dict[str, Any]:
     drawn = lengths.reshape(STEPS, per_step, config.batch.micro, group + shuffled)
     apart, together, buckets = [], [], []
     for step, of_step in enumerate(drawn):
-        tasks = []
+        tasks, most = [], 0
         for at, of_micro in enumerate(of_step):
             bucket = schedule.micro(step * per_step + at).bucket
             counts = rows_of(bucket, group, shuffled)
             longest = of_micro[:, : sum(counts)].max(axis=1)
+            most = max(most, int(longest.max()))
             given: Any = _Prompts(np.ones(len(longest), bool), longest)
             micro: Any = _Micro(bucket)
             tasks.append(Task(micro, given, None, counts))
-        most = max(int(task.arrays.longest.max()) for task in tasks)  # type: ignore[attr-defined]
         buckets.append(len({task.micro.bucket for task in tasks}))
         apart.append(decode_steps(tasks, (), config.batch.micro) / most)
         together.append(decode_steps(tasks, shapes, prompts) / most)
