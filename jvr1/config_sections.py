@@ -217,6 +217,14 @@ class GroupSettings:
         least=0,
         most="group",
     )
+    packing: int = setting(
+        16,
+        "Completions are read one after the other in update and reference, without padding them to C tokens each, in "
+        "one of so many lengths: more lengths leave less padding and compile more programs, each when it is first "
+        "needed. 0: padded (docs/pods.md#packing)",
+        least=0,
+        resume="free",
+    )
     updates: int = setting(
         1,
         "Optimizer steps taken on a batch of completions; use clipping with more than one. The schedule counts updates",

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from runs import SETTINGS, scalars
+from runs import OF_STAGE, SETTINGS, scalars
+
+from jvr1.train.packing import tape_sizes
 
 BUCKETS = 2
+TAPES = tape_sizes(OF_STAGE["rl"]["rl.group"], OF_STAGE["rl"]["data.buckets"][0][4], 16)
+TAPED = ("gradients", "reference_scores")
 
 
 @pytest.mark.parametrize(
@@ -22,8 +26,12 @@ def test_each_bucket_compiles_once_and_nothing_compiles_again(demo, stage, large
         found = {key: count for key, count in last.items() if name in key}
         # slots of one shape for all buckets, and those of validation: greedy, ordered and shuffled
         expected = 1 + 2 if name.endswith("_slots") else BUCKETS
+        if stage == "rl" and name in TAPED:  # and length of tapes that was needed
+            assert BUCKETS <= sum(found.values()) <= BUCKETS * len(TAPES), (name, last)
+            continue
         assert sum(found.values()) == expected, (name, last)
-    assert compiled[15] == last, {k: v for k, v in last.items() if compiled[15].get(k) != v}
+    later = {k: v for k, v in last.items() if compiled[15].get(k) != v}
+    assert not {name for name in later if not any(own in name for own in TAPED)}, later
     assert max(compiled) == SETTINGS["train.steps"]
 
 
