@@ -219,9 +219,9 @@ class GroupSettings:
     )
     packing: int = setting(
         16,
-        "Completions are read one after the other in update and reference, without padding them to C tokens each, in "
-        "one of so many lengths: more lengths leave less padding and compile more programs, each when it is first "
-        "needed. 0: padded (docs/pods.md#packing)",
+        "Update and reference read a prompt's completions one after the other, padded together to a multiple of G*C "
+        "divided by this. Larger: less padding, more lengths to compile programs for, each when it is first needed. "
+        "0: each completion is padded to C tokens (docs/pods.md#packing)",
         least=0,
         resume="free",
     )

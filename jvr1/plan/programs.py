@@ -166,8 +166,8 @@ def slots_of(step: Shapes) -> int:
 
 
 def tape_of(step: Shapes, bucket: Bucket, tokens: float | int | None = None) -> int | None:
-    """Tokens of the tapes on which completions of a mean length are read, of the longest if there is none; None where
-    they are padded."""
+    """Tokens of the tapes on which completions of a mean length are read; None where they are padded. tokens: None
+    stands for the longest."""
     group, longest = step.config.rl.group, bucket.completion
     most = group * longest if tokens is None else math.ceil(group * min(tokens, longest))
     return tape_size(most, group, longest, step.config.rl.packing)

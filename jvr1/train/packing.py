@@ -1,6 +1,6 @@
 """How long the tapes are on which the update and the reference read a microbatch's completions.
 
-The length is static: one of a few, each a program of its own, compiled when it is first needed. It is a function of the
+A length is static: one of a few, each a program of its own, compiled when it is first needed. It is a function of the
 completions' lengths alone, over the rows of all devices, so it is the same on every process and after a restart.
 """
 
@@ -17,18 +17,17 @@ ALIGNED = 128
 
 
 def tape_sizes(group: int, completion: int, count: int) -> tuple[int, ...]:
-    """At most `count` lengths for G completions of at most C tokens, evenly from G*C/count to G*C."""
+    """Lengths, evenly from 1/count of G completions of C tokens to what is just less than all of these."""
     whole = group * completion
-    unit = ALIGNED if whole >= count * ALIGNED else 8
-    return tuple(sorted({min(-(-(whole * n) // (count * unit)) * unit, whole) for n in range(1, count + 1)}))
+    unit = ALIGNED if whole >= count * ALIGNED else 1
+    sizes = {-(-whole * n // (count * unit)) * unit for n in range(1, count)}
+    return tuple(sorted(size for size in sizes if size < whole))
 
 
 def tape_size(most: int, group: int, completion: int, count: int) -> int | None:
-    """The least of them that takes a row whose completions have `most` tokens together; None for a count of 0: no
-    tape, completions are padded to C tokens each."""
-    if count == 0:
-        return None
-    return next(size for size in tape_sizes(group, completion, count) if size >= most)
+    """The least of them that takes a row whose completions have `most` tokens together. None: that needs all of G*C, or
+    there are no lengths; then nothing is gained by a tape, and each completion is padded to C."""
+    return next((size for size in tape_sizes(group, completion, count) if size >= most), None)
 
 
 @jax.jit

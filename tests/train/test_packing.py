@@ -21,21 +21,18 @@ from jvr1.train.trees import zeros_like
 @pytest.mark.parametrize(
     ("group", "completion", "count", "sizes"),
     [
-        (8, 768, 16, tuple(range(384, 6145, 384))),
-        (8, 768, 5, (1280, 2560, 3712, 4992, 6144)),  # 1228.8 and so on, up to 128s
-        (8, 24, 4, (48, 96, 144, 192)),
-        (3, 6, 16, (8, 16, 18)),
-        (8, 768, 1, (6144,)),
+        (8, 768, 16, tuple(range(384, 6144, 384))),
+        (8, 768, 5, (1280, 2560, 3712, 4992)),  # 1228.8 and so on, up to 128s
+        (8, 24, 4, (48, 96, 144)),
+        (3, 6, 4, (5, 9, 14)),
+        (8, 768, 1, ()),
+        (8, 768, 0, ()),
     ],
 )
 def test_lengths_of_tapes(group, completion, count, sizes):
     assert tape_sizes(group, completion, count) == sizes
-    for most in (0, sizes[0], sizes[0] + 1, sizes[-1] - 1, sizes[-1]):
+    for most in (0, 50, *sizes, *(size + 1 for size in sizes), group * completion):
         assert tape_size(most, group, completion, count) == min((s for s in sizes if s >= most), default=None)
-
-
-def test_no_lengths_are_no_tapes():
-    assert tape_size(12, 8, 768, 0) is None
 
 
 def test_what_a_microbatch_reads():
@@ -52,13 +49,12 @@ def test_packed_and_padded_give_one_gradient():
     mesh, algorithm = make_mesh({"data": 1}, jax.devices()[:1]), tgrpo.TGRPOConfig(clip_low=0.2, clip_high=0.2)
     graphdef, params = random_model(CONFIG, seed=3)
     shardings = param_shardings(params, mesh)
-    scores, ids = make_scores()
+    scores, ids = make_scores(longest=4)
     params = jax.device_put(params, shardings)
     arrays, scores, ids = put_batch((stack_examples(make_rows(CONFIG)), scores, ids), mesh)
     result, mask, denominator, _ = make_advantages(algorithm, mesh)(scores, scores.length, ids)
     size = tape_size(int(tokens_to_read(mask)[0]), GROUP, BUCKET.completion, 16)
     assert size is not None
-    assert size < GROUP * BUCKET.completion
     how = {"temperature": 0.9, "chunk": 2}
     score = make_reference_scores(graphdef, mesh, **how)
     gradients = make_policy_gradients(graphdef, algorithm, shardings, **how)
