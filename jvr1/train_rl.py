@@ -100,7 +100,7 @@ def main(command: settings.Command) -> int:
             arrays, ids, sampled, length = put_batch((micro.arrays, *ordered(host, group)), mesh)
             result, mask, denominator, statistics = advantages(put_batch(judged.rollout, mesh), length, ids)
             most, read = tokens_to_read(mask)
-            tape = tape_size(int(most), *ids.shape[1:], config.rl.packing)
+            tape = tape_size(int(most), group, ids.shape[2], config.rl.packing)
             rollout = Rollout(
                 micro, rows, arrays, ids, sampled, result.advantage, mask, tape, float(denominator), host, texts,
                 judged, jax.tree.map(take_local, result),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -11,11 +12,12 @@ from step_shapes import SMALL, small_config
 from jvr1 import config as settings
 from jvr1.chips import chip_named
 from jvr1.data.batch import Bucket
-from jvr1.model.config import ModelConfig
+from jvr1.model.config import ModelConfig, TextConfig
 from jvr1.model.families import published
 from jvr1.plan.compiling import compile_phase
 from jvr1.plan.planning import changed, largest_bucket, make_plan
 from jvr1.plan.programs import Shapes, step_shapes, tape_of
+from jvr1.plan.topologies import lowering
 from jvr1.sharding import make_mesh
 from jvr1.train.flops import scoring
 
@@ -32,17 +34,17 @@ def least(model: ModelConfig, step: Shapes, bucket: Bucket, tokens: float) -> fl
 
 @pytest.mark.optimised
 def test_products_are_little_more_than_those_of_real_tokens():
-    """Attention's are among them, on CPUs. Without packing they are too many."""
-    config = small_config(**{"data.buckets": (("video", 2, 1, 40, 64),), "batch.micro": 1, "rl.group": 8})
-    (bucket,), mesh = settings.buckets(config), make_mesh({"data": 1}, jax.devices()[:1])
-    products = {}
-    for packing in (16, 0):
-        step = step_shapes(changed(config, {"rl.packing": packing}), SMALL, mesh)
-        assert tape_of(step, bucket, SHARE * 64) == (288 if packing else None)
-        products[packing] = compile_phase(step, "gradients", bucket, tokens=SHARE * 64).products
-    real = least(SMALL, step, bucket, SHARE * 64)
-    assert 0.95 * real < products[16] < 1.15 * real
-    assert products[0] > 1.4 * real
+    """Attention's, computed in blocks by XLA, are among them. Of padded completions they are 1.86 times as many."""
+    config = small_config(
+        **{"data.buckets": (("text", 0, 0, 40, 64),), "batch.micro": 1, "rl.group": 8, "rl.beta": 0.0}
+    )
+    model = replace(SMALL, text=TextConfig(1024, 1, 8, 4, 4096, 528, (16, 24, 24)))
+    (bucket,) = settings.buckets(config)
+    step = step_shapes(config, model, make_mesh({"data": 1}, jax.devices()[:1]))
+    assert (tape_of(step, bucket, SHARE * 64), tape_of(step, bucket)) == (288, None)
+    products = compile_phase(step, "gradients", bucket, tokens=SHARE * 64).products
+    real = least(model, step, bucket, SHARE * 64)
+    assert real < products < 1.15 * real
 
 
 @pytest.mark.nightly
@@ -52,7 +54,8 @@ def test_products_of_the_7b(topology):
     config, model = settings.from_file(TGRPO), published("7b")
     bucket = largest_bucket(settings.buckets(config))
     step = step_shapes(config, model, make_mesh(settings.mesh_shape(config), topology("h100-80:8")))
-    products = compile_phase(step, "gradients", bucket, tokens=385).products
+    with lowering(step.mesh.devices.flat[0]):
+        products = compile_phase(step, "gradients", bucket, tokens=385).products
     whole = Bucket(bucket.kind, bucket.steps, bucket.windows, 1216, bucket.completion)
     pairs = 1216**2 / 2 + 8 * 385 * (1216 + 385 / 2)
     kernel = 4 * pairs * model.text.heads * model.text.head_size * model.text.layers
