@@ -21,6 +21,7 @@ from jvr1.model import blockwise, cudnn, flash_decoding, splash
 from jvr1.model.blockwise import MASKED, contract, scale
 from jvr1.model.flash_decoding import Part
 from jvr1.model.layers import BATCH, batch_ways
+from jvr1.model.tape import Tape, unwind, wind
 
 CHOICES = ("auto", "xla", "splash", "cudnn")
 """What `model.attention` may be."""
@@ -188,7 +189,7 @@ def attend_prompt(prompt: QKV, mask: Bool[Array, "B P"], backend: Backend) -> Fl
     """Causal attention within prompts [B,P]; queries at padding are finite and mean nothing. Padding: with cuDNN on the
     right, otherwise on either side."""
     if backend == "cudnn" and mask.shape[1] % 2 == 0:
-        return _each_device(lambda q, k, v, _: cudnn.attend_causal(q, k, v), prompt, mask)
+        return _each_device(cudnn.attend_causal, prompt, [])
     return attend_group(prompt, mask, 0, 0, backend)
 
 
@@ -203,9 +204,9 @@ def attend_group(
         def attended(q: Array, k: Array, v: Array, real: Array) -> Array:
             return splash.attend_packed(q, k, v, real, p, rows, length, interpret=backend == "interpreted")
 
-        return _each_device(attended, packed, jnp.pad(mask, ((0, 0), (0, rows * length)), constant_values=True))
+        return _each_device(attended, packed, [_with_completions(mask, rows * length)])
     if backend == "xla" or p % 2 or length % 2:
-        return _each_device(partial(blockwise.attend_packed, rows=rows, length=length), packed, mask)
+        return _each_device(partial(blockwise.attend_packed, rows=rows, length=length), packed, [mask])
     prompt = QKV(*(x[:, :p] for x in packed))
     own = QKV(*(x[:, p:].reshape(b, rows, length, *x.shape[2:]) for x in packed))
 
@@ -213,18 +214,55 @@ def attend_group(
         return cudnn.attend_prefixed(q, (k, v), mask, (own_k, own_v))
 
     of_prompt = attend_prompt(prompt, mask, backend)
-    of_own = _each_device(prefixed, (own.q, prompt.k, prompt.v, own.k, own.v), mask)
+    of_own = _each_device(prefixed, (own.q, prompt.k, prompt.v, own.k, own.v), [mask])
     return jnp.concatenate([of_prompt, of_own.reshape(b, rows * length, *of_own.shape[3:])], axis=1)
 
 
-def _each_device(
-    f: Callable[..., Array], heads: Sequence[Array], mask: Bool[Array, "B T"]
-) -> Float[Array, "B ... N H"]:
-    """Runs f(*heads, mask) separately on each device, on that device's rows and heads (`shard_map`).
+def attend_tape(
+    packed: QKV, mask: Bool[Array, "B P"], tape: Tape, length: int, backend: Backend
+) -> Float[Array, "B T N H"]:
+    """As `attend_group`, of prompts and completions of at most `length` tokens on tapes, T = P + S tokens
+    [prompt | tape].
 
-    heads: arrays [B,...,heads,H]; mask: [B,T]. Left to itself XLA would gather all arguments of a kernel on every
-    device, because it cannot look into one. It would also gather where `tensor` splits the query heads more ways than
-    there are key heads.
+    cuDNN's kernel takes the completions off the tape, each padded to `length`, and what it gives is put on it again:
+    the kernel knows no mask by completion that it would not read whole.
+    """
+    p, rows = mask.shape[1], tape.length.shape[1]
+    if backend in ("splash", "interpreted"):
+
+        def attended(q: Array, k: Array, v: Array, real: Array, row: Array) -> Array:
+            return splash.attend_packed(q, k, v, real, p, rows, length, row, interpret=backend == "interpreted")
+
+        return _each_device(attended, packed, [_with_completions(mask, tape.row.shape[1]), tape.row])
+    if backend == "xla" or p % 2 or length % 2:
+
+        def in_blocks(q: Array, k: Array, v: Array, mask: Array, row: Array) -> Array:
+            return blockwise.attend_packed(q, k, v, mask, rows, length, row)
+
+        return _each_device(in_blocks, packed, [mask, tape.row])
+    prompt, own = (QKV(*(x[:, of] for x in packed)) for of in (slice(p), slice(p, None)))
+
+    def prefixed(q: Array, k: Array, v: Array, own_k: Array, own_v: Array, mask: Array, *tape: Array) -> Array:
+        laid = Tape(*tape)
+        q, own_k, own_v = (unwind(x, laid, length) for x in (q, own_k, own_v))
+        return wind(cudnn.attend_prefixed(q, (k, v), mask, (own_k, own_v)), laid)
+
+    of_tape = _each_device(prefixed, (own.q, prompt.k, prompt.v, own.k, own.v), [mask, *tape])
+    return jnp.concatenate([attend_prompt(prompt, mask, backend), of_tape], axis=1)
+
+
+def _with_completions(mask: Bool[Array, "B P"], tokens: int) -> Bool[Array, "B T"]:
+    return jnp.pad(mask, ((0, 0), (0, tokens)), constant_values=True)
+
+
+def _each_device(
+    f: Callable[..., Array], heads: Sequence[Array], of_rows: Sequence[Array]
+) -> Float[Array, "B ... N H"]:
+    """Runs f(*heads, *of_rows) separately on each device, on that device's rows and heads (`shard_map`).
+
+    heads: arrays [B,...,heads,H]; of_rows: arrays [B,z]. Left to itself XLA would gather all arguments of a kernel on
+    every device, because it cannot look into one. It would also gather where `tensor` splits the query heads more ways
+    than there are key heads.
 
     Rows are split over the batch axes of the mesh in force, if they divide; query heads over `tensor`. Key and value
     heads are split over `tensor` too, if they divide. If not, there are fewer of them than devices: then every device
@@ -232,25 +270,25 @@ def _each_device(
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or any(t == AxisType.Manual for t in mesh.axis_types):
-        return f(*heads, mask)
-    rows = None if mask.shape[0] % batch_ways(mesh) else BATCH
+        return f(*heads, *of_rows)
+    rows = None if heads[0].shape[0] % batch_ways(mesh) else BATCH
     tensor = mesh.shape.get("tensor", 1)
 
     def spec(x: Array) -> PartitionSpec:
         return PartitionSpec(rows, *(None,) * (x.ndim - 3), None if x.shape[-2] % tensor else "tensor", None)
 
     def local(*args: Array) -> Array:
-        *own, mask = args
-        read = [_head_read(x, tensor) if whole.shape[-2] % tensor else x for x, whole in zip(own, heads, strict=True)]
-        return f(*read, mask)
+        own = zip(args[: len(heads)], heads, strict=True)
+        read = [_head_read(x, tensor) if whole.shape[-2] % tensor else x for x, whole in own]
+        return f(*read, *args[len(heads) :])
 
     split: Any = jax.shard_map(
         local,
-        in_specs=(*map(spec, heads), PartitionSpec(rows, None)),
+        in_specs=(*map(spec, heads), *(PartitionSpec(rows, None) for _ in of_rows)),
         out_specs=spec(heads[0]),
         check_vma=False,  # a kernel does not say over which mesh axes its output differs
     )
-    return split(*heads, mask)
+    return split(*heads, *of_rows)
 
 
 def _head_read(x: Float[Array, "... K H"], tensor: int) -> Float[Array, "... 1 H"]:

@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 import jax
 
 from jvr1.data.batch import Bucket
-from jvr1.model.blockwise import score_counts
+from jvr1.model.blockwise import score_counts, spans, tape_spans
 from jvr1.model.config import ModelConfig
 from jvr1.model.layers import batch_ways
 from jvr1.model.parameters import is_stacked
-from jvr1.plan.programs import Shapes, batch_shapes, chip_bytes, entering_of, row_counts, slot_shape, slots_of
+from jvr1.plan.programs import Shapes, batch_shapes, chip_bytes, entering_of, row_counts, slot_shape, slots_of, tape_of
 from jvr1.rollout.decoder import at_a_time
 from jvr1.sharding import path_name
 
@@ -159,12 +159,17 @@ def kv_heads(model: ModelConfig, here: Local) -> int:
     return heads // here.tensor if heads % here.tensor == 0 else heads
 
 
-def text_scores(step: Shapes, bucket: Bucket, here: Local, group: int) -> tuple[int, int]:
-    """Bytes of attention scores in fp32, in a text layer, of prompts with so many completions: of the largest block of
-    queries, and of all blocks; nothing where a kernel computes attention."""
+def text_scores(
+    step: Shapes, bucket: Bucket, here: Local, group: int, tokens: float | int | None = None
+) -> tuple[int, int]:
+    """Bytes of attention scores in fp32, in a text layer, of prompts with so many completions, of a mean length as
+    `programs.tape_of` has it: of the largest block of queries, and of all blocks; nothing where a kernel computes
+    attention."""
     if step.attention != "xla":
         return 0, 0
-    largest, total = score_counts(bucket.prompt, group, bucket.completion)
+    prompt, longest, tape = bucket.prompt, bucket.completion, tape_of(step, bucket, tokens) if group else None
+    blocks = spans(prompt, group, longest) if tape is None else tape_spans(prompt, tape, longest)
+    largest, total = score_counts(prompt, blocks)
     one = here.rows * step.model.text.heads // here.tensor * FLOAT
     return largest * one, total * one
 

@@ -13,7 +13,7 @@ from jvr1.model.attention import Backend
 from jvr1.model.config import ModelConfig
 from jvr1.model.flash_decoding import block_of
 from jvr1.plan import memory
-from jvr1.plan.programs import Shapes, chip_bytes, row_counts, slot_shape, slots_of
+from jvr1.plan.programs import Shapes, chip_bytes, row_counts, slot_shape, slots_of, tape_of
 from jvr1.rollout.decoder import at_a_time
 from jvr1.rollout.generate import reads
 from jvr1.train import flops
@@ -48,12 +48,14 @@ class Work(NamedTuple):
 
 
 def step_work(step: Shapes, bucket: Bucket, tokens: int | None = None) -> dict[str, Work]:
-    """Phase -> its work on one chip in an optimizer step of batch.per_step microbatches of the bucket."""
+    """Phase -> its work on one chip in an optimizer step of batch.per_step microbatches of the bucket. tokens: mean
+    length of a completion; the reference and the update read tapes that take it, or all that the bucket holds."""
     config, chips, times = step.config, step.mesh.size, step.config.batch.per_step
     written = float(min(tokens or bucket.completion, bucket.completion))
     sampling = _sampling(step, bucket, mean_read(bucket.completion, bucket.completion, step.attention))
     drawn = decode_steps(step, bucket.completion, written)
-    passed, scores = _scoring(step, bucket, written)
+    read = (tape_of(step, bucket, written) or config.rl.group * bucket.completion) / config.rl.group
+    passed, scores = _scoring(step, bucket, read)
     again = passed.head + (passed.layers if config.model.remat == "full" else 0.0)
     copied, gathered = step.copied(), memory.value_bytes(step) * _values(step)
     read = gathered + (math.ceil(bucket.completion / config.model.logit_chunk) - 1) * memory.head_bytes(step)
@@ -63,7 +65,7 @@ def step_work(step: Shapes, bucket: Bucket, tokens: int | None = None) -> dict[s
     rows, updates = times * config.batch.micro / chips, config.rl.updates
     trained, counts = flops.trained_of(step.params, step.state.params), row_counts(config, bucket)
     completions = flops.completion_flops(step.model, bucket, sum(counts), written, trained)
-    anchor = flops.scoring(step.model, bucket, config.rl.group, written)  # without adapters
+    anchor = flops.scoring(step.model, bucket, config.rl.group, read)  # without adapters
     work = {
         "weights": Work(0.0, chip_bytes([x for x, _ in copied]) + weights, max(weights - weights / chips, 0.0)),
         "prefill": sampling.prefill.times(times),
@@ -154,11 +156,11 @@ def decode_steps(step: Shapes, longest: int, tokens: float | int) -> float:
 
 
 def _scoring(step: Shapes, bucket: Bucket, tokens: float | int) -> tuple[flops.Pass, int]:
-    """FLOPs of a prompt and its completions, and bytes of a chip's attention scores over a microbatch, as they are
-    written."""
+    """FLOPs of a prompt and its completions of a mean length, and bytes of a chip's attention scores over a microbatch,
+    as they are written."""
     model, group, here = step.model, step.config.rl.group, memory.local(step)
     once = flops.scoring(model, bucket, group, tokens, flops.trained_of(step.params, step.state.params))
-    scores = model.text.layers * memory.text_scores(step, bucket, here, group)[1]
+    scores = model.text.layers * memory.text_scores(step, bucket, here, group, tokens)[1]
     return once, scores + _full_layers(model, bucket) * memory.vision_scores(model, bucket, here)
 
 

@@ -133,7 +133,7 @@ def test_for_tpus_attention_is_the_splash_kernel_and_nothing_is_gathered_for_it(
     texts, gathered = {}, {}
     for attention in ("auto", "xla"):
         if attention == "xla":
-            monkeypatch.setattr("jvr1.model.attention._each_device", lambda f, heads, mask: f(*heads, mask))
+            monkeypatch.setattr("jvr1.model.attention._each_device", lambda f, heads, rows: f(*heads, *rows))
         step = step_shapes(small_config(**{"model.attention": attention}), WIDE, mesh)
         (program,) = lower_phase(step, "gradients", BUCKET)
         texts[attention] = program.lowered.compile().as_text()

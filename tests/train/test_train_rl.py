@@ -60,6 +60,7 @@ EVERY_STEP = [
     "update/skipped",
     "update/learning_rate",
     "update/applied",
+    "update/padded",
     "data/failed",
     "data/padding",
     "seconds/data",
