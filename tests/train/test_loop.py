@@ -27,7 +27,7 @@ def test_each_bucket_compiles_once_and_nothing_compiles_again(demo, stage, large
         # slots of one shape for all buckets, and those of validation: greedy, ordered and shuffled
         expected = 1 + 2 if name.endswith("_slots") else BUCKETS
         if stage == "rl" and name in TAPED:  # and length of tapes that was needed; or none
-            assert expected < sum(found.values()) <= expected * (len(TAPES) + 1), (name, last)
+            assert expected <= sum(found.values()) <= expected * (len(TAPES) + 1), (name, last)
         else:
             assert sum(found.values()) == expected, (name, last)
     later = {k: v for k, v in last.items() if compiled[15].get(k) != v}
