@@ -17,8 +17,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from jvr1.errors import UserError
-from jvr1.model import blockwise, cudnn, splash
+from jvr1.model import blockwise, cudnn, flash_decoding, splash
 from jvr1.model.blockwise import MASKED, contract, scale
+from jvr1.model.flash_decoding import Part
 from jvr1.model.layers import BATCH, batch_ways
 from jvr1.model.tape import Tape, unwind, wind
 
@@ -83,14 +84,20 @@ def attend_shared(
     own: tuple[Float[Array, "B R K H C"], Float[Array, "B R K C H"]],
     own_mask: Bool[Array, "B R C"],
     rows: Sequence[int],
+    backend: Backend = "xla",
 ) -> Float[Array, "B R N H"]:
     """Attention, in decoding, of rows' newest tokens over [their stream's prefix | their own keys], normalised jointly.
 
     The first `rows[0]` of the R rows belong to stream 0, the next `rows[1]` to stream 1, and so on. All rows of a
     stream read the same prefix: it is one operand of one product, and is not copied for each row. prefix: of each
-    stream; of one array they would be copied out of it.
+    stream; of one array they would be copied out of it. On GPUs and TPUs, where XLA writes all scores to memory, a
+    kernel computes it if it takes these lengths.
     """
     b, r, _, size = q.shape
+    form: flash_decoding.Form = "gpu" if backend == "cudnn" else "tpu"
+    if backend != "xla" and _kernel_takes(form, [own[0], *(k for k, _ in prefix)]):
+        parts = partial(flash_decoding.attend_parts, form=form, interpret=backend == "interpreted")
+        return _shared_by_kernel(parts, q, prefix, prefix_mask, own, own_mask, rows)
     grouped = q.reshape(b, r, own[0].shape[2], -1, size)
     streams = [slice(sum(rows[:s]), sum(rows[: s + 1])) for s in range(len(rows))]
     to_prefix = [
@@ -113,6 +120,63 @@ def attend_shared(
     return ((of_prefix + own_mixed) / total).astype(q.dtype).reshape(q.shape)
 
 
+def _kernel_takes(form: flash_decoding.Form, keys: Sequence[Float[Array, "... K H _"]]) -> bool:
+    """Whether `flash_decoding` takes the lengths, and a device has whole heads of keys."""
+    tensor = jax.sharding.get_abstract_mesh().shape.get("tensor", 1)
+    return all(flash_decoding.takes(form, x.shape[-1], x.shape[-2]) and x.shape[-3] % tensor == 0 for x in keys)
+
+
+def _shared_by_kernel(
+    parts: Callable[..., Part],
+    q: Array,
+    prefix: Any,
+    prefix_mask: Array,
+    own: Any,
+    own_mask: Array,
+    rows: Sequence[int],
+) -> Array:
+    """`attend_shared` by `flash_decoding`, on each device's prompts and heads."""
+    mesh = jax.sharding.get_abstract_mesh()
+    local = partial(_flash_shared, parts, rows)
+    if mesh.empty or mesh.size == 1:
+        return local(q, prefix, prefix_mask, own, own_mask)
+    batch = None if q.shape[0] % batch_ways(mesh) else BATCH
+    of_prompt, of_rows = PartitionSpec(batch, "tensor"), PartitionSpec(batch, None, "tensor")
+    split: Any = jax.shard_map(
+        local,
+        in_specs=(of_rows, of_prompt, PartitionSpec(batch), of_rows, PartitionSpec(batch)),
+        out_specs=of_rows,
+        check_vma=False,  # as in `_each_device`
+    )
+    return split(q, prefix, prefix_mask, own, own_mask)
+
+
+def _flash_shared(
+    parts: Callable[..., Part],
+    rows: Sequence[int],
+    q: Array,
+    prefix: Any,
+    prefix_mask: Array,
+    own: Any,
+    own_mask: Array,
+) -> Array:
+    b, r, heads, size = q.shape
+    kv_heads = own[0].shape[2]
+    grouped = q.reshape(b, r, kv_heads, heads // kv_heads, size)
+    flat = [x.reshape(-1, *x.shape[3:]) for x in (grouped, *own)]
+    of_own = parts(*flat, own_mask.reshape(b * r, -1))
+    mixed = []
+    for s, count in enumerate(rows):
+        of = slice(sum(rows[:s]), sum(rows[:s]) + count)
+        k, v = (x.reshape(-1, *x.shape[2:]) for x in prefix[s])
+        queries = grouped[:, of].swapaxes(1, 2).reshape(b * kv_heads, -1, size)
+        found = parts(queries, k, v, prefix_mask[:, s])
+        by_row = Part(*(x.reshape(len(x), b, kv_heads, count, -1, x.shape[-1]).swapaxes(2, 3) for x in found))
+        here = Part(*(x.reshape(len(x), *grouped.shape[:-1], -1)[:, :, of] for x in of_own))
+        mixed.append(flash_decoding.normalised([by_row, here]))
+    return jnp.concatenate(mixed, axis=1).astype(q.dtype).reshape(q.shape)
+
+
 def _by_row(reduce: Callable[..., Array], of_streams: Sequence[Float[Array, "B K _ g P"]]) -> Float[Array, "B R K g 1"]:
     return jnp.concatenate([reduce(x, axis=-1, keepdims=True).swapaxes(1, 2) for x in of_streams], axis=1)
 
@@ -122,9 +186,10 @@ def _masked(logits: Float[Array, "*X s"], mask: Bool[Array, "*#X s"]) -> Float[A
 
 
 def attend_prompt(prompt: QKV, mask: Bool[Array, "B P"], backend: Backend) -> Float[Array, "B P N H"]:
-    """Causal attention within prompts [B,P]; queries at padding are finite and mean nothing."""
+    """Causal attention within prompts [B,P]; queries at padding are finite and mean nothing. Padding: with cuDNN on the
+    right, otherwise on either side."""
     if backend == "cudnn" and mask.shape[1] % 2 == 0:
-        return _each_device(cudnn.attend_causal, prompt, [mask])
+        return _each_device(cudnn.attend_causal, prompt, [])
     return attend_group(prompt, mask, 0, 0, backend)
 
 

@@ -108,9 +108,11 @@ class TextDecoder(nnx.Module):
 
     def logits(self, hidden: Float[Array, "*X D"]) -> Float[Array, "*X V"]:
         """Logits in fp32, whatever the compute dtype. Ask for few: 152k words a token."""
-        kernel = self.embedding[...].T if self.head is None else self.head.kernel[...]
-        kernel = constrain_head(kernel.astype(hidden.dtype))
+        kernel = constrain_head(self.head_kernel().astype(hidden.dtype))
         return jnp.einsum("...d,dv->...v", hidden, kernel, preferred_element_type=jnp.float32)
+
+    def head_kernel(self) -> Float[Array, "D V"]:
+        return self.embedding[...].T if self.head is None else self.head.kernel[...]
 
     def cache(self, prompts: int, lines: int, tokens: int) -> KV:
         """Room for the keys and values of so many tokens of each of a prompt's lines, as this decoder's layers lie."""
@@ -223,7 +225,7 @@ class TextDecoder(nnx.Module):
                 for x, shape in zip(cache, shapes, strict=True)
             )
             of_streams = [(one.k[:, 0], one.v[:, 0]) for one in prefix]
-            mixed = attend_shared(q, of_streams, prefix_mask, (own_k, own_v), own_mask, rows)
+            mixed = attend_shared(q, of_streams, prefix_mask, (own_k, own_v), own_mask, rows, self.attention)
             return layer.finish(y, mixed), cache
 
         if isinstance(cache.v, list):

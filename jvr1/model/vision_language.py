@@ -145,6 +145,10 @@ class VisionLanguageModel(nnx.Module):
     def logits(self, hidden: Float[Array, "*X D"]) -> Float[Array, "*X V"]:
         return self.text.logits(hidden)
 
+    def head_kernel(self) -> Float[Array, "D V"]:
+        """What hidden states are multiplied with to give logits."""
+        return self.text.head_kernel()
+
     def embed(
         self,
         prompt: Prompt,

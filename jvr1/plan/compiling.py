@@ -88,8 +88,8 @@ def compile_phase(
         sizes.append((memory.argument_size_in_bytes, outputs, memory.temp_size_in_bytes))
         found = read_program(text)
         collectives += found.collectives() * program.times
-        products += product_flops(found, loop_trips(bucket)) * program.times
-        moved.add(program_traffic(found, loop_trips(bucket)), program.times)
+        products += product_flops(found, loop_trips(step, bucket)) * program.times
+        moved.add(program_traffic(found, loop_trips(step, bucket)), program.times)
     largest = max(sizes, key=lambda size: size[2] if phase == "weights" else sum(size), default=(0, 0, 0))
     arguments, outputs, temporary = largest
     return Measured(
@@ -116,16 +116,16 @@ def compile_all(
                 yield compile_phase(step, phase, bucket, file.write, tokens)
 
 
-def figures(one: Measured, bucket: Bucket) -> dict[str, Any]:
+def figures(one: Measured, step: Shapes, bucket: Bucket) -> dict[str, Any]:
     """What is kept of a phase: docs/compiled holds such files, tools/plan.py --against reads them."""
     sizes = ("seconds", "processor", "peak", "arguments", "outputs", "temporary", "beside", "products")
     return {name: round(getattr(one, name)) for name in (*sizes, "kernels", "moved")} | {
         "calls": one.calls,
-        "collectives": totals(one.collectives, loop_trips(bucket)),
+        "collectives": totals(one.collectives, loop_trips(step, bucket)),
     }
 
 
-def report(one: Measured, bucket: Bucket) -> str:
+def report(one: Measured, step: Shapes, bucket: Bucket) -> str:
     """Memory per chip, what runs and how often, and how many collectives of which size."""
     parts = {"arguments": one.arguments, "outputs": one.outputs, "temporary": one.temporary, "beside": one.beside}
     lines = [
@@ -137,7 +137,7 @@ def report(one: Measured, bucket: Bucket) -> str:
         f"{one.products / 1e12:.3f} TFLOP",
     ]
     lines += [f"  {name}: called {count} times" for name, count in one.calls.items()]
-    for kind, (count, runs, size) in totals(one.collectives, loop_trips(bucket)).items():
+    for kind, (count, runs, size) in totals(one.collectives, loop_trips(step, bucket)).items():
         lines.append(f"  {kind}: {count} in the program, run {runs} times, {size / 1e9:.3f} GB a chip")
     return "\n".join(lines)
 
@@ -179,8 +179,8 @@ def compile_run(description: str | None, topology: str, known: str, arguments: S
         "topology": args.topology, "mesh": dict(mesh.shape), "bucket": bucket.name, "tokens": args.tokens, "phases": {},
     }  # fmt: skip
     for one in compile_all(step, bucket, phases, args.text, args.tokens):
-        print(report(one, bucket), flush=True)
-        said["phases"][one.phase] = figures(one, bucket)
+        print(report(one, step, bucket), flush=True)
+        said["phases"][one.phase] = figures(one, step, bucket)
         if args.json:
             args.json.write_text(json.dumps(said, indent=1) + "\n")
 

@@ -130,7 +130,8 @@ def working(step: Shapes, bucket: Bucket, direction: str) -> int:
         VISION_SCORES[direction if trains_vision(step) else "forward"] * vision_scores(model, bucket, here),
         MLP[direction] * mlp * value_bytes(step),
     )
-    return int(max(layer, LOGITS[direction] * chunk_logits(step, here) + head_bytes(step)))
+    head = head_bytes(step) * (1 if direction == "forward" else 1 + FLOAT / value_bytes(step))  # and its gradient, fp32
+    return int(max(layer, LOGITS[direction] * chunk_logits(step, here) + head))
 
 
 def attention_bytes(step: Shapes, here: Local, bucket: Bucket, group: int, direction: str) -> float:
@@ -217,7 +218,7 @@ def trains_vision(step: Shapes) -> bool:
 
 
 def head_bytes(step: Shapes) -> int:
-    """The head as a chunk of logits needs it: whole but for tensor, in the compute dtype, and its gradient."""
+    """The head as logits need it: whole but for tensor, in the compute dtype."""
     text = step.model.text
     return text.vocab * text.hidden // local(step).tensor * value_bytes(step)
 

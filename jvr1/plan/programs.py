@@ -307,6 +307,6 @@ def resident(step: Shapes, phase: str, bucket: Bucket) -> int:
     }[phase]
 
 
-def loop_trips(bucket: Bucket) -> int:
+def loop_trips(step: Shapes, bucket: Bucket) -> int:
     """Of each loop of decoding, were all of them as long: all completions written to the end."""
-    return math.ceil(bucket.completion / len(reads(bucket.completion)))
+    return math.ceil(bucket.completion / len(reads(bucket.completion, step.attention)))

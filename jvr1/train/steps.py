@@ -101,13 +101,13 @@ def completion_scores(
     model = merge(graphdef, params)
     if tape is None:
         hidden = model.complete(arrays.prompt, arrays.visual, ids)
-        return token_scores(model.logits, hidden, ids, temperature=temperature, chunk=chunk)
+        return token_scores(model.head_kernel(), hidden, ids, temperature=temperature, chunk=chunk)
     assert mask is not None
     (rows, count), laid = ids.shape[1:], lay(needed(mask), tape)
     own = wind(ids, laid)
     hidden = model.complete_tape(arrays.prompt, arrays.visual, own, laid, count)
     chunk = -(-tape // -(-tape // (rows * chunk)))  # as many logits at a time, in chunks of one size
-    scores = token_scores(model.logits, hidden[:, None], own[:, None], temperature=temperature, chunk=chunk)
+    scores = token_scores(model.head_kernel(), hidden[:, None], own[:, None], temperature=temperature, chunk=chunk)
     return TokenScores(*(unwind(x[:, 0], laid, count) for x in scores))
 
 
@@ -161,14 +161,16 @@ def make_answer_gradients(graphdef: nnx.GraphDef, shardings: Any, *, chunk: int,
         model = merge(graphdef, params)
         ids = arrays.target[:, None]
         prompt, own = model.prompt_and_completions(arrays.prompt, arrays.visual, ids)
-        score = partial(token_scores, model.logits, chunk=chunk)
         mask = answer_mask(arrays)[:, None].astype(jnp.float32)
-        answer = score(own, ids)
-        loss = supervised_loss(answer.logprobs, mask, denominator)
+        weight, before = mask, 0
         if on_prompt:
+            own = jnp.concatenate([prompt[:, None, :-1], own], axis=2)
+            ids = jnp.concatenate([arrays.prompt.ids[:, None, 1:], ids], axis=2)
             following = prompt_mask(arrays)[:, None].astype(jnp.float32)
-            scores = score(prompt[:, None, :-1], arrays.prompt.ids[:, None, 1:])
-            loss = loss + supervised_loss(scores.logprobs, following, denominator)
+            weight, before = jnp.concatenate([following, mask], axis=2), following.shape[2]
+        scores = token_scores(model.head_kernel(), own, ids, chunk=chunk)
+        loss = supervised_loss(scores.logprobs, weight, denominator)
+        answer = TokenScores(*(x[:, :, before:] for x in scores))
         tokens = jnp.sum(mask)
         return loss, {
             "loss/entropy": (jnp.sum(answer.entropy * mask), tokens),

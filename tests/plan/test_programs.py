@@ -86,7 +86,7 @@ def check_reading(step: Shapes, program: CompiledProgram) -> None:
     for name, size in sizes.items():
         if name.endswith("kernel"):  # small arrays that are joined have the first one's name
             assert read_.get(name, 0) >= 0.9 * size, (name, read_)
-    found, (weights, caches) = token_bytes(program, BUCKET), least_bytes(step, BUCKET)
+    found, (weights, caches) = token_bytes(program, BUCKET, step.attention), least_bytes(step, BUCKET)
     assert found.weights >= 0.9 * weights
     assert found.caches >= 0.9 * caches
     assert found.all == pytest.approx(token.bytes)
