@@ -26,11 +26,12 @@ def token_scores(
     *,
     temperature: float = 1.0,
     chunk: int = 128,
+    entropy_gradient: bool = False,
 ) -> TokenScores:
     """Scores of targets from the hidden states that predict them, `chunk` of the C axis at a time.
 
     The logits of a chunk [B,G,chunk,V] are made, used and made again in the backward pass; nothing of size V is kept.
-    One function for SFT, policy and reference. The entropy carries no gradient.
+    One function for SFT, policy and reference. The entropy carries a gradient only where asked.
     """
     length = hidden.shape[2]
     size = min(chunk, length)
@@ -45,7 +46,8 @@ def token_scores(
         logits = logits_of(hidden) / jnp.float32(temperature)
         total = jax.nn.logsumexp(logits, axis=-1)
         logprobs = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0] - total
-        every = jax.lax.stop_gradient(logits - total[..., None])
+        every = logits - total[..., None]
+        every = every if entropy_gradient else jax.lax.stop_gradient(every)
         # a product, not a sum of products: XLA on CPUs takes 50 times as long for that
         mean = jnp.einsum("...v,...v->...", jnp.exp(every), every, precision=jax.lax.Precision.HIGHEST)
         return logprobs, -mean

@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jvr1.data.batch import Arrays
 from jvr1.model.vision_language import merge
 from jvr1.rl import tgrpo
+from jvr1.rl.objectives import Mean, TokenExtras, loss_denominator, policy_loss, sampling_gap
 from jvr1.sharding import batch_sharding
 from jvr1.train.losses import TokenScores, supervised_loss, token_scores
 from jvr1.train.optimizer import combine
@@ -31,7 +32,8 @@ class PolicyBatch(NamedTuple):
 
     anchor: the reference's log-probabilities; None: no KL. sampled: those the tokens were drawn with. old: those of the
     step's first pass, which is its own (`first`: `old` may hold anything, and the gap to `sampled` is measured). mask:
-    tokens in the loss. denominator: of the whole step. `first` and `denominator` are scalars.
+    tokens in the loss. denominator: of the whole optimizer step. `first` and `denominator` are scalars. weight: of
+    tokens in the objective; entropy_weight: of the entropy bonus; None where there is none.
     """
 
     arrays: Arrays
@@ -43,22 +45,60 @@ class PolicyBatch(NamedTuple):
     advantage: Float[Array, "B G"]
     mask: Bool[Array, "B G C"]
     denominator: ArrayLike
+    weight: Float[Array, "B G C"] | None = None
+    entropy_weight: ArrayLike | None = None
 
 
 def make_advantages(algorithm: tgrpo.TGRPOConfig, mesh: Mesh) -> Callable[..., Any]:
-    """advantages(scores, length [B,G], ids [B,G,C]) -> tgrpo.Advantages, tokens in the loss [B,G,C], this
-    microbatch's part of the step's denominator, statistics as sums."""
+    """advantages(scores, length [B,G], ids [B,G,C], beside, ended [B,G]) -> tgrpo.Advantages, tokens in the loss
+    [B,G,C], this microbatch's part of the step's denominator, statistics as sums.
+
+    ended: whether an end token came, for `rl.overlong` mask."""
     rows = batch_sharding(mesh)
 
     @partial(jax.jit, out_shardings=(rows, rows, None, None))
-    def advantages(scores: tgrpo.RolloutScores, length: Array, ids: Array) -> tuple[Any, Array, Array, dict]:
-        result = tgrpo.advantages(scores, algorithm)
-        written = jnp.arange(ids.shape[-1])[None, None] < length[..., None]
-        mask = tgrpo.loss_mask(written, result.weight)
+    def advantages(
+        scores: tgrpo.RolloutScores,
+        length: Array,
+        ids: Array,
+        beside: tgrpo.Beside = tgrpo.NOTHING_BESIDE,
+        ended: Array | None = None,
+    ) -> tuple[Any, Array, Array, dict]:
+        beside = with_overlong(beside, length, ids.shape[-1], algorithm)
+        result = tgrpo.advantages(scores, algorithm, beside)
+        mask = tgrpo.loss_mask(written(length, ids.shape[-1]), result.weight)
+        if algorithm.overlong == "mask":
+            mask &= jnp.asarray(ended)[..., None]
         statistics = tgrpo.group_statistics(scores, result, algorithm)
-        return result, mask, tgrpo.loss_denominator(mask, algorithm), statistics
+        return result, mask, loss_denominator(mask, algorithm), statistics
 
     return advantages
+
+
+def make_compared_rewards(algorithm: tgrpo.TGRPOConfig, mesh: Mesh) -> Callable[..., Any]:
+    """rewards(scores, length [B,G], room, beside) -> what advantages compare [B,G]. room: a completion's tokens at
+    most."""
+
+    @partial(jax.jit, static_argnums=2, out_shardings=batch_sharding(mesh))
+    def rewards(scores: tgrpo.RolloutScores, length: Array, room: int, beside: tgrpo.Beside) -> Array:
+        beside = with_overlong(beside, length, room, algorithm)
+        shaped = tgrpo.shaped_rewards(scores, tgrpo.temporal_signal(scores, algorithm), algorithm)
+        return tgrpo.compared_rewards(scores, shaped, algorithm, beside)
+
+    return rewards
+
+
+def with_overlong(beside: tgrpo.Beside, length: Array, room: int, algorithm: tgrpo.TGRPOConfig) -> tgrpo.Beside:
+    """With the penalty of `rl.overlong` added."""
+    if algorithm.overlong != "penalty":
+        return beside
+    penalty = tgrpo.overlong_penalty(length, room, algorithm)
+    return beside._replace(penalty=penalty if beside.penalty is None else beside.penalty + penalty)
+
+
+def written(length: Int[Array, "B G"], room: int) -> Bool[Array, "B G C"]:
+    """The tokens of completions, of C = room."""
+    return jnp.arange(room)[None, None] < length[..., None]
 
 
 def make_reference_scores(graphdef: nnx.GraphDef, mesh: Mesh, *, temperature: float, chunk: int) -> jax.stages.Wrapped:
@@ -75,13 +115,53 @@ def make_reference_scores(graphdef: nnx.GraphDef, mesh: Mesh, *, temperature: fl
     return reference_scores
 
 
+def make_first_scores(graphdef: nnx.GraphDef, mesh: Mesh, *, temperature: float, chunk: int) -> jax.stages.Wrapped:
+    """scores(trainable, frozen, arrays, ids [B,G,C]) -> TokenScores [B,G,C] of the policy before a step's updates."""
+
+    @partial(jax.jit, out_shardings=batch_sharding(mesh))
+    def first_scores(trainable: dict, frozen: dict, arrays: Arrays, ids: Array) -> TokenScores:
+        params = combine(trainable, frozen)
+        return completion_scores(graphdef, params, arrays, ids, temperature=temperature, chunk=chunk)
+
+    return first_scores
+
+
+def make_twin_scores(
+    graphdef: nnx.GraphDef, mesh: Mesh, twin: str, *, temperature: float, chunk: int
+) -> jax.stages.Wrapped:
+    """scores(trainable, frozen, arrays, ids [B,G,C]) -> log-probabilities [B,G,C] of the policy for the same
+    completions under a twin of the clip: its frames `shuffled`, or `blank` (black)."""
+
+    @partial(jax.jit, out_shardings=batch_sharding(mesh))
+    def twin_scores(trainable: dict, frozen: dict, arrays: Arrays, ids: Array) -> Array:
+        visual = arrays.visual
+        assert visual is not None
+        if twin == "shuffled":
+            visual = visual._replace(pair=arrays.shuffled)
+        else:
+            visual = visual._replace(frames=jnp.zeros_like(visual.frames))
+        params, seen = combine(trainable, frozen), arrays._replace(visual=visual)
+        return completion_scores(graphdef, params, seen, ids, temperature=temperature, chunk=chunk).logprobs
+
+    return twin_scores
+
+
 def completion_scores(
-    graphdef: nnx.GraphDef, params: dict, arrays: Arrays, ids: Array, *, temperature: float, chunk: int
+    graphdef: nnx.GraphDef,
+    params: dict,
+    arrays: Arrays,
+    ids: Array,
+    *,
+    temperature: float,
+    chunk: int,
+    entropy_gradient: bool = False,
 ) -> TokenScores:
     """Scores of completions [B,G,C], the prompt and its video computed once."""
     model = merge(graphdef, params)
     hidden = model.complete(arrays.prompt, arrays.visual, ids)
-    return token_scores(model.logits, hidden, ids, temperature=temperature, chunk=chunk)
+    return token_scores(
+        model.logits, hidden, ids, temperature=temperature, chunk=chunk, entropy_gradient=entropy_gradient
+    )
 
 
 def make_policy_gradients(
@@ -99,10 +179,16 @@ def make_policy_gradients(
         trainable: dict, frozen: dict, total: dict, batch: PolicyBatch
     ) -> tuple[dict, Array, dict, Array, Array]:
         def loss(trainable: dict) -> tuple[Array, tuple[dict, Array, Array]]:
-            params = combine(trainable, frozen)
-            scores = completion_scores(graphdef, params, batch.arrays, batch.ids, temperature=temperature, chunk=chunk)
+            params, bonus = combine(trainable, frozen), batch.entropy_weight is not None
+            scores = completion_scores(
+                graphdef, params, batch.arrays, batch.ids,
+                temperature=temperature, chunk=chunk, entropy_gradient=bonus,
+            )  # fmt: skip
             before = jnp.where(batch.first, jax.lax.stop_gradient(scores.logprobs), batch.old)
-            value, statistics = tgrpo.policy_loss(
+            extras = TokenExtras(batch.sampled, batch.weight)
+            if bonus:
+                extras = extras._replace(entropy=scores.entropy, entropy_weight=batch.entropy_weight)
+            value, statistics = policy_loss(
                 scores.logprobs,
                 before,
                 batch.anchor,
@@ -110,12 +196,12 @@ def make_policy_gradients(
                 batch.mask,
                 jnp.asarray(batch.denominator),
                 algorithm,
+                extras,
             )
             weight = batch.mask.astype(jnp.float32)
-            statistics["entropy"] = tgrpo.Mean(jnp.sum(scores.entropy * weight), jnp.sum(weight))
-            statistics["logprob_gap"], largest = tgrpo.sampling_gap(
-                batch.sampled, scores.logprobs, batch.mask & batch.first
-            )
+            entropy = jax.lax.stop_gradient(scores.entropy)
+            statistics["entropy"] = Mean(jnp.sum(entropy * weight), jnp.sum(weight))
+            statistics["logprob_gap"], largest = sampling_gap(batch.sampled, scores.logprobs, batch.mask & batch.first)
             return value, (statistics, largest, scores.logprobs)
 
         (value, (statistics, largest, logprobs)), grads = jax.value_and_grad(loss, has_aux=True)(trainable)
