@@ -246,7 +246,8 @@ def _reference(step: Shapes, bucket: Bucket) -> Iterator[Program]:
 def _gradients(step: Shapes, bucket: Bucket) -> Iterator[Program]:
     group, length = step.config.rl.group, bucket.completion
     shardings = jax.tree.map(lambda x: x.sharding, step.total)
-    gradients = make_policy_gradients(step.graphdef, settings.tgrpo(step.config), shardings, **_scoring(step))
+    algorithm = settings.tgrpo(step.config)
+    gradients = make_policy_gradients(step.graphdef, algorithm, shardings, **_scoring(step))
     logprobs = _rows(step, jnp.float32, group, length)
     batch: Any = PolicyBatch._make(
         (
@@ -259,6 +260,8 @@ def _gradients(step: Shapes, bucket: Bucket) -> Iterator[Program]:
             _rows(step, jnp.float32, group),
             _rows(step, jnp.bool_, group, length),
             jax.ShapeDtypeStruct((), jnp.float32),
+            logprobs if algorithm.weighs_tokens else None,
+            jax.ShapeDtypeStruct((), jnp.float32) if algorithm.has_entropy_bonus else None,
         )
     )
     yield Program(gradients.lower(step.state.params, step.frozen, step.total, batch))

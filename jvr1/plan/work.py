@@ -71,7 +71,9 @@ def step_work(step: Shapes, bucket: Bucket, tokens: int | None = None) -> dict[s
             updates * times * (3 * layer_reads + TOUCHED["backward"] * scores),
             updates * times * 3 * received,
         ),
-        "update": Work(0.0, updates * (2 * chip_bytes(step.state) + chip_bytes(step.total)), 0.0),
+        "update": Work(
+            0.0, updates * config.rl.minibatches * (2 * chip_bytes(step.state) + chip_bytes(step.total)), 0.0
+        ),
     }
     return {name: one for name, one in work.items() if name != "reference" or step.reference}
 

@@ -49,9 +49,7 @@ def token_credit(
     return stop_gradient(jnp.where(mask, logp.astype(jnp.float32) - twin.astype(jnp.float32), 0.0))
 
 
-def mean_credit(
-    change: Float[Array, "B G C"], mask: Bool[Array, "B G C"], config: CreditConfig
-) -> Float[Array, "B G"]:
+def mean_credit(change: Float[Array, "B G C"], mask: Bool[Array, "B G C"], config: CreditConfig) -> Float[Array, "B G"]:
     """w_i = mean_t clip(d_it, -credit_clip, credit_clip)."""
     bounded = jnp.where(mask, jnp.clip(change, -config.credit_clip, config.credit_clip), 0.0)
     return bounded.sum(axis=-1) / _count(mask)

@@ -67,7 +67,10 @@ class ObjectiveConfig:
         one_of=("loss", "reward"),
     )
     reference_every: int = setting(
-        0, "Steps after which the KL's reference becomes the policy as it then is; 0: it stays", least=0
+        0,
+        "Steps after which the KL's reference becomes the policy as it then is; 0: it stays. Checkpoints then hold it",
+        least=0,
+        resume="fixed",
     )
     aggregation: str = setting(
         "sequence",
@@ -98,6 +101,10 @@ class ObjectiveConfig:
         above=0,
         most=1,
     )
+
+    @property
+    def has_entropy_bonus(self) -> bool:
+        return self.entropy_weight > 0 or self.entropy_target is not None
 
 
 class Mean(NamedTuple):
@@ -256,6 +263,15 @@ def token_kl(logp: Float[Array, "*B"], ref_logp: Float[Array, "*B"], config: Obj
     if config.kl == "k1":
         return stop_gradient(-x - half) + half
     return half if config.kl == "k2" else jnp.exp(x) - x - 1.0
+
+
+def kl_penalty(
+    sampled: Float[Array, "B G C"], ref_logp: Float[Array, "B G C"], mask: Bool[Array, "B G C"], config: ObjectiveConfig
+) -> Float[Array, "B G"]:
+    """beta sum_t clip(lp_t - lp_ref_t, -kl_clip, kl_clip): what the KL in the reward takes from a completion's (k1, of
+    the policy as it sampled; RLOO, arXiv 2402.14740, eq. 2)."""
+    log_ratio = jnp.where(mask, sampled.astype(jnp.float32) - ref_logp.astype(jnp.float32), 0.0)
+    return config.beta * jnp.clip(log_ratio, -config.kl_clip, config.kl_clip).sum(axis=-1)
 
 
 def rollout_weight(

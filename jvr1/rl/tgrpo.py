@@ -87,6 +87,10 @@ class TGRPOConfig(CreditConfig, ObjectiveConfig, AdvantageConfig):
     Errors: UserError for a value that is not possible.
     """
 
+    @property
+    def weighs_tokens(self) -> bool:
+        return self.entropy_share < 1 or self.credit in ("select", "weight")
+
     def __post_init__(self) -> None:
         check_section(self, "rl.")
         if self.normalise_std and self.std_eps == 0:

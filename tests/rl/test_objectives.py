@@ -11,7 +11,8 @@ import torch
 from tgrpo_cases import make_rollout, make_tokens
 
 from jvr1.rl import tgrpo
-from jvr1.rl.tgrpo import TGRPOConfig, loss_denominator, loss_mask, policy_loss
+from jvr1.rl.objectives import loss_denominator, policy_loss
+from jvr1.rl.tgrpo import TGRPOConfig, loss_mask
 
 advantages = jax.jit(tgrpo.advantages, static_argnames="config")
 
@@ -39,7 +40,8 @@ def plain_loss(logp, old, ref, advantage, mask, config: TGRPOConfig):
         gain = torch.minimum(ratio * a, ratio.clamp(low, high) * a)
         clipped += int((gain < ratio * a).sum())
         x = torch.tensor(ref[i], dtype=torch.float64)[m] - lp
-        kl = {"k1": -x, "k2": x**2 / 2, "k3": x.exp() - x - 1}[config.kl]
+        half = x**2 / 2
+        kl = {"k1": (-x - half).detach() + half, "k2": half, "k3": x.exp() - x - 1}[config.kl]
         token = -(gain - config.beta * kl)
         losses.append(token.mean() if config.aggregation == "sequence" else token.sum())
         tokens += len(lp)
