@@ -45,5 +45,5 @@ def _counts(
     bits = bitcast_convert_type(jnp.maximum(value.astype(jnp.float32), 0.0), jnp.uint32)
     begins = shift_right_logical(shift_right_logical(bits, shift), jnp.uint32(DIGIT)) == prefix
     digit = shift_right_logical(bits, shift) & jnp.uint32(2**DIGIT - 1)
-    each = (digit[..., None] == jnp.arange(2**DIGIT, dtype=jnp.uint32)) & (begins & mask)[..., None]
-    return jnp.sum(each, axis=tuple(range(value.ndim)), dtype=jnp.int32)
+    each = digit.reshape(-1, 1) == jnp.arange(2**DIGIT, dtype=jnp.uint32)[None]
+    return jnp.sum(each & (begins & mask).reshape(-1, 1), axis=0, dtype=jnp.int32)

@@ -314,7 +314,7 @@ def make_token_weights(algorithm: tgrpo.TGRPOConfig, mesh: Mesh) -> Callable[...
     ) -> Array:
         weight = jnp.ones(mask.shape, jnp.float32)
         if entropy is not None:
-            weight = weight * (entropy >= least)
+            weight = weight * (entropy >= least).astype(jnp.float32)
         if owed is not None:
             weight = weight * credit.credit_weight(owed.change, mask, owed.there, jnp.asarray(change), algorithm)
         return weight

@@ -359,23 +359,29 @@ def scoring_case(v=50, d=7, shape=(2, 3, 10)):
     return tuple(x.astype(np.float32) for x in (hidden, kernel, weight)), targets.astype(np.int32)
 
 
-@pytest.mark.parametrize(("chunk", "temperature"), [(1, 1.0), (3, 0.6), (5, 2.0), (10, 1.0), (128, 0.6)])
-def test_token_scores_equal_the_full_computation(chunk, temperature):
+@pytest.mark.parametrize(
+    ("chunk", "temperature", "bonus"),
+    [(1, 1.0, False), (3, 0.6, True), (5, 2.0, False), (10, 1.0, True), (128, 0.6, False)],
+)
+def test_token_scores_equal_the_full_computation(chunk, temperature, bonus):
+    """The entropy has a gradient only where asked."""
     (hidden, kernel, weight), targets = scoring_case()
 
     def loss(hidden, kernel):
-        scores = token_scores(lambda h: h @ kernel, hidden, jnp.asarray(targets), temperature=temperature, chunk=chunk)
-        return jnp.sum(scores.logprobs * weight) + jnp.sum(scores.entropy), scores
+        scores = token_scores(
+            lambda h: h @ kernel, hidden, jnp.asarray(targets),
+            temperature=temperature, chunk=chunk, entropy_gradient=bonus,
+        )  # fmt: skip
+        return jnp.sum(scores.logprobs * weight) + jnp.sum(scores.entropy * weight), scores
 
     (_, scores), grads = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(hidden, kernel)
     h, k = (torch.tensor(x, requires_grad=True) for x in (hidden, kernel))
     logp = torch.log_softmax(h @ k / temperature, dim=-1)
     chosen = logp.gather(-1, torch.tensor(targets).long()[..., None])[..., 0]
-    (chosen * torch.tensor(weight)).sum().backward()  # the entropy carries no gradient
+    entropy = torch.distributions.Categorical(logits=logp).entropy()
+    ((chosen + (entropy if bonus else 0)) * torch.tensor(weight)).sum().backward()
     np.testing.assert_allclose(scores.logprobs, chosen.detach(), rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(
-        scores.entropy, torch.distributions.Categorical(logits=logp).entropy().detach(), atol=1e-5
-    )
+    np.testing.assert_allclose(scores.entropy, entropy.detach(), atol=1e-5)
     for got, want in zip(grads, (h.grad, k.grad), strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
 
