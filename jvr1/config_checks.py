@@ -23,8 +23,8 @@ def check_together(config: ConfigDict) -> None:
         )
     if config.rl.reference_every and (config.rl.beta == 0 or config.lora.rank or config.model.reference == "host"):
         raise UserError(
-            "rl.reference_every renews a copy that KL is measured from; it needs rl.beta > 0, lora.rank 0 and "
-            "model.reference 'device'"
+            f"rl.reference_every={config.rl.reference_every} renews a copy that KL is measured from; it needs "
+            "rl.beta > 0, lora.rank 0 and model.reference 'device'"
         )
     if config.lora.rank and config.model.reference == "host":
         raise UserError(

@@ -109,11 +109,9 @@ class Policy:
 
     def _score(self, answered: Sequence[Answered], learned: Sequence[bool]) -> tuple[list[Passes], Tally]:
         used, tally = [i for i, is_used in enumerate(learned) if is_used], Tally()
-        anchors: dict[int, jax.Array] = {}
-        if self.reference is not None:
-            with self.reference.on_device() as params:
-                anchors = {i: self._anchor(params, answered[i].arrays, answered[i].ids) for i in used}
-                jax.block_until_ready(anchors)
+        anchors: dict[int, jax.Array | None] = {}
+        if self.algorithm.kl_in == "reward":
+            anchors = dict(zip(used, self._anchors([answered[i] for i in used]), strict=True))
         policy, passes = (self.loop.state.params, self._run.frozen), [Passes()] * len(answered)
         for i in used:
             one, first, owed = answered[i], None, None
@@ -129,6 +127,15 @@ class Policy:
                 tally = tally.add(sums)
             passes[i] = Passes(anchors.get(i), first, owed)
         return passes, tally
+
+    def _anchors(self, answered: Sequence[Answered]) -> Sequence[jax.Array | None]:
+        """The reference's log-probabilities of microbatches; None without one."""
+        if self.reference is None:
+            return [None] * len(answered)
+        with self.reference.on_device() as params:
+            anchors = [self._anchor(params, one.arrays, one.ids) for one in answered]
+            jax.block_until_ready(anchors)
+        return anchors
 
     def _beside(self, answered: Sequence[Answered], passes: Sequence[Passes]) -> list[tgrpo.Beside]:
         """What advantages depend on beside the scores, of each microbatch."""
@@ -173,13 +180,15 @@ class Policy:
     def learn(self, rollouts: Sequence[Rollout], passes: Sequence[Passes]) -> Tally:
         """`rl.updates` times an optimizer step on each of `rl.minibatches` parts of the rollouts."""
         rl, tally = self._run.settings.rl, Tally()
-        bonus = self._entropy_weight()
+        bonus, weights = self._entropy_weight(), self._token_weights(rollouts, passes)
+        anchors = [scored.anchor for scored in passes]
+        if self.algorithm.kl_in == "loss":
+            anchors = list(self._anchors(rollouts))
+        old = [r.sampled if s.first is None else s.first.logprobs for r, s in zip(rollouts, passes, strict=True)]
         batches = [
-            PolicyBatch(
-                r.arrays, r.ids, scored.anchor, r.sampled, r.sampled if scored.first is None else scored.first.logprobs,
-                np.bool_(scored.first is None), r.advantage, r.mask, np.float32(0), weight, bonus,
-            )
-            for r, scored, weight in zip(rollouts, passes, self._token_weights(rollouts, passes), strict=True)
+            PolicyBatch(r.arrays, r.ids, anchor, r.sampled, before, np.bool_(not self._first_pass), r.advantage, r.mask,
+                        np.float32(0), weight, bonus)
+            for r, anchor, before, weight in zip(rollouts, anchors, old, weights, strict=True)
         ]  # fmt: skip
         parts = [part.tolist() for part in np.array_split(np.arange(len(batches)), rl.minibatches) if len(part)]
         for number in range(rl.updates * len(parts)):
