@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -179,7 +180,17 @@ def objective_of(name: str) -> Objective:
         raise UserError(f"is {name!r}, which cannot be imported: {type(error).__name__}: {error}") from None
     if not callable(found):
         raise UserError(f"is {name!r}, which is no function")
-    return found
+    return partial(_gain_of_user, name, found)
+
+
+def _gain_of_user(name: str, found: Callable[..., Any], terms: Terms, config: Any) -> Float[Array, "B G C"]:
+    try:
+        gain = jnp.asarray(found(terms, config), jnp.float32)
+    except Exception as error:
+        raise UserError(f"rl.objective={name!r} failed: {type(error).__name__}: {error}") from error
+    if gain.shape != terms.logp.shape:
+        raise UserError(f"rl.objective={name!r} gave {list(gain.shape)}; it must be [B,G,C], {list(terms.logp.shape)}")
+    return gain
 
 
 def policy_loss(

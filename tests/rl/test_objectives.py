@@ -10,6 +10,7 @@ import pytest
 import torch
 from tgrpo_cases import make_rollout, make_tokens
 
+from jvr1.errors import UserError
 from jvr1.rl import tgrpo
 from jvr1.rl.objectives import CORRECTIONS, TokenExtras, kl_penalty, loss_denominator, policy_loss, token_kl
 from jvr1.rl.tgrpo import TGRPOConfig, loss_mask
@@ -185,6 +186,16 @@ def gppo_in_torch(ratio, a, bound):
     kept = torch.where(ratio < 1 - bound, (1 - bound) / ratio.detach() * ratio, ratio)
     kept = torch.where(ratio > 1 + bound, (1 + bound) / ratio.detach() * ratio, kept)
     return torch.minimum(ratio * a, kept * a)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("summed", r"gave \[\]; it must be \[B,G,C\], \[1, 2, 4\]"), ("misspelt", "Attr")]
+)
+def test_what_is_wrong_of_an_own_objective_is_one_line(name, said):
+    config = TGRPOConfig(objective=f"rl.wrong_objectives:{name}")
+    one = jnp.zeros((1, 2, 4))
+    with pytest.raises(UserError, match=rf"^rl\.objective='rl\.wrong_objectives:{name}' .*{said}"):
+        policy_loss(one, None, None, jnp.ones((1, 2)), one == 0, jnp.float32(1), config)
 
 
 def test_shares_of_clipped_tokens():
