@@ -267,7 +267,7 @@ class Loop:
         return True
 
     def save(self, metrics: Mapping[str, float] | None = None) -> None:
-        """Starts a checkpoint of all a restart needs; the position in the data is the step number."""
+        """Starts a checkpoint of all a restart needs; the position in the data is how many batches were used."""
         run, rest = self.run_, beside_params(self.state) | self.also
         self.writer.flush()
         with self._finishing():
