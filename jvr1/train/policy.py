@@ -81,7 +81,8 @@ class Policy:
         self._credit, self._weights = make_credit(algorithm, mesh), make_token_weights(algorithm, mesh)
         self._penalty = make_kl_penalty(algorithm, mesh)
         self._gap = jax.jit(sampling_gap)
-        self._gradients = make_policy_gradients(graphdef, algorithm, run.shardings, **scoring)
+        drawn = {"top_p": run.settings.sampling.top_p, "top_k": run.settings.sampling.top_k}
+        self._gradients = make_policy_gradients(graphdef, algorithm, run.shardings, **scoring, **drawn)
 
     def passes_of(self, kind: str) -> int:
         """Forward passes over completions of a kind of media, beside the reference's and those of updates."""

@@ -21,6 +21,7 @@ from jvr1.data.batch import Arrays
 from jvr1.model.vision_language import merge
 from jvr1.rl import tgrpo
 from jvr1.rl.objectives import Mean, TokenExtras, loss_denominator, policy_loss, sampling_gap
+from jvr1.rollout.sampling import cut_mass
 from jvr1.sharding import batch_sharding
 from jvr1.train.losses import TokenScores, supervised_loss, token_scores
 from jvr1.train.optimizer import combine
@@ -154,25 +155,32 @@ def completion_scores(
     *,
     temperature: float,
     chunk: int,
-    entropy_gradient: bool = False,
+    **asked: Any,
 ) -> TokenScores:
-    """Scores of completions [B,G,C], the prompt and its video computed once."""
+    """Scores of completions [B,G,C], the prompt and its video computed once. asked: more, as `token_scores` has it."""
     model = merge(graphdef, params)
     hidden = model.complete(arrays.prompt, arrays.visual, ids)
-    return token_scores(
-        model.logits, hidden, ids, temperature=temperature, chunk=chunk, entropy_gradient=entropy_gradient
-    )
+    return token_scores(model.logits, hidden, ids, temperature=temperature, chunk=chunk, **asked)
 
 
 def make_policy_gradients(
-    graphdef: nnx.GraphDef, algorithm: tgrpo.TGRPOConfig, shardings: Any, *, temperature: float, chunk: int
+    graphdef: nnx.GraphDef,
+    algorithm: tgrpo.TGRPOConfig,
+    shardings: Any,
+    *,
+    temperature: float,
+    chunk: int,
+    top_p: float = 1.0,
+    top_k: int = 0,
 ) -> jax.stages.Wrapped:
     """gradients(trainable, frozen, total, batch) -> total with this microbatch's gradient added, loss, statistics as
     sums, largest gap, log-probabilities [B,G,C].
 
-    shardings: of the trainable parameters, and so of `total`, which is donated.
+    shardings: of the trainable parameters, and so of `total`, which is donated. top_p, top_k: what was sampled with; the
+    mass that they cut off is measured.
     """
     rows = batch_sharding(jax.tree.leaves(shardings)[0].mesh)
+    measure = partial(cut_mass, top_p=top_p, top_k=top_k) if top_p < 1 or top_k else None
 
     @partial(jax.jit, donate_argnums=2, out_shardings=(shardings, None, None, None, rows))
     def gradients(
@@ -182,7 +190,7 @@ def make_policy_gradients(
             params, bonus = combine(trainable, frozen), batch.entropy_weight is not None
             scores = completion_scores(
                 graphdef, params, batch.arrays, batch.ids,
-                temperature=temperature, chunk=chunk, entropy_gradient=bonus,
+                temperature=temperature, chunk=chunk, entropy_gradient=bonus, measure=measure,
             )  # fmt: skip
             before = jnp.where(batch.first, jax.lax.stop_gradient(scores.logprobs), batch.old)
             extras = TokenExtras(batch.sampled, batch.weight)
@@ -201,6 +209,8 @@ def make_policy_gradients(
             weight = batch.mask.astype(jnp.float32)
             entropy = jax.lax.stop_gradient(scores.entropy)
             statistics["entropy"] = Mean(jnp.sum(entropy * weight), jnp.sum(weight))
+            if scores.measured is not None:
+                statistics["cut_mass"] = Mean(jnp.sum(scores.measured * weight), jnp.sum(weight))
             statistics["logprob_gap"], largest = sampling_gap(batch.sampled, scores.logprobs, batch.mask & batch.first)
             return value, (statistics, largest, scores.logprobs)
 

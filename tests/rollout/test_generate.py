@@ -20,7 +20,7 @@ from jvr1.errors import UserError
 from jvr1.model.families import from_hf
 from jvr1.model.vision_language import merge
 from jvr1.rollout.generate import generate, reads
-from jvr1.rollout.sampling import Sampling, draw_token, token_logprob
+from jvr1.rollout.sampling import Sampling, cut_mass, draw_token, token_logprob
 from jvr1.sharding import make_mesh, put_batch, replicated
 from jvr1.train.losses import supervised_loss, token_scores
 
@@ -384,6 +384,19 @@ def test_token_scores_equal_the_full_computation(chunk, temperature, bonus):
     np.testing.assert_allclose(scores.entropy, entropy.detach(), atol=1e-5)
     for got, want in zip(grads, (h.grad, k.grad), strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("top_p", "top_k"), [(0.7, 0), (1.0, 5), (0.5, 8)])
+def test_the_mass_that_is_cut_off_is_measured(top_p, top_k):
+    """By sorting: the k best, then of these the fewest whose mass is p of theirs."""
+    (hidden, kernel, _), targets = scoring_case()
+    measure = partial(cut_mass, top_p=top_p, top_k=top_k)
+    scores = token_scores(lambda h: h @ kernel, hidden, jnp.asarray(targets), temperature=0.8, chunk=4, measure=measure)
+    p = np.sort(torch.softmax(torch.tensor(hidden @ kernel).double() / 0.8, -1).numpy(), -1)[..., ::-1]
+    best = p[..., : top_k or None]
+    before = np.cumsum(best, -1) - best  # a word is kept while those before it have less than their share
+    kept = np.where(before < top_p * best.sum(-1, keepdims=True) - 1e-9, best, 0).sum(-1)
+    np.testing.assert_allclose(scores.measured, 1 - kept, atol=1e-5)
 
 
 def largest(text: str) -> int:
