@@ -13,8 +13,8 @@ LogitsOf = Callable[[Float[Array, "*X D"]], Float[Array, "*X V"]]
 
 
 class TokenScores(NamedTuple):
-    """Of each target token under softmax(logits / temperature): its log-probability, the entropy of the softmax, and what
-    was asked of it beside (`measured`; None: nothing)."""
+    """Of each target token under softmax(logits / temperature): its log-probability, the entropy of the softmax, and
+    what was asked of it beside (`measured`; None: nothing)."""
 
     logprobs: Float[Array, "B G C"]
     entropy: Float[Array, "B G C"]

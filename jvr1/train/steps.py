@@ -176,8 +176,8 @@ def make_policy_gradients(
     """gradients(trainable, frozen, total, batch) -> total with this microbatch's gradient added, loss, statistics as
     sums, largest gap, log-probabilities [B,G,C].
 
-    shardings: of the trainable parameters, and so of `total`, which is donated. top_p, top_k: what was sampled with; the
-    mass that they cut off is measured.
+    shardings: of the trainable parameters, and so of `total`, which is donated. top_p, top_k: what was sampled with;
+    the mass that they cut off is measured.
     """
     rows = batch_sharding(jax.tree.leaves(shardings)[0].mesh)
     measure = partial(cut_mass, top_p=top_p, top_k=top_k) if top_p < 1 or top_k else None
