@@ -29,7 +29,7 @@ from jvr1.train.optimizer import combine
 from jvr1.train.policy import REFERENCE, Policy, make_varied
 from jvr1.train.reference import open_reference
 from jvr1.train.rollouts import (
-    Answered,
+    Judgement,
     Rollout,
     check_rewards,
     log_pictures,
@@ -91,18 +91,18 @@ def main(command: settings.Command) -> int:
         return run.decoder.answers(weights, tasks, jax.random.fold_in(key, again) if again else key, **taking_turns)
 
     # --- one microbatch: what its completions are worth
-    def judged(micro: Microbatch, host: Sampled) -> Answered:
+    def judged(micro: Microbatch, host: Sampled) -> Judgement:
         rows, texts = rows_of(micro.bucket, group, shuffled), texts_of(run.tokenizer, host)
         scores = shared_scores(judge(micro, texts, host, rows), run.share)
         check_rewards(scores.rollout)
         put = put_batch((micro.arrays, *ordered(host, group), scores.rollout), mesh)
-        return Answered(micro, rows, *put, host, texts, scores)
+        return Judgement(micro, rows, *put, host, texts, scores)
 
     # --- the prompts of a step, and more of them while too few groups have different rewards
-    def answers(step: int, microbatches: Sequence[Microbatch]) -> tuple[list[Answered], list[bool]]:
+    def answers(step: int, microbatches: Sequence[Microbatch]) -> tuple[list[Judgement], list[bool]]:
         with loop.phase("generate"):
             weights = run.decoder.weights(combine(loop.state.params, run.frozen))
-        answered: list[Answered] = []
+        answered: list[Judgement] = []
         groups: list[float] = []
         for again in range(1 + config.rl.refill):
             with loop.phase("generate"):

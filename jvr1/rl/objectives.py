@@ -40,7 +40,7 @@ class ObjectiveConfig:
     objective: str = setting(
         "clip",
         "What is maximised of a token: clip (PPO, GRPO; with ratio sequence GSPO), cispo, sapo, or your own "
-        "module:function (docs/extending.md#an-objective-of-your-own)",
+        "module:function (docs/extending.md)",
         wrong=no_objective,
     )
     clip_low: float | None = setting(None, "Ratios below 1 - clip_low are clipped; none: no clipping", least=0, below=1)

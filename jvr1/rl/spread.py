@@ -8,15 +8,15 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from jaxtyping import Float
 
-Sums = dict[str, list[float]]
+RewardSums = dict[str, list[float]]
 """By problem type: how many rewards, their sum, the sum of their squares."""
 Moments = dict[str, list[float]]
 """By problem type: moving averages of the first two moments of rewards, and how many steps they had."""
 
 
-def reward_sums(rewards: Iterable[tuple[str, Float[np.ndarray, " G"]]]) -> Sums:
+def reward_sums(rewards: Iterable[tuple[str, Float[np.ndarray, " G"]]]) -> RewardSums:
     """Of groups, each with its problem type."""
-    found: Sums = {}
+    found: RewardSums = {}
     for kind, row in rewards:
         values = np.asarray(row, np.float64)
         before = found.get(kind, [0.0, 0.0, 0.0])
@@ -24,20 +24,20 @@ def reward_sums(rewards: Iterable[tuple[str, Float[np.ndarray, " G"]]]) -> Sums:
     return found
 
 
-def joined(parts: Sequence[Mapping[str, Sequence[float]]]) -> Sums:
+def joined(parts: Sequence[Mapping[str, Sequence[float]]]) -> RewardSums:
     """The sums of several processes as one."""
     kinds = dict.fromkeys(kind for part in parts for kind in part)
     return {kind: np.sum([part[kind] for part in parts if kind in part], axis=0).tolist() for kind in kinds}
 
 
-def batch_std(sums: Sums, *, unbiased: bool) -> float:
+def batch_std(sums: RewardSums, *, unbiased: bool) -> float:
     """Standard deviation of all rewards of a step, whatever their group (TRL's scale_rewards="batch")."""
     count, total, squares = np.sum(list(sums.values()), axis=0).tolist() if sums else (0.0, 0.0, 0.0)
     freedom = max(count - 1, 1) if unbiased else max(count, 1)
     return math.sqrt(max(squares - total**2 / max(count, 1), 0.0) / freedom)
 
 
-def moved(moments: Moments, sums: Sums, decay: float) -> Moments:
+def moved(moments: Moments, sums: RewardSums, decay: float) -> Moments:
     """m_k <- decay m_k + (1 - decay) mean r^k, k = 1 and 2, of the problem types that a step has."""
     found = dict(moments)
     for kind, (count, total, squares) in sums.items():

@@ -24,7 +24,7 @@ from jvr1.train.losses import TokenScores
 from jvr1.train.metrics import Sums, Tally
 from jvr1.train.optimizer import combine
 from jvr1.train.reference import Reference, open_reference
-from jvr1.train.rollouts import Answered, Rollout, reward_parts
+from jvr1.train.rollouts import Judgement, Rollout, reward_parts
 from jvr1.train.steps import (
     PolicyBatch,
     make_advantages,
@@ -91,7 +91,7 @@ class Policy:
     # --- compare
 
     def compare(
-        self, answered: Sequence[Answered], learned: Sequence[bool]
+        self, answered: Sequence[Judgement], learned: Sequence[bool]
     ) -> tuple[list[Rollout], list[Passes], Tally]:
         """Completions compared within their groups, what was scored for that, and statistics. learned: of which
         microbatches there is anything to learn; others take no pass."""
@@ -108,7 +108,7 @@ class Policy:
                                         denominator=float(denominator), result=own))  # fmt: skip
         return rollouts, passes, tally
 
-    def _score(self, answered: Sequence[Answered], learned: Sequence[bool]) -> tuple[list[Passes], Tally]:
+    def _score(self, answered: Sequence[Judgement], learned: Sequence[bool]) -> tuple[list[Passes], Tally]:
         used, tally = [i for i, is_used in enumerate(learned) if is_used], Tally()
         anchors: dict[int, jax.Array | None] = {}
         if self.algorithm.kl_in == "reward":
@@ -129,7 +129,7 @@ class Policy:
             passes[i] = Passes(anchors.get(i), first, owed)
         return passes, tally
 
-    def _anchors(self, answered: Sequence[Answered]) -> Sequence[jax.Array | None]:
+    def _anchors(self, answered: Sequence[Judgement]) -> Sequence[jax.Array | None]:
         """The reference's log-probabilities of microbatches; None without one."""
         if self.reference is None:
             return [None] * len(answered)
@@ -138,7 +138,7 @@ class Policy:
             jax.block_until_ready(anchors)
         return anchors
 
-    def _beside(self, answered: Sequence[Answered], passes: Sequence[Passes]) -> list[tgrpo.Beside]:
+    def _beside(self, answered: Sequence[Judgement], passes: Sequence[Passes]) -> list[tgrpo.Beside]:
         """What advantages depend on beside the scores, of each microbatch."""
         every, algorithm = [], self.algorithm
         for one, scored in zip(answered, passes, strict=True):
@@ -153,7 +153,7 @@ class Policy:
             every.append(beside)
         return self._divided(answered, every) if algorithm.normalise_std and algorithm.std_of != "group" else every
 
-    def _divided(self, answered: Sequence[Answered], every: Sequence[tgrpo.Beside]) -> list[tgrpo.Beside]:
+    def _divided(self, answered: Sequence[Judgement], every: Sequence[tgrpo.Beside]) -> list[tgrpo.Beside]:
         """With the standard deviations of `std_of`, which the rewards of the whole step give."""
         algorithm, groups = self.algorithm, []
         for one, beside in zip(answered, every, strict=True):

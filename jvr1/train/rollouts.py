@@ -28,7 +28,7 @@ MAX_PICTURES = 4
 
 
 @dataclass(frozen=True)
-class Answered:
+class Judgement:
     """A microbatch sampled and judged. On the device: arrays, ids [B,G,C], sampled log-probabilities, length and ended
     [B,G], scores; on the host, this process's rows: completions, texts, what they were worth."""
 
@@ -46,7 +46,7 @@ class Answered:
 
 
 @dataclass(frozen=True)
-class Rollout(Answered):
+class Rollout(Judgement):
     """The same compared within groups. On the device: advantage [B,G], mask [B,G,C]; on the host, this process's rows:
     result. denominator: its part of the step's."""
 
