@@ -95,8 +95,9 @@ def main(command: settings.Command) -> int:
         rows, texts = rows_of(micro.bucket, group, shuffled), texts_of(run.tokenizer, host)
         scores = shared_scores(judge(micro, texts, host, rows), run.share)
         check_rewards(scores.rollout)
-        put = put_batch((micro.arrays, *ordered(host, group), scores.rollout), mesh)
-        return Judgement(micro, rows, *put, host, texts, scores)
+        sent = (micro.arrays, *ordered(host, group), scores.rollout)
+        arrays, ids, sampled, length, ended, worth = put_batch(sent, mesh)
+        return Judgement(micro, rows, arrays, ids, sampled, length, ended, worth, host, texts, scores)
 
     # --- the prompts of a step, and more of them while too few groups have different rewards
     def answers(step: int, microbatches: Sequence[Microbatch]) -> tuple[list[Judgement], list[bool]]:

@@ -145,7 +145,7 @@ class Policy:
             beside = tgrpo.Beside()
             if algorithm.combine == "normalise":
                 parts, weights = reward_parts(one.judged, one.rows[0], self._run.settings)
-                beside = beside._replace(parts=put_batch(parts, self._run.mesh), weights=weights)
+                beside = beside._replace(parts=put_batch(parts, self._run.mesh), weights=jnp.asarray(weights))
             if algorithm.kl_in == "reward" and scored.anchor is not None:
                 beside = beside._replace(penalty=self._penalty(one.sampled, scored.anchor, one.length))
             if algorithm.credit_alpha > 0 and scored.credit is not None:
@@ -219,17 +219,17 @@ class Policy:
             return [None] * len(both)
         by_entropy, by_credit = algorithm.entropy_share < 1, algorithm.credit in ("select", "weight")
         least = most = np.float32(0)
+        entropies = [s.first.entropy if by_entropy and s.first is not None else None for _, s in both]
         if by_entropy:
-            least = top_threshold(
-                [s.first.entropy for _, s in both], [r.mask for r, _ in both], algorithm.entropy_share
-            )
+            known = [(entropy, r.mask) for entropy, (r, _) in zip(entropies, both, strict=True) if entropy is not None]
+            least = top_threshold([x for x, _ in known], [mask for _, mask in known], algorithm.entropy_share)
         if algorithm.credit == "select":
             owing = [(r.mask, s.credit) for r, s in both if s.credit is not None]
             sizes, masks = [jnp.abs(c.change) for _, c in owing], [m & c.there[:, None, None] for m, c in owing]
             most = top_threshold(sizes, masks, algorithm.credit_share)
         return [
-            self._weights(r.mask, s.first.entropy if by_entropy else None, least, s.credit if by_credit else None, most)
-            for r, s in both
+            self._weights(r.mask, entropy, least, s.credit if by_credit else None, most)
+            for (r, s), entropy in zip(both, entropies, strict=True)
         ]
 
     # --- from step to step
