@@ -391,7 +391,8 @@ def test_the_mass_that_is_cut_off_is_measured(top_p, top_k):
     """By sorting: the k best, then of these the fewest whose mass is p of theirs."""
     (hidden, kernel, _), targets = scoring_case()
     measure = partial(cut_mass, top_p=top_p, top_k=top_k)
-    scores = token_scores(lambda h: h @ kernel, hidden, jnp.asarray(targets), temperature=0.8, chunk=4, measure=measure)
+    given = (jnp.asarray(hidden), jnp.asarray(targets))
+    scores = token_scores(lambda h: h @ kernel, *given, temperature=0.8, chunk=4, measure=measure)
     p = np.sort(torch.softmax(torch.tensor(hidden @ kernel).double() / 0.8, -1).numpy(), -1)[..., ::-1]
     best = p[..., : top_k or None]
     before = np.cumsum(best, -1) - best  # a word is kept while those before it have less than their share
