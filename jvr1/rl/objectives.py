@@ -143,7 +143,7 @@ Objective = Callable[[Terms, Any], Float[Array, "B G C"]]
 
 def clipped_gain(terms: Terms, config: ObjectiveConfig) -> Float[Array, "B G C"]:
     """min(w A, clip(w, 1 - clip_low, 1 + clip_high) A) (PPO, arXiv 1707.06347; bounds apart: DAPO, arXiv 2503.14476);
-    with `clip_dual` c and A < 0 at least c A (arXiv 1912.09729, eq. 5)."""
+    with `clip_dual` c and A < 0 at least c A (arXiv 1912.09729)."""
     low, high = _bounds(config)
     plain, clipped = terms.ratio * terms.advantage, jnp.clip(terms.ratio, low, high) * terms.advantage
     gain = jnp.where(plain <= clipped, plain, clipped)  # jnp.minimum would halve the gradient at a bound of 1
@@ -280,7 +280,7 @@ def kl_penalty(
     sampled: Float[Array, "B G C"], ref_logp: Float[Array, "B G C"], mask: Bool[Array, "B G C"], config: ObjectiveConfig
 ) -> Float[Array, "B G"]:
     """beta sum_t clip(lp_t - lp_ref_t, -kl_clip, kl_clip): what the KL in the reward takes from a completion's (k1, of
-    the policy as it sampled; RLOO, arXiv 2402.14740, eq. 2)."""
+    the policy as it sampled; RLOO, arXiv 2402.14740)."""
     log_ratio = jnp.where(mask, sampled.astype(jnp.float32) - ref_logp.astype(jnp.float32), 0.0)
     return config.beta * jnp.clip(log_ratio, -config.kl_clip, config.kl_clip).sum(axis=-1)
 
@@ -342,9 +342,10 @@ def _ratio_statistics(terms: Terms, config: ObjectiveConfig) -> dict[str, Mean]:
     """The mean ratio, and shares of clipped tokens."""
     low, high = _bounds(config)
     ratio, gain, none = terms.ratio, terms.advantage, jnp.zeros_like(terms.mask)
+    either = config.objective == "cispo"  # whatever the advantage's sign
     shares = {
-        "clip_low": none if low is None else (ratio < low) & (gain < 0.0),
-        "clip_high": none if high is None else (ratio > high) & (gain > 0.0),
+        "clip_low": none if low is None else (ratio < low) & (either | (gain < 0.0)),
+        "clip_high": none if high is None else (ratio > high) & (either | (gain > 0.0)),
     }
     if config.clip_dual is not None:
         shares["clip_dual"] = _at_dual_bound(terms, config)

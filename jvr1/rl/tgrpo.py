@@ -241,7 +241,7 @@ def normalised_sum(
 
 def overlong_penalty(length: Int[Array, "B G"], room: int, config: AdvantageConfig) -> Float[Array, "B G"]:
     """overlong_penalty clip((length - (room - L)) / L, 0, 1), L `overlong_tokens`, room the most tokens a completion
-    may have (DAPO, arXiv 2503.14476, eq. 13)."""
+    may have (DAPO, arXiv 2503.14476)."""
     over = (length - (room - config.overlong_tokens)).astype(jnp.float32) / config.overlong_tokens
     return config.overlong_penalty * jnp.clip(over, 0.0, 1.0)
 

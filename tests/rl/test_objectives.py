@@ -206,6 +206,9 @@ def test_shares_of_clipped_tokens():
     _, stats = policy_loss(jnp.zeros((1, 2, 4)), old, None, jnp.asarray([[-1.0, 1.0]]), mask, jnp.float32(1), config)
     shares = {name: (float(s.total), float(s.weight)) for name, s in stats.items()}
     assert shares == {"ratio": (15.0, 8.0), "clip_low": (1.0, 8.0), "clip_high": (2.0, 8.0), "clip_dual": (1.0, 8.0)}
+    cispo = TGRPOConfig(objective="cispo", clip_low=0.2, clip_high=0.2)
+    _, stats = policy_loss(jnp.zeros((1, 2, 4)), old, None, jnp.asarray([[-1.0, 1.0]]), mask, jnp.float32(1), cispo)
+    assert (float(stats["clip_low"].total), float(stats["clip_high"].total)) == (2.0, 4.0)
 
 
 def test_k1_s_gradient_is_that_of_the_kl():
