@@ -280,6 +280,16 @@ def loss_mask(mask: Bool[Array, "B G C"], weight: Float[Array, " B"]) -> Bool[Ar
     return mask & (weight > 0.0)[:, None, None]
 
 
+def needed_tokens(
+    mask: Bool[Array, "B G C"], advantage: Float[Array, "B G"], config: TGRPOConfig
+) -> Bool[Array, "B G C"]:
+    """Of the tokens in the loss those whose log-probabilities it depends on: without KL and entropy bonus not those of
+    completions without any advantage, which are 0 in it whatever they are, and count in its denominator all the
+    same."""
+    every = config.beta > 0 or config.has_entropy_bonus
+    return mask if every else mask & (advantage != 0.0)[:, :, None]
+
+
 def group_statistics(rollout: RolloutScores, result: Advantages, config: TGRPOConfig) -> dict[str, Mean]:
     """What a step's groups looked like. Temporal entries count videos with valid shuffled completions, no images."""
     valid = rollout.valid.astype(jnp.float32)

@@ -23,6 +23,7 @@ from jvr1.train.loop import Loop
 from jvr1.train.losses import TokenScores
 from jvr1.train.metrics import Sums, Tally
 from jvr1.train.optimizer import combine
+from jvr1.train.packing import tape_size, tokens_to_read
 from jvr1.train.reference import Reference, open_reference
 from jvr1.train.rollouts import Judgement, Rollout, reward_parts
 from jvr1.train.steps import (
@@ -53,11 +54,13 @@ class TokenCredit(NamedTuple):
 @dataclass(frozen=True)
 class Passes:
     """What was scored of a microbatch before its step's updates, None where nothing asks for it. anchor [B,G,C]: the
-    reference's log-probabilities; first: the policy's own; credit: from those under the clip's twin."""
+    reference's log-probabilities; first: the policy's own; credit: from those under the clip's twin; mask [B,G,C]: the
+    tokens of valid rows, which were scored."""
 
     anchor: jax.Array | None = None
     first: TokenScores | None = None
     credit: TokenCredit | None = None
+    mask: jax.Array | None = None
 
 
 class Policy:
@@ -80,7 +83,7 @@ class Policy:
         self._twin = make_twin_scores(graphdef, mesh, algorithm.credit_twin, **scoring)
         self._credit, self._weights = make_credit(algorithm, mesh), make_token_weights(algorithm, mesh)
         self._penalty = make_kl_penalty(algorithm, mesh)
-        self._gap = jax.jit(sampling_gap)
+        self._gap, self._written = jax.jit(sampling_gap), make_written(mesh)
         drawn = {"top_p": run.settings.sampling.top_p, "top_k": run.settings.sampling.top_k}
         self._gradients = make_policy_gradients(graphdef, algorithm, run.shardings, **scoring, **drawn)
 
@@ -103,38 +106,47 @@ class Policy:
                 ended = one.ended if self.algorithm.overlong == "mask" else None
                 result, mask, denominator, sums = self._advantages(one.scores, one.length, one.ids, beside, ended)
                 tally = tally.add(sums)
+                tape, read = self._tape(mask)
+                room = float(mask.shape[0] * (tape or mask.shape[1] * mask.shape[2]))
+                tally = tally.add({"update/padded": (room - read, room)})
                 own = jax.tree.map(take_local, result)
-                rollouts.append(Rollout(**vars(one), advantage=result.advantage, mask=mask,
+                rollouts.append(Rollout(**vars(one), advantage=result.advantage, mask=mask, tape=tape,
                                         denominator=float(denominator), result=own))  # fmt: skip
         return rollouts, passes, tally
 
+    def _tape(self, mask: Bool[Array, "B G C"]) -> tuple[int | None, Array]:
+        """Tokens of the tapes that take what scores of these tokens need, and how many those are."""
+        most, read = tokens_to_read(mask)
+        return tape_size(int(most), mask.shape[1], mask.shape[2], self._run.settings.rl.packing), read
+
     def _score(self, answered: Sequence[Judgement], learned: Sequence[bool]) -> tuple[list[Passes], Tally]:
-        used, tally = [i for i, is_used in enumerate(learned) if is_used], Tally()
-        anchors: dict[int, jax.Array | None] = {}
-        if self.algorithm.kl_in == "reward":
-            anchors = dict(zip(used, self._anchors([answered[i] for i in used]), strict=True))
-        policy, passes = (self.loop.state.params, self._run.frozen), [Passes()] * len(answered)
-        for i in used:
-            one, first, owed = answered[i], None, None
+        used, tally, passes = [i for i, is_used in enumerate(learned) if is_used], Tally(), [Passes()] * len(answered)
+        masks = [self._written(answered[i].scores, answered[i].length, answered[i].ids) for i in used]
+        asked = [(answered[i], mask, self._tape(mask)[0]) for i, mask in zip(used, masks, strict=True)]
+        anchored = self.algorithm.kl_in == "reward"
+        anchors = self._anchors(asked) if anchored else [None] * len(asked)
+        policy = (self.loop.state.params, self._run.frozen)
+        for i, (one, mask, tape), anchor in zip(used, asked, anchors, strict=True):
+            first, owed = None, None
             if self._first_pass:
-                first = self._first(*policy, one.arrays, one.ids)
-                mask = written(one.length, one.ids.shape[-1]) & one.scores.valid[:, None, None]
+                first = self._first(*policy, one.arrays, one.ids, mask, tape=tape)
                 gap, largest = self._gap(one.sampled, first.logprobs, mask)
                 tally = tally.add({"loss/logprob_gap": gap}, {"loss/logprob_gap_max": largest})
             if self.algorithm.measures_credit and one.arrays.visual is not None:
-                twin = self._twin(*policy, one.arrays, one.ids)
+                twin = self._twin(*policy, one.arrays, one.ids, mask, tape=tape)
                 logprobs = one.sampled if first is None else first.logprobs
                 owed, sums = self._credit(one.scores, one.length, logprobs, twin)
                 tally = tally.add(sums)
-            passes[i] = Passes(anchors.get(i), first, owed)
+            passes[i] = Passes(anchor, first, owed, mask)
         return passes, tally
 
-    def _anchors(self, answered: Sequence[Judgement]) -> Sequence[jax.Array | None]:
-        """The reference's log-probabilities of microbatches; None without one."""
+    def _anchors(self, asked: Sequence[tuple[Judgement, Array, int | None]]) -> Sequence[jax.Array | None]:
+        """The reference's log-probabilities of microbatches, each with the tokens that are needed and its tape; None
+        without a reference."""
         if self.reference is None:
-            return [None] * len(answered)
+            return [None] * len(asked)
         with self.reference.on_device() as params:
-            anchors = [self._anchor(params, one.arrays, one.ids) for one in answered]
+            anchors = [self._anchor(params, one.arrays, one.ids, mask, tape=tape) for one, mask, tape in asked]
             jax.block_until_ready(anchors)
         return anchors
 
@@ -184,7 +196,7 @@ class Policy:
         bonus, weights = self._entropy_weight(), self._token_weights(rollouts, passes)
         anchors = [scored.anchor for scored in passes]
         if self.algorithm.kl_in == "loss":
-            anchors = list(self._anchors(rollouts))
+            anchors = list(self._anchors([(r, r.mask, r.tape) for r in rollouts]))
         old = [r.sampled if s.first is None else s.first.logprobs for r, s in zip(rollouts, passes, strict=True)]
         batches = [
             PolicyBatch(r.arrays, r.ids, anchor, r.sampled, before, np.bool_(not self._first_pass), r.advantage, r.mask,
@@ -199,7 +211,7 @@ class Policy:
             for i in part:
                 batch = batches[i]._replace(denominator=np.float32(denominator))
                 total, loss, sums, largest, logprobs = self._gradients(
-                    self.loop.state.params, self._run.frozen, total, batch
+                    self.loop.state.params, self._run.frozen, total, batch, tape=rollouts[i].tape
                 )
                 if batch.first:
                     batches[i] = batch._replace(old=logprobs, first=np.bool_(False))
@@ -220,12 +232,13 @@ class Policy:
         by_entropy, by_credit = algorithm.entropy_share < 1, algorithm.credit in ("select", "weight")
         least = most = np.float32(0)
         entropies = [s.first.entropy if by_entropy and s.first is not None else None for _, s in both]
+        scored = [(entropy, s.credit, s.mask) for entropy, (_, s) in zip(entropies, both, strict=True)]
         if by_entropy:
-            known = [(entropy, r.mask) for entropy, (r, _) in zip(entropies, both, strict=True) if entropy is not None]
+            known = [(entropy, mask) for entropy, _, mask in scored if entropy is not None and mask is not None]
             least = top_threshold([x for x, _ in known], [mask for _, mask in known], algorithm.entropy_share)
         if algorithm.credit == "select":
-            owing = [(r.mask, s.credit) for r, s in both if s.credit is not None]
-            sizes, masks = [jnp.abs(c.change) for _, c in owing], [m & c.there[:, None, None] for m, c in owing]
+            owing = [(owed, mask) for _, owed, mask in scored if owed is not None and mask is not None]
+            sizes, masks = [jnp.abs(c.change) for c, _ in owing], [m & c.there[:, None, None] for c, m in owing]
             most = top_threshold(sizes, masks, algorithm.credit_share)
         return [
             self._weights(r.mask, entropy, least, s.credit if by_credit else None, most)
@@ -283,6 +296,16 @@ def make_varied(algorithm: tgrpo.TGRPOConfig) -> Callable[[tgrpo.RolloutScores],
         return jnp.any(advantage != 0.0, axis=1).astype(jnp.float32).sum()
 
     return varied
+
+
+def make_written(mesh: Mesh) -> Callable[..., Any]:
+    """tokens(scores, length [B,G], ids [B,G,C]) -> those of valid rows' completions [B,G,C]."""
+
+    @partial(jax.jit, out_shardings=batch_sharding(mesh))
+    def tokens(scores: tgrpo.RolloutScores, length: Array, ids: Array) -> Array:
+        return written(length, ids.shape[-1]) & scores.valid[:, None, None]
+
+    return tokens
 
 
 def make_kl_penalty(algorithm: tgrpo.TGRPOConfig, mesh: Mesh) -> Callable[..., Any]:

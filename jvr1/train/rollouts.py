@@ -48,10 +48,12 @@ class Judgement:
 @dataclass(frozen=True)
 class Rollout(Judgement):
     """The same compared within groups. On the device: advantage [B,G], mask [B,G,C]; on the host, this process's rows:
-    result. denominator: its part of the step's."""
+    result. tape: tokens of the tapes on which completions are read; None: of none. denominator: its part of the
+    step's."""
 
     advantage: jax.Array
     mask: jax.Array
+    tape: int | None
     denominator: float
     result: Advantages
 

@@ -18,12 +18,12 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 from jvr1.data.batch import Arrays
+from jvr1.model.tape import lay, needed, unwind, wind
 from jvr1.model.vision_language import merge
 from jvr1.rl import tgrpo
 from jvr1.rl.objectives import Mean, TokenExtras, loss_denominator, policy_loss, sampling_gap
-from jvr1.rollout.sampling import cut_mass
 from jvr1.sharding import batch_sharding
-from jvr1.train.losses import TokenScores, supervised_loss, token_scores
+from jvr1.train.losses import TokenScores, Truncation, supervised_loss, token_scores
 from jvr1.train.optimizer import combine
 from jvr1.train.trees import add_trees
 
@@ -33,8 +33,8 @@ class PolicyBatch(NamedTuple):
 
     anchor: the reference's log-probabilities; None: no KL. sampled: those the tokens were drawn with. old: those of the
     step's first pass, which is its own (`first`: `old` may hold anything, and the gap to `sampled` is measured). mask:
-    tokens in the loss. denominator: of the whole optimizer step. `first` and `denominator` are scalars. weight: of
-    tokens in the objective; entropy_weight: of the entropy bonus; None where there is none.
+    tokens whose scores the loss needs. denominator: of the whole optimizer step. `first` and `denominator` are scalars.
+    weight: of tokens in the objective; entropy_weight: of the entropy bonus; None where there is none.
     """
 
     arrays: Arrays
@@ -51,8 +51,8 @@ class PolicyBatch(NamedTuple):
 
 
 def make_advantages(algorithm: tgrpo.TGRPOConfig, mesh: Mesh) -> Callable[..., Any]:
-    """advantages(scores, length [B,G], ids [B,G,C], beside, ended [B,G]) -> tgrpo.Advantages, tokens in the loss
-    [B,G,C], this microbatch's part of the step's denominator, statistics as sums.
+    """advantages(scores, length [B,G], ids [B,G,C], beside, ended [B,G]) -> tgrpo.Advantages, tokens whose scores
+    the loss needs [B,G,C], this microbatch's part of the step's denominator, statistics as sums.
 
     ended: whether an end token came, for `rl.overlong` mask."""
     rows = batch_sharding(mesh)
@@ -71,7 +71,8 @@ def make_advantages(algorithm: tgrpo.TGRPOConfig, mesh: Mesh) -> Callable[..., A
         if algorithm.overlong == "mask":
             mask &= jnp.asarray(ended)[..., None]
         statistics = tgrpo.group_statistics(scores, result, algorithm)
-        return result, mask, loss_denominator(mask, algorithm), statistics
+        needed = tgrpo.needed_tokens(mask, result.advantage, algorithm)
+        return result, needed, loss_denominator(mask, algorithm), statistics
 
     return advantages
 
@@ -103,26 +104,34 @@ def written(length: Int[Array, "B G"], room: int) -> Bool[Array, "B G C"]:
 
 
 def make_reference_scores(graphdef: nnx.GraphDef, mesh: Mesh, *, temperature: float, chunk: int) -> jax.stages.Wrapped:
-    """scores(params, arrays, ids [B,G,C]) -> log-probabilities [B,G,C] of the model KL is measured from.
+    """scores(params, arrays, ids [B,G,C]) -> log-probabilities [B,G,C] of the model KL is measured from; `mask` and
+    `tape` are those of `completion_scores`.
 
     A program of its own: its parameters need not be on the device while gradients are, and a step with several updates
     scores once.
     """
 
-    @partial(jax.jit, out_shardings=batch_sharding(mesh))
-    def reference_scores(params: dict, arrays: Arrays, ids: Array) -> Array:
-        return completion_scores(graphdef, params, arrays, ids, temperature=temperature, chunk=chunk).logprobs
+    @partial(jax.jit, static_argnames="tape", out_shardings=batch_sharding(mesh))
+    def reference_scores(
+        params: dict, arrays: Arrays, ids: Array, mask: Array | None = None, tape: int | None = None
+    ) -> Array:
+        return completion_scores(
+            graphdef, params, arrays, ids, mask, tape, temperature=temperature, chunk=chunk
+        ).logprobs
 
     return reference_scores
 
 
 def make_first_scores(graphdef: nnx.GraphDef, mesh: Mesh, *, temperature: float, chunk: int) -> jax.stages.Wrapped:
-    """scores(trainable, frozen, arrays, ids [B,G,C]) -> TokenScores [B,G,C] of the policy before a step's updates."""
+    """scores(trainable, frozen, arrays, ids [B,G,C], mask, tape) -> TokenScores [B,G,C] of the policy before a step's
+    updates; `mask` and `tape` are those of `completion_scores`."""
 
-    @partial(jax.jit, out_shardings=batch_sharding(mesh))
-    def first_scores(trainable: dict, frozen: dict, arrays: Arrays, ids: Array) -> TokenScores:
+    @partial(jax.jit, static_argnames="tape", out_shardings=batch_sharding(mesh))
+    def first_scores(
+        trainable: dict, frozen: dict, arrays: Arrays, ids: Array, mask: Array | None = None, tape: int | None = None
+    ) -> TokenScores:
         params = combine(trainable, frozen)
-        return completion_scores(graphdef, params, arrays, ids, temperature=temperature, chunk=chunk)
+        return completion_scores(graphdef, params, arrays, ids, mask, tape, temperature=temperature, chunk=chunk)
 
     return first_scores
 
@@ -130,11 +139,13 @@ def make_first_scores(graphdef: nnx.GraphDef, mesh: Mesh, *, temperature: float,
 def make_twin_scores(
     graphdef: nnx.GraphDef, mesh: Mesh, twin: str, *, temperature: float, chunk: int
 ) -> jax.stages.Wrapped:
-    """scores(trainable, frozen, arrays, ids [B,G,C]) -> log-probabilities [B,G,C] of the policy for the same
-    completions under a twin of the clip: its frames `shuffled`, or `blank` (black)."""
+    """scores(trainable, frozen, arrays, ids [B,G,C], mask, tape) -> log-probabilities [B,G,C] of the policy for the
+    same completions under a twin of the clip: its frames `shuffled`, or `blank` (black)."""
 
-    @partial(jax.jit, out_shardings=batch_sharding(mesh))
-    def twin_scores(trainable: dict, frozen: dict, arrays: Arrays, ids: Array) -> Array:
+    @partial(jax.jit, static_argnames="tape", out_shardings=batch_sharding(mesh))
+    def twin_scores(
+        trainable: dict, frozen: dict, arrays: Arrays, ids: Array, mask: Array | None = None, tape: int | None = None
+    ) -> Array:
         visual = arrays.visual
         assert visual is not None
         if twin == "shuffled":
@@ -142,7 +153,7 @@ def make_twin_scores(
         else:
             visual = visual._replace(frames=jnp.zeros_like(visual.frames))
         params, seen = combine(trainable, frozen), arrays._replace(visual=visual)
-        return completion_scores(graphdef, params, seen, ids, temperature=temperature, chunk=chunk).logprobs
+        return completion_scores(graphdef, params, seen, ids, mask, tape, temperature=temperature, chunk=chunk).logprobs
 
     return twin_scores
 
@@ -151,16 +162,30 @@ def completion_scores(
     graphdef: nnx.GraphDef,
     params: dict,
     arrays: Arrays,
-    ids: Array,
+    ids: Int[Array, "B G C"],
+    mask: Bool[Array, "B G C"] | None = None,
+    tape: int | None = None,
     *,
     temperature: float,
     chunk: int,
-    **asked: Any,
+    truncation: Truncation | None = None,
 ) -> TokenScores:
-    """Scores of completions [B,G,C], the prompt and its video computed once. asked: more, as `token_scores` has it."""
-    model = merge(graphdef, params)
-    hidden = model.complete(arrays.prompt, arrays.visual, ids)
-    return token_scores(model.logits, hidden, ids, temperature=temperature, chunk=chunk, **asked)
+    """Scores of completions [B,G,C], the prompt and its video computed once; truncation as `token_scores` has it.
+
+    tape: scores are only needed where `mask` is true, and may be anything elsewhere; what the model must see for them
+    lies on tapes of so many tokens, enough for every row (`packing.tape_size`).
+    """
+    model, how = merge(graphdef, params), {"temperature": temperature, "truncation": truncation}
+    if tape is None:
+        hidden = model.complete(arrays.prompt, arrays.visual, ids)
+        return token_scores(model.head_kernel(), hidden, ids, chunk=chunk, **how)
+    assert mask is not None
+    (rows, count), laid = ids.shape[1:], lay(needed(mask), tape)
+    own = wind(ids, laid)
+    hidden = model.complete_tape(arrays.prompt, arrays.visual, own, laid, count)
+    chunk = -(-tape // -(-tape // (rows * chunk)))  # as many logits at a time, in chunks of one size
+    scores = token_scores(model.head_kernel(), hidden[:, None], own[:, None], chunk=chunk, **how)
+    return jax.tree.map(lambda x: unwind(x[:, 0], laid, count), scores)
 
 
 def make_policy_gradients(
@@ -174,23 +199,23 @@ def make_policy_gradients(
     top_k: int = 0,
 ) -> jax.stages.Wrapped:
     """gradients(trainable, frozen, total, batch) -> total with this microbatch's gradient added, loss, statistics as
-    sums, largest gap, log-probabilities [B,G,C].
+    sums, largest gap, log-probabilities [B,G,C]; `tape` is that of `completion_scores`.
 
     shardings: of the trainable parameters, and so of `total`, which is donated. top_p, top_k: what was sampled with;
     the mass that they cut off is measured.
     """
     rows = batch_sharding(jax.tree.leaves(shardings)[0].mesh)
-    measure = partial(cut_mass, top_p=top_p, top_k=top_k) if top_p < 1 or top_k else None
+    truncation = (top_p, top_k) if top_p < 1 or top_k else None
 
-    @partial(jax.jit, donate_argnums=2, out_shardings=(shardings, None, None, None, rows))
+    @partial(jax.jit, donate_argnums=2, static_argnames="tape", out_shardings=(shardings, None, None, None, rows))
     def gradients(
-        trainable: dict, frozen: dict, total: dict, batch: PolicyBatch
+        trainable: dict, frozen: dict, total: dict, batch: PolicyBatch, tape: int | None = None
     ) -> tuple[dict, Array, dict, Array, Array]:
         def loss(trainable: dict) -> tuple[Array, tuple[dict, Array, Array]]:
             params, bonus = combine(trainable, frozen), batch.entropy_weight is not None
             scores = completion_scores(
-                graphdef, params, batch.arrays, batch.ids,
-                temperature=temperature, chunk=chunk, entropy_gradient=bonus, measure=measure,
+                graphdef, params, batch.arrays, batch.ids, batch.mask, tape,
+                temperature=temperature, chunk=chunk, truncation=truncation,
             )  # fmt: skip
             before = jnp.where(batch.first, jax.lax.stop_gradient(scores.logprobs), batch.old)
             extras = TokenExtras(batch.sampled, batch.weight)
@@ -209,8 +234,9 @@ def make_policy_gradients(
             weight = batch.mask.astype(jnp.float32)
             entropy = jax.lax.stop_gradient(scores.entropy)
             statistics["entropy"] = Mean(jnp.sum(entropy * weight), jnp.sum(weight))
-            if scores.measured is not None:
-                statistics["cut_mass"] = Mean(jnp.sum(scores.measured * weight), jnp.sum(weight))
+            if scores.cut is not None:
+                cut = jax.lax.stop_gradient(scores.cut)
+                statistics["cut_mass"] = Mean(jnp.sum(cut * weight), jnp.sum(weight))
             statistics["logprob_gap"], largest = sampling_gap(batch.sampled, scores.logprobs, batch.mask & batch.first)
             return value, (statistics, largest, scores.logprobs)
 
@@ -228,14 +254,16 @@ def make_answer_gradients(graphdef: nnx.GraphDef, shardings: Any, *, chunk: int,
         model = merge(graphdef, params)
         ids = arrays.target[:, None]
         prompt, own = model.prompt_and_completions(arrays.prompt, arrays.visual, ids)
-        score = partial(token_scores, model.logits, chunk=chunk)
         mask = answer_mask(arrays)[:, None].astype(jnp.float32)
-        answer = score(own, ids)
-        loss = supervised_loss(answer.logprobs, mask, denominator)
+        weight, before = mask, 0
         if on_prompt:
+            own = jnp.concatenate([prompt[:, None, :-1], own], axis=2)
+            ids = jnp.concatenate([arrays.prompt.ids[:, None, 1:], ids], axis=2)
             following = prompt_mask(arrays)[:, None].astype(jnp.float32)
-            scores = score(prompt[:, None, :-1], arrays.prompt.ids[:, None, 1:])
-            loss = loss + supervised_loss(scores.logprobs, following, denominator)
+            weight, before = jnp.concatenate([following, mask], axis=2), following.shape[2]
+        scores = token_scores(model.head_kernel(), own, ids, chunk=chunk)
+        loss = supervised_loss(scores.logprobs, weight, denominator)
+        answer = jax.tree.map(lambda x: x[:, :, before:], scores)
         tokens = jnp.sum(mask)
         return loss, {
             "loss/entropy": (jnp.sum(answer.entropy * mask), tokens),
