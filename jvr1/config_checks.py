@@ -17,6 +17,15 @@ def check_together(config: ConfigDict) -> None:
         raise UserError(
             f"rl.gate={config.rl.gate!r} compares with shuffled completions; set rl.shuffled > 0 or rl.gate='none'"
         )
+    if config.batch.per_step % config.rl.minibatches:
+        raise UserError(
+            f"rl.minibatches={config.rl.minibatches} does not divide batch.per_step={config.batch.per_step}"
+        )
+    if config.rl.reference_every and (config.rl.beta == 0 or config.lora.rank or config.model.reference == "host"):
+        raise UserError(
+            f"rl.reference_every={config.rl.reference_every} renews a copy that KL is measured from; it needs "
+            "rl.beta > 0, lora.rank 0 and model.reference 'device'"
+        )
     if config.lora.rank and config.model.reference == "host":
         raise UserError(
             "model.reference is 'host' and lora.rank is set: frozen weights are the reference; use 'device'"

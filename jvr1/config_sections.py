@@ -227,9 +227,23 @@ class GroupSettings:
     )
     updates: int = setting(
         1,
-        "Optimizer steps taken on a batch of completions; use clipping with more than one. The schedule counts updates",
+        "Times a batch of completions is learned from; use clipping with more than one. The schedule counts optimizer "
+        "steps, updates x minibatches",
         least=1,
     )
+    minibatches: int = setting(
+        1,
+        "Parts of a batch of completions, each an optimizer step of its own; must divide batch.per_step. With several, "
+        "one more pass gives the old log-probabilities",
+        least=1,
+    )
+    refill: int = setting(
+        0,
+        "Dynamic sampling (DAPO): how often a step draws another batch.micro x batch.per_step prompts while fewer than "
+        "refill_share of so many groups have different rewards; groups without any leave the loss. 0: never",
+        least=0,
+    )
+    refill_share: float = setting(1.0, "Of a step's prompts", above=0, most=1)
     format_weight: float = setting(1.0, "Weight of the format reward beside accuracy")
 
 

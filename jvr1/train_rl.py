@@ -11,24 +11,25 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 import jax
-import numpy as np
 
 from jvr1 import config as settings
 from jvr1.data.batch import Microbatch
 from jvr1.processes.guard import run_distributed
 from jvr1.rl.judge import make_judge, shared_scores
 from jvr1.rollout.tasks import Sampled, texts_of
-from jvr1.sharding import put_batch, take_local
+from jvr1.sharding import put_batch
 from jvr1.train.flops import step_flops, trained_of
 from jvr1.train.hooks import Hook
 from jvr1.train.loop import Loop
 from jvr1.train.metrics import Tally, write_rollouts
 from jvr1.train.optimizer import combine
-from jvr1.train.packing import tape_size, tokens_to_read
+from jvr1.train.policy import REFERENCE, Policy, make_varied
 from jvr1.train.reference import open_reference
 from jvr1.train.rollouts import (
+    Judgement,
     Rollout,
     check_rewards,
     log_pictures,
@@ -42,8 +43,6 @@ from jvr1.train.rollouts import (
     user_failures,
 )
 from jvr1.train.setup import open_run
-from jvr1.train.steps import PolicyBatch, make_advantages, make_policy_gradients, make_reference_scores
-from jvr1.train.trees import zeros_like
 from jvr1.train.workdir import measures_from_source
 
 SHOWN = {
@@ -58,7 +57,10 @@ SHOWN = {
 def main(command: settings.Command) -> int:
     config = command.config
     algorithm = settings.tgrpo(config)
+    if config.rl.refill:
+        algorithm = replace(algorithm, drop_zero_variance=True)
     group, shuffled = config.rl.group, config.rl.shuffled
+    enough = config.rl.refill_share * config.batch.micro * config.batch.per_step
 
     # --- mesh, model, optimizer, data
     run = open_run(config, command.workdir, targets=False)
@@ -70,83 +72,69 @@ def main(command: settings.Command) -> int:
     if measures_from_source(config, run.stage):
         host = config.model.reference == "host"
         reference = open_reference(run.graphdef, run.params, config.model.dtype, host=host)
-    loop = Loop(run, SHOWN, command.profile)
+    renewed = algorithm.reference_every > 0
+    loop = Loop(run, SHOWN, command.profile, {REFERENCE: reference.params} if reference and renewed else None)
     run = loop.run_
+    if reference and renewed:
+        reference = replace(reference, params=loop.also[REFERENCE])
     if algorithm.beta > 0 and reference is None:
         reference = open_reference(run.graphdef, run.params, config.model.dtype, adapters=True)
-
-    # --- steps: pure, compiled once a bucket
+    policy, varied = Policy(loop, algorithm, reference), make_varied(algorithm)
     trained = trained_of(run.params, run.trainable)
-    advantages = make_advantages(algorithm, mesh)
-    scoring = {"temperature": config.sampling.temperature, "chunk": config.model.logit_chunk}
-    reference_scores = make_reference_scores(reference.graphdef if reference else run.graphdef, mesh, **scoring)
-    gradients = make_policy_gradients(run.graphdef, algorithm, run.shardings, **scoring)
 
     # --- sample: the prompts of a step take turns, whatever their bucket and microbatch
     taking_turns = turns(config, run.decoder, shuffled)
 
-    def sample(step: int, weights: dict, microbatches: Sequence[Microbatch]) -> list[Sampled]:
+    def sample(step: int, again: int, weights: dict, microbatches: Sequence[Microbatch]) -> list[Sampled]:
         key = jax.random.fold_in(run.key, step)
         tasks = [training_task(micro, group, shuffled) for micro in microbatches]
-        return run.decoder.answers(weights, tasks, key, **taking_turns)
+        return run.decoder.answers(weights, tasks, jax.random.fold_in(key, again) if again else key, **taking_turns)
 
-    # --- one microbatch: score, compare within groups
-    def judged_rollout(micro: Microbatch, host: Sampled) -> tuple[Rollout, Tally]:
-        rows = rows_of(micro.bucket, group, shuffled)
-        with loop.phase("reward"):
-            texts = texts_of(run.tokenizer, host)
-            judged = shared_scores(judge(micro, texts, host, rows), run.share)
-            check_rewards(judged.rollout)
-            arrays, ids, sampled, length = put_batch((micro.arrays, *ordered(host, group)), mesh)
-            result, mask, denominator, statistics = advantages(put_batch(judged.rollout, mesh), length, ids)
-            most, read = tokens_to_read(mask)
-            tape = tape_size(int(most), group, ids.shape[2], config.rl.packing)
-            rollout = Rollout(
-                micro, rows, arrays, ids, sampled, result.advantage, mask, tape, float(denominator), host, texts,
-                judged, jax.tree.map(take_local, result),
-            )  # fmt: skip
-        flops = step_flops(
-            run.config, micro.bucket, len(micro.rows), group, shuffled, float(host.length.mean()),
-            reference=reference is not None, updates=config.rl.updates, trained=trained,
-        )  # fmt: skip
-        room = float(ids.shape[0] * (tape or group * ids.shape[2]))
-        sums = statistics | score_sums(rollout) | {"flops": (flops, 1.0), "update/padded": (room - read, room)}
-        return rollout, Tally().add(sums, score_maxima(rollout))
+    # --- one microbatch: what its completions are worth
+    def judged(micro: Microbatch, host: Sampled) -> Judgement:
+        rows, texts = rows_of(micro.bucket, group, shuffled), texts_of(run.tokenizer, host)
+        scores = shared_scores(judge(micro, texts, host, rows), run.share)
+        check_rewards(scores.rollout)
+        sent = (micro.arrays, *ordered(host, group), scores.rollout)
+        arrays, ids, sampled, length, ended, worth = put_batch(sent, mesh)
+        return Judgement(micro, rows, arrays, ids, sampled, length, ended, worth, host, texts, scores)
 
-    def train_step(step: int, microbatches: Sequence[Microbatch]) -> tuple[Tally, list[Rollout]]:
+    # --- the prompts of a step, and more of them while too few groups have different rewards
+    def answers(step: int, microbatches: Sequence[Microbatch]) -> tuple[list[Judgement], list[bool]]:
         with loop.phase("generate"):
             weights = run.decoder.weights(combine(loop.state.params, run.frozen))
-            completions = sample(step, weights, microbatches)
-            del weights  # memory: the update needs it
-        tally = Tally()
-        rollouts: list[Rollout] = []
-        for micro, host in zip(microbatches, completions, strict=True):
-            rollout, statistics = judged_rollout(micro, host)
-            tally = tally.add(*statistics)
-            rollouts.append(rollout)
-        denominator = sum(r.denominator for r in rollouts)
+        answered: list[Judgement] = []
+        groups: list[float] = []
+        for again in range(1 + config.rl.refill):
+            with loop.phase("generate"):
+                completions = sample(step, again, weights, microbatches)
+            with loop.phase("reward"):
+                new = [judged(micro, host) for micro, host in zip(microbatches, completions, strict=True)]
+                answered += new
+                groups += [float(varied(one.scores)) for one in new] if config.rl.refill else []
+            if again == config.rl.refill or sum(groups) >= enough:
+                break
+            microbatches = loop.more()
+        learned = [bool(count) for count in groups] if any(groups) else [True] * len(answered)
+        return answered, learned
+
+    def train_step(step: int, microbatches: Sequence[Microbatch]) -> tuple[Tally, list[Rollout]]:
+        answered, learned = answers(step, microbatches)
+        rollouts, passes, tally = policy.compare(answered, learned)
         with loop.phase("update"):
-            anchors: list[jax.Array | None] = [None] * len(rollouts)
-            if reference is not None:
-                with reference.on_device() as params:
-                    anchors = [reference_scores(params, r.arrays, r.ids, r.mask, tape=r.tape) for r in rollouts]
-                    jax.block_until_ready(anchors)
-            batches = [
-                PolicyBatch(r.arrays, r.ids, anchor, r.sampled, r.sampled, np.bool_(True), r.advantage, r.mask,
-                            np.float32(denominator))
-                for r, anchor in zip(rollouts, anchors, strict=True)
-            ]  # fmt: skip
-            for update in range(config.rl.updates):
-                total = zeros_like(loop.state.params)
-                for i, batch in enumerate(batches):
-                    total, loss, parts, largest, logprobs = gradients(
-                        loop.state.params, run.frozen, total, batch, tape=rollouts[i].tape
-                    )
-                    if update == 0:
-                        batches[i] = batch._replace(old=logprobs, first=np.bool_(False))
-                    named = {f"loss/{name}": value for name, value in parts.items()}
-                    tally = tally.add({"loss": (loss, 1 / len(rollouts)), **named}, {"loss/logprob_gap_max": largest})
-                tally = tally.add(loop.update(total, has_rows=denominator > 0))
+            used = [i for i, is_used in enumerate(learned) if is_used]
+            tally = tally.add(*policy.learn([rollouts[i] for i in used], [passes[i] for i in used]))
+        policy.renew_reference(step + 1)
+        for rollout, is_used in zip(rollouts, learned, strict=True):
+            flops = step_flops(
+                run.config, rollout.micro.bucket, len(rollout.micro.rows), group, shuffled,
+                float(rollout.host.length.mean()), reference=is_used and policy.reference is not None,
+                updates=is_used * config.rl.updates, passes=is_used * policy.passes_of(rollout.micro.bucket.kind),
+                trained=trained,
+            )  # fmt: skip
+            tally = tally.add(score_sums(rollout) | {"flops": (flops, 1.0)}, score_maxima(rollout))
+        if config.rl.refill:
+            tally = tally.add({"refill/rounds": (len(answered) / config.batch.per_step, 1.0)})
         return tally.add(user_failures(judge, run.share)), rollouts
 
     # --- what is kept and shown of completions

@@ -257,7 +257,8 @@ def _reference(step: Shapes, bucket: Bucket, tape: int | None) -> Iterator[Progr
 def _gradients(step: Shapes, bucket: Bucket, tape: int | None) -> Iterator[Program]:
     group, length = step.config.rl.group, bucket.completion
     shardings = jax.tree.map(lambda x: x.sharding, step.total)
-    gradients = make_policy_gradients(step.graphdef, settings.tgrpo(step.config), shardings, **_scoring(step))
+    algorithm = settings.tgrpo(step.config)
+    gradients = make_policy_gradients(step.graphdef, algorithm, shardings, **_scoring(step))
     logprobs = _rows(step, jnp.float32, group, length)
     batch: Any = PolicyBatch._make(
         (
@@ -270,6 +271,8 @@ def _gradients(step: Shapes, bucket: Bucket, tape: int | None) -> Iterator[Progr
             _rows(step, jnp.float32, group),
             _rows(step, jnp.bool_, group, length),
             jax.ShapeDtypeStruct((), jnp.float32),
+            logprobs if algorithm.weighs_tokens else None,
+            jax.ShapeDtypeStruct((), jnp.float32) if algorithm.has_entropy_bonus else None,
         )
     )
     yield Program(gradients.lower(step.state.params, step.frozen, step.total, batch, tape=tape))

@@ -63,6 +63,7 @@ def step_work(step: Shapes, bucket: Bucket, tokens: int | None = None) -> dict[s
     fsdp = step.mesh.shape["fsdp"]
     received = gathered * (fsdp - 1) / fsdp
     rows, updates = times * config.batch.micro / chips, config.rl.updates
+    applied = updates * config.rl.minibatches
     trained, counts = flops.trained_of(step.params, step.state.params), row_counts(config, bucket)
     completions = flops.completion_flops(step.model, bucket, sum(counts), written, trained)
     anchor = flops.scoring(step.model, bucket, config.rl.group, read)  # without adapters
@@ -76,7 +77,7 @@ def step_work(step: Shapes, bucket: Bucket, tokens: int | None = None) -> dict[s
             updates * times * (3 * layer_reads + TOUCHED["backward"] * scores),
             updates * times * 3 * received,
         ),
-        "update": Work(0.0, updates * (2 * chip_bytes(step.state) + chip_bytes(step.total)), 0.0),
+        "update": Work(0.0, applied * (2 * chip_bytes(step.state) + chip_bytes(step.total)), 0.0),
     }
     return {name: one for name, one in work.items() if name != "reference" or step.reference}
 

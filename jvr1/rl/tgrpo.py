@@ -1,8 +1,8 @@
-"""T-GRPO: temporal signal, shaped rewards, group advantages and the policy loss (Video-R1, arXiv 2503.21776).
+"""T-GRPO: temporal signal, shaped rewards and group advantages (Video-R1, arXiv 2503.21776).
 
 All of it is pure, fp32 and made of masks: an invalid prompt, an image or a missing shuffled twin takes the same
-path as any other row. One group's numbers depend on that group alone. The loss divides by a denominator of the
-whole step, computed apart, so that any split into microbatches and hosts sums to the same gradient.
+path as any other row. One group's numbers depend on that group alone, but for what `Beside` says of its step. The loss
+is in `jvr1.rl.objectives`, what single tokens owe to the order of frames in `jvr1.rl.credit`.
 """
 
 from __future__ import annotations
@@ -10,30 +10,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax.lax import stop_gradient
 from jaxtyping import Array, Bool, Float, Int
 
 from jvr1.errors import UserError
+from jvr1.rl.credit import CreditConfig, completion_credit
+from jvr1.rl.objectives import Mean, ObjectiveConfig
 from jvr1.setting import check_section, setting
 
 
 @dataclass(frozen=True)
-class TGRPOConfig:
-    """Every switch of the algorithm; the defaults are ours, docs/deviations.md says how they differ.
+class AdvantageConfig:
+    """What rewards become.
 
     Temporal signal s (`temporal_signal`): `gate`, `factor`, `margin`, `min_distinct_frames`. It acts as a reward,
     r_i += temporal_reward * s * c_i (the reference, 0.3), and as a term outside the normalisation,
     A_i += alpha * s * (c_i - mean c) (ours). c_i = 1[a_i > correct_threshold].
     Length: r_i += length_reward * c_i where more than one is correct and the number of tokens, end token counted,
     lies in [length_min, length_max]; for images if `length_images`, in all-right groups if `length_all_right`.
-    Advantage: `normalise_std` off gives Dr. GRPO's, `unbiased_std` divides the variance by G-1; `std_eps`.
+    Advantage: `normalise_std` off gives Dr. GRPO's, `unbiased_std` divides the variance by G-1; `std_eps`; `std_of`.
     `drop_zero_variance` takes groups without any advantage out of the loss and of its denominator (DAPO).
-    Loss: `clip_low`, `clip_high` (None: no clipping), `ratio` token or sequence (GSPO), `beta` and `kl`
-    k1 | k2 | k3 of a log-ratio clipped to +-kl_clip, `aggregation` sequence (GRPO) | token (DAPO) | constant
-    (Dr. GRPO: `max_length` tokens for each completion).
-    Errors: UserError for a value that is not possible.
     """
 
     gate: str = setting(
@@ -57,39 +54,51 @@ class TGRPOConfig:
     length_max: int = setting(512, "Tokens, end token counted")
     length_images: bool = setting(True, "The length bonus for images too")
     length_all_right: bool = setting(False, "The length bonus in groups that are all right (the reference: yes)")
-    normalise_std: bool = setting(True, "Divide by the group's standard deviation; off: Dr. GRPO")
+    overlong: str = setting(
+        "keep",
+        "Completions cut off at their bucket's length: keep, mask (out of the loss; their reward stays in the group), "
+        "or penalty, of all that come near it (DAPO)",
+        one_of=("keep", "mask", "penalty"),
+    )
+    overlong_tokens: int = setting(128, "Tokens before that length over which the penalty grows from 0", least=1)
+    overlong_penalty: float = setting(1.0, "What it grows to", least=0)
+    normalise_std: bool = setting(True, "Divide by a standard deviation, that of std_of; off: Dr. GRPO")
+    std_of: str = setting(
+        "group",
+        "Rewards of the group, of the whole step (batch), or a moving average by problem type (kind, OneThinker)",
+        one_of=("group", "batch", "kind"),
+    )
+    std_decay: float = setting(0.99, "Of that average, a step", least=0, below=1)
+    combine: str = setting(
+        "sum",
+        "Accuracy, format and your own reward: their sum, or the sum of each normalised in its group (normalise, GDPO; "
+        "use std_of batch)",
+        one_of=("sum", "normalise"),
+    )
     unbiased_std: bool = setting(True, "Variance over G - 1")
     std_eps: float = setting(1e-4, "Added to the standard deviation", least=0)
     drop_zero_variance: bool = setting(False, "Groups without any advantage leave the loss and its denominator (DAPO)")
-    clip_low: float | None = setting(None, "Ratios below 1 - clip_low are clipped; none: no clipping", least=0, below=1)
-    clip_high: float | None = setting(None, "Ratios above 1 + clip_high are clipped; none: no clipping", least=0)
-    ratio: str = setting("token", "Importance ratios; by sequence: GSPO", one_of=("token", "sequence"))
-    beta: float = setting(
-        0.04,
-        "Weight of the KL from the starting model; 0 saves its copy (with LoRA there is none) and its pass",
-        least=0,
-    )
-    kl: str = setting("k3", "Estimator of the KL", one_of=("k1", "k2", "k3"))
-    kl_clip: float = setting(10.0, "Bound on the log-ratio in it", above=0)
-    aggregation: str = setting(
-        "sequence",
-        "Mean over completions of token means (sequence), over all tokens (token, DAPO), or sums over max_length "
-        "(constant, Dr. GRPO)",
-        one_of=("sequence", "token", "constant"),
-    )
-    max_length: int = setting(768, "Tokens a completion counts as, for aggregation constant", above=0)
+
+
+@dataclass(frozen=True)
+class TGRPOConfig(CreditConfig, ObjectiveConfig, AdvantageConfig):
+    """Every switch of the algorithm; the defaults are ours, docs/deviations.md says how they differ.
+
+    Errors: UserError for a value that is not possible.
+    """
+
+    @property
+    def weighs_tokens(self) -> bool:
+        return self.entropy_share < 1 or self.credit in ("select", "weight")
 
     def __post_init__(self) -> None:
         check_section(self, "rl.")
         if self.normalise_std and self.std_eps == 0:
             raise UserError("rl.std_eps is 0: a group without variance would divide by zero; use 1e-4")
-
-
-class Mean(NamedTuple):
-    """A statistic as the two sums it is the ratio of: it adds over microbatches and hosts."""
-
-    total: Float[Array, ""]
-    weight: Float[Array, ""]
+        unused = {"cispo": ("clip_dual",), "sapo": ("clip_low", "clip_high", "clip_dual")}.get(self.objective, ())
+        for name in unused:
+            if getattr(self, name) is not None:
+                raise UserError(f"rl.{name} is set, which rl.objective={self.objective!r} does not use")
 
 
 class RolloutScores(NamedTuple):
@@ -108,6 +117,25 @@ class RolloutScores(NamedTuple):
     valid: Bool[Array, " B"]
     is_video: Bool[Array, " B"]
     distinct_frames: Int[Array, " B"]
+
+
+class Beside(NamedTuple):
+    """What else advantages may depend on, None where nothing asks for it.
+
+    parts: K rewards of each completion, and the weights with which `RolloutScores.reward` sums them. divisor: the
+    standard deviation of `std_of`, in place of the group's. penalty: what each completion's reward loses. credit: w of
+    `completion_credit`, of rows where `credited`.
+    """
+
+    parts: Float[Array, "B G K"] | None = None
+    weights: Float[Array, " K"] | None = None
+    divisor: Float[Array, " B"] | None = None
+    penalty: Float[Array, "B G"] | None = None
+    credit: Float[Array, "B G"] | None = None
+    credited: Bool[Array, " B"] | None = None
+
+
+NOTHING_BESIDE = Beside()
 
 
 class Advantages(NamedTuple):
@@ -176,33 +204,75 @@ def group_advantages(
     signal: Float[Array, " B"],
     valid: Bool[Array, " B"],
     config: TGRPOConfig,
+    divisor: Float[Array, " B"] | None = None,
 ) -> Float[Array, "B G"]:
     """A_i = (r_i - mean r) / (std r + std_eps) + alpha s (c_i - mean c); 0 for invalid prompts.
 
-    Without `normalise_std` the first term is r_i - mean r. The second sums to zero over a group, is at most alpha,
-    and vanishes where all or none are correct: unlike a bonus inside r it is not divided away.
+    Without `normalise_std` the first term is r_i - mean r; divisor: in place of std r. The second sums to zero over a
+    group, is at most alpha, and vanishes where all or none are correct: unlike a bonus inside r it is not divided away.
     """
-    size = rewards.shape[1]
-    # measured from the first reward: equal rewards then give exactly 0, where rounding over std_eps gave 1e-3
-    shifted = rewards - rewards[:, :1]
-    base = shifted - shifted.mean(axis=1, keepdims=True)
+    base = _centred(rewards)
     if config.normalise_std:
-        freedom = max(size - 1, 1) if config.unbiased_std else size
-        base = base / (jnp.sqrt(jnp.square(base).sum(axis=1, keepdims=True) / freedom) + config.std_eps)
+        base = base / (_std(base, config) if divisor is None else divisor[:, None] + config.std_eps)
     c = correct(accuracy, config)
     bonus = config.alpha * signal[:, None] * (c - c.mean(axis=1, keepdims=True))
     return stop_gradient(jnp.where(valid[:, None], base + bonus, 0.0))
 
 
-def advantages(rollout: RolloutScores, config: TGRPOConfig) -> Advantages:
+def _centred(rewards: Float[Array, "B G"]) -> Float[Array, "B G"]:
+    # measured from the first reward: equal rewards then give exactly 0, where rounding over std_eps gave 1e-3
+    shifted = rewards - rewards[:, :1]
+    return shifted - shifted.mean(axis=1, keepdims=True)
+
+
+def _std(centred: Float[Array, "B G"], config: AdvantageConfig) -> Float[Array, "B 1"]:
+    size = centred.shape[1]
+    freedom = max(size - 1, 1) if config.unbiased_std else size
+    return jnp.sqrt(jnp.square(centred).sum(axis=1, keepdims=True) / freedom) + config.std_eps
+
+
+def normalised_sum(
+    parts: Float[Array, "B G K"], weights: Float[Array, " K"], config: AdvantageConfig
+) -> Float[Array, "B G"]:
+    """sum_k weight_k (r_ik - mean_i r_ik) / (std_i r_ik + std_eps): GDPO (arXiv 2601.05242)."""
+    each = [_centred(parts[:, :, k]) for k in range(parts.shape[2])]
+    return jnp.stack([x / _std(x, config) for x in each], axis=-1) @ weights
+
+
+def overlong_penalty(length: Int[Array, "B G"], room: int, config: AdvantageConfig) -> Float[Array, "B G"]:
+    """overlong_penalty clip((length - (room - L)) / L, 0, 1), L `overlong_tokens`, room the most tokens a completion
+    may have (DAPO, arXiv 2503.14476)."""
+    over = (length - (room - config.overlong_tokens)).astype(jnp.float32) / config.overlong_tokens
+    return config.overlong_penalty * jnp.clip(over, 0.0, 1.0)
+
+
+def compared_rewards(
+    rollout: RolloutScores, shaped: Float[Array, "B G"], config: TGRPOConfig, beside: Beside
+) -> Float[Array, "B G"]:
+    """What advantages compare: shaped rewards, their parts combined as `combine` says, less penalties."""
+    if beside.parts is not None:
+        assert beside.weights is not None
+        shaped = shaped - rollout.reward + normalised_sum(beside.parts, beside.weights, config)
+    if beside.penalty is not None:
+        shaped = shaped - beside.penalty
+    return jnp.where(rollout.valid[:, None], shaped, 0.0)
+
+
+def advantages(rollout: RolloutScores, config: TGRPOConfig, beside: Beside = NOTHING_BESIDE) -> Advantages:
     """From a rollout's scores to what the loss takes: signal, shaped rewards, advantages and group weights."""
     signal = temporal_signal(rollout, config)
-    rewards = shaped_rewards(rollout, signal, config)
-    advantage = group_advantages(rewards, rollout.accuracy, signal, rollout.valid, config)
+    shaped = shaped_rewards(rollout, signal, config)
+    rewards = compared_rewards(rollout, shaped, config, beside)
+    advantage = group_advantages(rewards, rollout.accuracy, signal, rollout.valid, config, beside.divisor)
+    if beside.credit is not None:
+        assert beside.credited is not None
+        right = correct(rollout.accuracy, config) > 0.0
+        term = completion_credit(beside.credit, right, beside.credited, config)
+        advantage = advantage + jnp.where(rollout.valid[:, None], term, 0.0)
     used = rollout.valid
     if config.drop_zero_variance:
         used &= jnp.any(advantage != 0.0, axis=1)
-    return Advantages(advantage, rewards, signal, used.astype(jnp.float32))
+    return Advantages(advantage, shaped, signal, used.astype(jnp.float32))
 
 
 def loss_mask(mask: Bool[Array, "B G C"], weight: Float[Array, " B"]) -> Bool[Array, "B G C"]:
@@ -213,106 +283,11 @@ def loss_mask(mask: Bool[Array, "B G C"], weight: Float[Array, " B"]) -> Bool[Ar
 def needed_tokens(
     mask: Bool[Array, "B G C"], advantage: Float[Array, "B G"], config: TGRPOConfig
 ) -> Bool[Array, "B G C"]:
-    """Of the tokens in the loss those whose log-probabilities it depends on: without KL not those of completions
-    without any advantage, which are 0 in it whatever they are, and count in its denominator all the same."""
-    return mask if config.beta > 0 else mask & (advantage != 0.0)[:, :, None]
-
-
-def loss_denominator(mask: Bool[Array, "B G C"], config: TGRPOConfig) -> Float[Array, ""]:
-    """What a summed loss is divided by, of these rows; add it up over the step's microbatches and hosts.
-
-    sequence: completions in the loss; token: their tokens; constant: completions * max_length.
-    """
-    if config.aggregation == "token":
-        return mask.astype(jnp.float32).sum()
-    completions = mask.any(axis=-1).astype(jnp.float32).sum()
-    return completions * (config.max_length if config.aggregation == "constant" else 1.0)
-
-
-def policy_loss(
-    logp: Float[Array, "B G C"],
-    old_logp: Float[Array, "B G C"] | None,
-    ref_logp: Float[Array, "B G C"] | None,
-    advantage: Float[Array, "B G"],
-    mask: Bool[Array, "B G C"],
-    denominator: Float[Array, ""],
-    config: TGRPOConfig,
-) -> tuple[Float[Array, ""], dict[str, Mean]]:
-    """This microbatch's share of the step's loss, and statistics as sums.
-
-    l_it = -(min(w_it A_i, clip(w_it, 1-clip_low, 1+clip_high) A_i) - beta KL_it), w_it = exp(lp_it - old_it), or
-    for every t exp(mean_t(lp_it - old_it)) with `ratio` sequence (GSPO, arXiv 2507.18071). Without `old_logp` the
-    policy is its own old one: w = exp(lp - stop_gradient(lp)). KL: `token_kl`; no `ref_logp`, no KL.
-    loss = sum_i (sum_t l_it / n_i) / denominator for aggregation sequence, else sum_it l_it / denominator.
-    `mask` [B,G,C] marks the tokens in the loss (`loss_mask`), n_i counts a row's; `denominator` is that of the
-    whole step (`loss_denominator`); 0 gives 0. Masked log-probabilities may hold anything, also in the gradient.
-    """
-    logp = jnp.where(mask, logp.astype(jnp.float32), 0.0)
-    old = stop_gradient(logp) if old_logp is None else jnp.where(mask, old_logp.astype(jnp.float32), 0.0)
-    count = mask.astype(jnp.float32).sum(axis=-1)
-    per_row = jnp.maximum(count, 1.0)
-    log_ratio = logp - old
-    if config.ratio == "sequence":
-        log_ratio = jnp.broadcast_to((log_ratio.sum(axis=-1) / per_row)[:, :, None], logp.shape)
-    # bounded: a token far off the old policy would make inf * 0
-    ratio = jnp.exp(jnp.clip(log_ratio, -20.0, 20.0))
-    low = None if config.clip_low is None else 1.0 - config.clip_low
-    high = None if config.clip_high is None else 1.0 + config.clip_high
-    gain = advantage[:, :, None]
-    plain, clipped = ratio * gain, jnp.clip(ratio, low, high) * gain
-    loss = -jnp.where(plain <= clipped, plain, clipped)  # jnp.minimum would halve the gradient at a bound of 1
-    kl = jnp.zeros_like(logp)
-    if ref_logp is not None:
-        kl = token_kl(logp, jnp.where(mask, ref_logp.astype(jnp.float32), 0.0), config)
-        loss = loss + config.beta * kl
-    loss = jnp.where(mask, loss, 0.0).sum(axis=-1)
-    if config.aggregation == "sequence":
-        loss = loss / per_row
-    loss = loss.sum() / jnp.maximum(denominator, 1.0)
-    return loss, _loss_statistics(ratio, kl, gain, mask, low, high)
-
-
-def token_kl(logp: Float[Array, "*B"], ref_logp: Float[Array, "*B"], config: TGRPOConfig) -> Float[Array, "*B"]:
-    """Estimates of KL(policy || reference) from x = clip(lp_ref - lp, -kl_clip, kl_clip) (Schulman 2020).
-
-    k1: -x;  k2: x^2 / 2;  k3: exp(x) - x - 1.
-    """
-    x = jnp.clip(ref_logp - logp, -config.kl_clip, config.kl_clip)
-    if config.kl == "k1":
-        return -x
-    return jnp.square(x) / 2.0 if config.kl == "k2" else jnp.exp(x) - x - 1.0
-
-
-def _loss_statistics(
-    ratio: Float[Array, "B G C"],
-    kl: Float[Array, "B G C"],
-    gain: Float[Array, "B G 1"],
-    mask: Bool[Array, "B G C"],
-    low: float | None,
-    high: float | None,
-) -> dict[str, Mean]:
-    """KL as the reference logs it (mean over completions of token means), ratio, and shares of clipped tokens."""
-    weight = mask.astype(jnp.float32)
-    count, tokens = weight.sum(axis=-1), weight.sum()
-    below = jnp.zeros_like(mask) if low is None else (ratio < low) & (gain < 0.0)
-    above = jnp.zeros_like(mask) if high is None else (ratio > high) & (gain > 0.0)
-    rows = (kl * weight).sum(axis=-1) / jnp.maximum(count, 1.0)
-    sums = {
-        "kl": Mean(rows.sum(), (count > 0.0).astype(jnp.float32).sum()),
-        "kl_token": Mean((kl * weight).sum(), tokens),
-        "ratio": Mean((ratio * weight).sum(), tokens),
-        "clip_low": Mean((below & mask).astype(jnp.float32).sum(), tokens),
-        "clip_high": Mean((above & mask).astype(jnp.float32).sum(), tokens),
-    }
-    return jax.tree.map(stop_gradient, sums)
-
-
-def sampling_gap(
-    sampled: Float[Array, "B G C"], scored: Float[Array, "B G C"], mask: Bool[Array, "B G C"]
-) -> tuple[Mean, Float[Array, ""]]:
-    """|log p when sampled - log p when scored| over completion tokens: its mean and its maximum."""
-    gap = jnp.where(mask, jnp.abs(sampled.astype(jnp.float32) - scored.astype(jnp.float32)), 0.0)
-    return Mean(gap.sum(), mask.astype(jnp.float32).sum()), gap.max(initial=0.0)
+    """Of the tokens in the loss those whose log-probabilities it depends on: without KL and entropy bonus not those of
+    completions without any advantage, which are 0 in it whatever they are, and count in its denominator all the
+    same."""
+    every = config.beta > 0 or config.has_entropy_bonus
+    return mask if every else mask & (advantage != 0.0)[:, :, None]
 
 
 def group_statistics(rollout: RolloutScores, result: Advantages, config: TGRPOConfig) -> dict[str, Mean]:

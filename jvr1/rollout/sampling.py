@@ -56,15 +56,26 @@ def draw_token(logits: Float[Array, "B R V"], uniform: Float[Array, "B R"], samp
         logits = jnp.where(jnp.asarray(banned)[None, None], jnp.float32(MASKED), logits)
     if sampling.temperature == 0:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    p = jax.nn.softmax(logits / jnp.float32(sampling.temperature), axis=-1)
-    if 0 < sampling.top_k < vocab:
-        p = jnp.where(p >= cut(p, jnp.ones_like(p), jnp.float32(sampling.top_k)), p, jnp.float32(0))
-    if sampling.top_p < 1:
-        p = jnp.where(p >= cut(p, p, sampling.top_p * jnp.sum(p, axis=-1, keepdims=True)), p, jnp.float32(0))
+    p = truncated(jax.nn.softmax(logits / jnp.float32(sampling.temperature), axis=-1), sampling.top_p, sampling.top_k)
     # a parallel cumsum is not monotone to the last bit: without the mask a token of probability 0 could be drawn
     mass = jnp.where(p > 0, jnp.cumsum(p, axis=-1), jnp.float32(0))
     below = jnp.max(mass, axis=-1, keepdims=True) * jnp.minimum(uniform[..., None], jnp.float32(1 - 2**-23))
     return jnp.argmax(mass > below, axis=-1).astype(jnp.int32)
+
+
+def truncated(p: Float[Array, "B R V"], top_p: float | int, top_k: int) -> Float[Array, "B R V"]:
+    """Probabilities of which only the top_k best, then the nucleus of mass top_p are kept; the rest is 0."""
+    if 0 < top_k < p.shape[-1]:
+        p = jnp.where(p >= cut(p, jnp.ones_like(p), jnp.float32(top_k)), p, jnp.float32(0))
+    if top_p < 1:
+        p = jnp.where(p >= cut(p, p, top_p * jnp.sum(p, axis=-1, keepdims=True)), p, jnp.float32(0))
+    return p
+
+
+def cut_mass(logits: Float[Array, "*X V"], top_p: float | int, top_k: int) -> Float[Array, "*X"]:
+    """The share of softmax(logits) that top-k and top-p leave out: what the policy that samples is not."""
+    p = jax.nn.softmax(logits.reshape(1, -1, logits.shape[-1]), axis=-1)
+    return 1.0 - jnp.sum(truncated(p, top_p, top_k), axis=-1).reshape(logits.shape[:-1])
 
 
 def cut(p: Float[Array, "B R V"], weight: Float[Array, "B R V"], target: Float[Array, "..."]) -> Float[Array, "B R 1"]:

@@ -76,15 +76,17 @@ def step_flops(
     *,
     reference: bool,
     updates: int = 1,
+    passes: int = 0,
     trained: Trained = ALL,
 ) -> float:
     """A T-GRPO step over `prompts` prompts of one bucket: sampling, one scoring by the reference, which has no
-    adapters, and `updates` times forward and backward. tokens: mean tokens of a completion."""
+    adapters, `passes` by the policy, and `updates` times forward and backward. tokens: mean tokens of a completion."""
     streams = 2 if shuffled and bucket.kind == "video" else 1
     rows = group + (shuffled if streams == 2 else 0)
     sampling = prompt_flops(config, bucket, streams, trained) + completion_flops(config, bucket, rows, tokens, trained)
     anchor = scoring(config, bucket, group, tokens).forward if reference else 0.0
-    return prompts * (sampling + anchor + updates * scoring(config, bucket, group, tokens, trained).both)
+    own = scoring(config, bucket, group, tokens, trained)
+    return prompts * (sampling + anchor + passes * own.forward + updates * own.both)
 
 
 def sft_flops(

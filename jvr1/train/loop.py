@@ -49,14 +49,23 @@ Step = Callable[[int, Sequence[Microbatch]], tuple[Tally, Any]]
 """step(steps taken before, microbatches) -> its statistics, and what the main's hooks look at (None: nothing)."""
 
 
+class Stopped(Exception):
+    """The run was told to stop while a step waited for more rows."""
+
+
 class Loop:
     """State of a run and what goes on around its steps.
 
-    A step calls `phase` and `update`; `show` names what the progress bar prints.
+    A step calls `phase` and `update`, and `more` for further rows; `show` names what the progress bar prints. also:
+    trees of arrays by name, saved beside the optimizer's; a step may put others of their shape in their place, as in
+    `kept`, JSON values that are saved too.
     """
 
-    def __init__(self, run: Run, show: Mapping[str, str], profile: range = range(0)):
-        self.run_, self.show = run, dict(show)
+    def __init__(
+        self, run: Run, show: Mapping[str, str], profile: range = range(0), also: Mapping[str, Any] | None = None
+    ):
+        self.run_, self.show, self.also = run, dict(show), dict(also or {})
+        self.kept: dict[str, Any] = {}
         self.watchdog, self.profiler = Watchdog(run.settings.train.step_limit), Profiler(run.workdir, profile)
         train = run.settings.train
         failed = end_all_with if processes() > 1 else None
@@ -84,6 +93,8 @@ class Loop:
         self.clock, self.tally = PhaseClock(), Tally()
         self._schedule = make_schedule(run.optimizer)
         self._stop = False
+        self._rows: Iterator[list[Microbatch]] = iter(())
+        self._drawn = self._rounds
         self._now = 0.0
         self._measured: dict[str, float] | None = None
 
@@ -93,6 +104,8 @@ class Loop:
         return self._step
 
     _step = 0
+    _rounds = 0
+    """Batches of rows that the steps taken have used: one a step, and what `more` gave."""
     _finished = False
 
     def _own_hooks(self, bar: tqdm) -> tuple[Hook, ...]:
@@ -116,7 +129,9 @@ class Loop:
         for array in jax.tree.leaves((run.params, run.trainable, run.frozen)):
             if isinstance(array, jax.Array) and not array.is_deleted():
                 array.delete()  # what the source held: memory
-        params, rest, meta = self.checkpoints.restore(whole, beside_params(shapes), step)
+        also = {name: jax.tree.map(_as_shape, tree) for name, tree in self.also.items()}
+        params, rest, meta = self.checkpoints.restore(whole, beside_params(shapes) | also, step)
+        self.also = {name: rest.pop(name) for name in also}
         where = self.checkpoints.directory / str(step)
         if meta.get("rows", run.rows) != run.rows:
             raise UserError(
@@ -127,6 +142,7 @@ class Loop:
         self.run_ = replace(run, params=params, frozen=_like(params, frozen))
         self.state = TrainState(params=_like(params, shapes.params), **rest)
         self._step = int(meta["step"])
+        self._rounds, self.kept = int(meta.get("rounds", self._step)), meta.get("kept", {})
         # finished by its last step, it goes on when given more of them; finished by its stop value, it does not
         stopped_early = meta["finished"] and self._step < meta["steps"]
         self._finished = stopped_early or self._step >= run.settings.train.steps
@@ -146,6 +162,23 @@ class Loop:
         self.state, stats = self._apply(self.state, gradients, np.bool_(has_rows))
         return {"update/gradient_norm": (stats.gradient_norm, 1.0), "update/applied": (stats.applied, 1.0)}
 
+    def more(self) -> list[Microbatch]:
+        """Rows of another step's size for the step that is being taken. Raises Stopped when the run is to end: that
+        step is then taken again after a restart."""
+        self.watchdog.beat(f"step {self.step + 1}, more rows")
+        with self.phase("data"):
+            microbatches, stop = self._agree(self._next())
+        if stop:
+            raise Stopped
+        return list(microbatches)
+
+    def _next(self) -> list[Microbatch]:
+        """Rows not seen before. A signal to the whole group has ended the workers that read: none then."""
+        if self._stop:
+            return []
+        self._drawn += 1
+        return next(self._rows)
+
     # --- the loop
 
     def run(self, step_of: Step, *hooks: Hook) -> int:
@@ -154,7 +187,9 @@ class Loop:
         hooks: of the main; after a step they come before logging, validation and saving. Returns the exit code.
         """
         train, pipeline = self.run_.settings.train, self.run_.pipeline
-        rows = ahead(pipeline.steps(self.step, train.steps, dict(self.journal.failed)), 1)
+        most = (train.steps - self.step) * (1 + self.run_.settings.rl.refill * (self.run_.stage == "rl"))
+        rows = ahead(pipeline.steps(self._rounds, self._rounds + most, dict(self.journal.failed)), 1)
+        self._rows = rows
         bar = progress_bar(train.steps, self.step)
         own = self._own_hooks(bar)
         with ExitStack() as stack:
@@ -170,13 +205,15 @@ class Loop:
             while not self._finished:
                 self.watchdog.beat(f"step {self.step + 1}")
                 with self.clock.phase("data"):
-                    # a signal to the whole group has ended the workers that read
-                    read = [] if self._stop else next(rows)
+                    read = self._next()
                 microbatches, stop = self._agree(read)
                 if stop:
                     break
                 self.profiler.at(self.step + 1)
-                tally, made = step_of(self.step, microbatches)
+                try:
+                    tally, made = step_of(self.step, microbatches)
+                except Stopped:
+                    break
                 with self.phase("update"):  # JAX returns before the device is done
                     jax.block_until_ready(self.state)
                 self._take(tally)
@@ -200,6 +237,7 @@ class Loop:
         """Counts a step that was taken."""
         self.tally = self.tally.add(*tally)
         self._step += 1
+        self._rounds = self._drawn
         self._finished = self.step == self.run_.settings.train.steps
         self._measured = None
 
@@ -229,14 +267,16 @@ class Loop:
         return True
 
     def save(self, metrics: Mapping[str, float] | None = None) -> None:
-        """Starts a checkpoint of all a restart needs; the position in the data is the step number."""
-        run, rest = self.run_, beside_params(self.state)
+        """Starts a checkpoint of all a restart needs; the position in the data is how many batches were used."""
+        run, rest = self.run_, beside_params(self.state) | self.also
         self.writer.flush()
         with self._finishing():
             check_finite({"params": self.state.params, **rest}, f"step {self.step}", "it is not saved")
         meta = {
             "step": self.step,
             "steps": run.settings.train.steps,
+            "rounds": self._rounds,
+            "kept": self.kept,
             "finished": self._finished,
             "rows": run.rows,
             "stage": run.stage,

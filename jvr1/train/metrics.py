@@ -158,7 +158,7 @@ def _wrap(text: str, font: Any, width: int) -> list[str]:
 
 
 Sums = Mapping[str, tuple[ArrayLike, ArrayLike]]
-"""Name -> (numerator, denominator): a mean that can still be added up. `rl.tgrpo.Mean` is one."""
+"""Name -> (numerator, denominator): a mean that can still be added up. `rl.objectives.Mean` is one."""
 
 
 class Tally(NamedTuple):

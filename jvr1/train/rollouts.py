@@ -28,23 +28,33 @@ MAX_PICTURES = 4
 
 
 @dataclass(frozen=True)
-class Rollout:
-    """A microbatch sampled and scored. On the device: arrays, ids [B,G,C], sampled log-probabilities, advantage
-    [B,G], mask [B,G,C]; on the host, this process's rows: completions, texts, scores, advantages. tape: tokens of the
-    tapes on which completions are read; None: of none."""
+class Judgement:
+    """A microbatch sampled and judged. On the device: arrays, ids [B,G,C], sampled log-probabilities, length and ended
+    [B,G], scores; on the host, this process's rows: completions, texts, what they were worth."""
 
     micro: Microbatch
     rows: tuple[int, ...]
     arrays: Arrays
     ids: jax.Array
     sampled: jax.Array
+    length: jax.Array
+    ended: jax.Array
+    scores: tgrpo.RolloutScores
+    host: Sampled
+    texts: list[list[str]]
+    judged: Judged
+
+
+@dataclass(frozen=True)
+class Rollout(Judgement):
+    """The same compared within groups. On the device: advantage [B,G], mask [B,G,C]; on the host, this process's rows:
+    result. tape: tokens of the tapes on which completions are read; None: of none. denominator: its part of the
+    step's."""
+
     advantage: jax.Array
     mask: jax.Array
     tape: int | None
     denominator: float
-    host: Sampled
-    texts: list[list[str]]
-    judged: Judged
     result: Advantages
 
 
@@ -81,9 +91,23 @@ def training_task(micro: Microbatch, group: int, shuffled: int) -> Task:
     return Task(micro, micro.arrays, pairs, rows)
 
 
-def ordered(sampled: Sampled, group: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Ids, log-probabilities and lengths of the completions that are learned from."""
-    return sampled.ids[:, :group], sampled.logprobs[:, :group], sampled.length[:, :group]
+def ordered(sampled: Sampled, group: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Ids, log-probabilities, lengths of the completions that are learned from, and whether they ended."""
+    return (
+        sampled.ids[:, :group],
+        sampled.logprobs[:, :group],
+        sampled.length[:, :group],
+        sampled.ended[:, :group],
+    )
+
+
+def reward_parts(judged: Judged, group: int, config: ConfigDict) -> tuple[np.ndarray, np.ndarray]:
+    """The rewards [B,G,K] of ordered completions, accuracy, format and the user's own, and their weights [K]."""
+    given = [judged.rollout.accuracy, [[score.format for score in row[:group]] for row in judged.rows]]
+    weights = [1.0, config.rl.format_weight]
+    if judged.user is not None:
+        given, weights = [*given, judged.user], [*weights, config.reward.user_weight]
+    return np.stack([np.asarray(x, np.float32) for x in given], axis=-1), np.asarray(weights, np.float32)
 
 
 def rollout_rows(step: int, rollouts: Sequence[Rollout]) -> list[dict[str, Any]]:

@@ -99,7 +99,7 @@ def _open_held(config: ConfigDict, folder: epath.Path, stage: str, *, targets: b
     changed = check_unchanged(config, folder, begun, stage)
     if processes() > 1:
         agree("files", files_of(config))
-    check_schedule(config, config.rl.updates if stage == "rl" else 1)
+    check_schedule(config, config.rl.updates * config.rl.minibatches if stage == "rl" else 1)
     use_compilation_cache()
     mesh = make_mesh(settings.mesh_shape(config))
     check_batch(config, mesh)

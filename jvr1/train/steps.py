@@ -21,8 +21,9 @@ from jvr1.data.batch import Arrays
 from jvr1.model.tape import lay, needed, unwind, wind
 from jvr1.model.vision_language import merge
 from jvr1.rl import tgrpo
+from jvr1.rl.objectives import Mean, TokenExtras, loss_denominator, policy_loss, sampling_gap
 from jvr1.sharding import batch_sharding
-from jvr1.train.losses import TokenScores, supervised_loss, token_scores
+from jvr1.train.losses import TokenScores, Truncation, supervised_loss, token_scores
 from jvr1.train.optimizer import combine
 from jvr1.train.trees import add_trees
 
@@ -32,7 +33,8 @@ class PolicyBatch(NamedTuple):
 
     anchor: the reference's log-probabilities; None: no KL. sampled: those the tokens were drawn with. old: those of the
     step's first pass, which is its own (`first`: `old` may hold anything, and the gap to `sampled` is measured). mask:
-    tokens whose scores the loss needs. denominator: of the whole step. `first` and `denominator` are scalars.
+    tokens whose scores the loss needs. denominator: of the whole optimizer step. `first` and `denominator` are scalars.
+    weight: of tokens in the objective; entropy_weight: of the entropy bonus; None where there is none.
     """
 
     arrays: Arrays
@@ -44,23 +46,61 @@ class PolicyBatch(NamedTuple):
     advantage: Float[Array, "B G"]
     mask: Bool[Array, "B G C"]
     denominator: ArrayLike
+    weight: Float[Array, "B G C"] | None = None
+    entropy_weight: ArrayLike | None = None
 
 
 def make_advantages(algorithm: tgrpo.TGRPOConfig, mesh: Mesh) -> Callable[..., Any]:
-    """advantages(scores, length [B,G], ids [B,G,C]) -> tgrpo.Advantages, tokens whose scores the loss needs [B,G,C],
-    this microbatch's part of the step's denominator, statistics as sums."""
+    """advantages(scores, length [B,G], ids [B,G,C], beside, ended [B,G]) -> tgrpo.Advantages, tokens whose scores
+    the loss needs [B,G,C], this microbatch's part of the step's denominator, statistics as sums.
+
+    ended: whether an end token came, for `rl.overlong` mask."""
     rows = batch_sharding(mesh)
 
     @partial(jax.jit, out_shardings=(rows, rows, None, None))
-    def advantages(scores: tgrpo.RolloutScores, length: Array, ids: Array) -> tuple[Any, Array, Array, dict]:
-        result = tgrpo.advantages(scores, algorithm)
-        written = jnp.arange(ids.shape[-1])[None, None] < length[..., None]
-        mask = tgrpo.loss_mask(written, result.weight)
+    def advantages(
+        scores: tgrpo.RolloutScores,
+        length: Array,
+        ids: Array,
+        beside: tgrpo.Beside = tgrpo.NOTHING_BESIDE,
+        ended: Array | None = None,
+    ) -> tuple[Any, Array, Array, dict]:
+        beside = with_overlong(beside, length, ids.shape[-1], algorithm)
+        result = tgrpo.advantages(scores, algorithm, beside)
+        mask = tgrpo.loss_mask(written(length, ids.shape[-1]), result.weight)
+        if algorithm.overlong == "mask":
+            mask &= jnp.asarray(ended)[..., None]
         statistics = tgrpo.group_statistics(scores, result, algorithm)
         needed = tgrpo.needed_tokens(mask, result.advantage, algorithm)
-        return result, needed, tgrpo.loss_denominator(mask, algorithm), statistics
+        return result, needed, loss_denominator(mask, algorithm), statistics
 
     return advantages
+
+
+def make_compared_rewards(algorithm: tgrpo.TGRPOConfig, mesh: Mesh) -> Callable[..., Any]:
+    """rewards(scores, length [B,G], room, beside) -> what advantages compare [B,G]. room: a completion's tokens at
+    most."""
+
+    @partial(jax.jit, static_argnums=2, out_shardings=batch_sharding(mesh))
+    def rewards(scores: tgrpo.RolloutScores, length: Array, room: int, beside: tgrpo.Beside) -> Array:
+        beside = with_overlong(beside, length, room, algorithm)
+        shaped = tgrpo.shaped_rewards(scores, tgrpo.temporal_signal(scores, algorithm), algorithm)
+        return tgrpo.compared_rewards(scores, shaped, algorithm, beside)
+
+    return rewards
+
+
+def with_overlong(beside: tgrpo.Beside, length: Array, room: int, algorithm: tgrpo.TGRPOConfig) -> tgrpo.Beside:
+    """With the penalty of `rl.overlong` added."""
+    if algorithm.overlong != "penalty":
+        return beside
+    penalty = tgrpo.overlong_penalty(length, room, algorithm)
+    return beside._replace(penalty=penalty if beside.penalty is None else beside.penalty + penalty)
+
+
+def written(length: Int[Array, "B G"], room: int) -> Bool[Array, "B G C"]:
+    """The tokens of completions, of C = room."""
+    return jnp.arange(room)[None, None] < length[..., None]
 
 
 def make_reference_scores(graphdef: nnx.GraphDef, mesh: Mesh, *, temperature: float, chunk: int) -> jax.stages.Wrapped:
@@ -82,6 +122,42 @@ def make_reference_scores(graphdef: nnx.GraphDef, mesh: Mesh, *, temperature: fl
     return reference_scores
 
 
+def make_first_scores(graphdef: nnx.GraphDef, mesh: Mesh, *, temperature: float, chunk: int) -> jax.stages.Wrapped:
+    """scores(trainable, frozen, arrays, ids [B,G,C], mask, tape) -> TokenScores [B,G,C] of the policy before a step's
+    updates; `mask` and `tape` are those of `completion_scores`."""
+
+    @partial(jax.jit, static_argnames="tape", out_shardings=batch_sharding(mesh))
+    def first_scores(
+        trainable: dict, frozen: dict, arrays: Arrays, ids: Array, mask: Array | None = None, tape: int | None = None
+    ) -> TokenScores:
+        params = combine(trainable, frozen)
+        return completion_scores(graphdef, params, arrays, ids, mask, tape, temperature=temperature, chunk=chunk)
+
+    return first_scores
+
+
+def make_twin_scores(
+    graphdef: nnx.GraphDef, mesh: Mesh, twin: str, *, temperature: float, chunk: int
+) -> jax.stages.Wrapped:
+    """scores(trainable, frozen, arrays, ids [B,G,C], mask, tape) -> log-probabilities [B,G,C] of the policy for the
+    same completions under a twin of the clip: its frames `shuffled`, or `blank` (black)."""
+
+    @partial(jax.jit, static_argnames="tape", out_shardings=batch_sharding(mesh))
+    def twin_scores(
+        trainable: dict, frozen: dict, arrays: Arrays, ids: Array, mask: Array | None = None, tape: int | None = None
+    ) -> Array:
+        visual = arrays.visual
+        assert visual is not None
+        if twin == "shuffled":
+            visual = visual._replace(pair=arrays.shuffled)
+        else:
+            visual = visual._replace(frames=jnp.zeros_like(visual.frames))
+        params, seen = combine(trainable, frozen), arrays._replace(visual=visual)
+        return completion_scores(graphdef, params, seen, ids, mask, tape, temperature=temperature, chunk=chunk).logprobs
+
+    return twin_scores
+
+
 def completion_scores(
     graphdef: nnx.GraphDef,
     params: dict,
@@ -92,46 +168,60 @@ def completion_scores(
     *,
     temperature: float,
     chunk: int,
+    truncation: Truncation | None = None,
 ) -> TokenScores:
-    """Scores of completions [B,G,C], the prompt and its video computed once.
+    """Scores of completions [B,G,C], the prompt and its video computed once; truncation as `token_scores` has it.
 
     tape: scores are only needed where `mask` is true, and may be anything elsewhere; what the model must see for them
     lies on tapes of so many tokens, enough for every row (`packing.tape_size`).
     """
-    model = merge(graphdef, params)
+    model, how = merge(graphdef, params), {"temperature": temperature, "truncation": truncation}
     if tape is None:
         hidden = model.complete(arrays.prompt, arrays.visual, ids)
-        return token_scores(model.head_kernel(), hidden, ids, temperature=temperature, chunk=chunk)
+        return token_scores(model.head_kernel(), hidden, ids, chunk=chunk, **how)
     assert mask is not None
     (rows, count), laid = ids.shape[1:], lay(needed(mask), tape)
     own = wind(ids, laid)
     hidden = model.complete_tape(arrays.prompt, arrays.visual, own, laid, count)
     chunk = -(-tape // -(-tape // (rows * chunk)))  # as many logits at a time, in chunks of one size
-    scores = token_scores(model.head_kernel(), hidden[:, None], own[:, None], temperature=temperature, chunk=chunk)
-    return TokenScores(*(unwind(x[:, 0], laid, count) for x in scores))
+    scores = token_scores(model.head_kernel(), hidden[:, None], own[:, None], chunk=chunk, **how)
+    return jax.tree.map(lambda x: unwind(x[:, 0], laid, count), scores)
 
 
 def make_policy_gradients(
-    graphdef: nnx.GraphDef, algorithm: tgrpo.TGRPOConfig, shardings: Any, *, temperature: float, chunk: int
+    graphdef: nnx.GraphDef,
+    algorithm: tgrpo.TGRPOConfig,
+    shardings: Any,
+    *,
+    temperature: float,
+    chunk: int,
+    top_p: float = 1.0,
+    top_k: int = 0,
 ) -> jax.stages.Wrapped:
     """gradients(trainable, frozen, total, batch) -> total with this microbatch's gradient added, loss, statistics as
     sums, largest gap, log-probabilities [B,G,C]; `tape` is that of `completion_scores`.
 
-    shardings: of the trainable parameters, and so of `total`, which is donated.
+    shardings: of the trainable parameters, and so of `total`, which is donated. top_p, top_k: what was sampled with;
+    the mass that they cut off is measured.
     """
     rows = batch_sharding(jax.tree.leaves(shardings)[0].mesh)
+    truncation = (top_p, top_k) if top_p < 1 or top_k else None
 
     @partial(jax.jit, donate_argnums=2, static_argnames="tape", out_shardings=(shardings, None, None, None, rows))
     def gradients(
         trainable: dict, frozen: dict, total: dict, batch: PolicyBatch, tape: int | None = None
     ) -> tuple[dict, Array, dict, Array, Array]:
         def loss(trainable: dict) -> tuple[Array, tuple[dict, Array, Array]]:
-            params = combine(trainable, frozen)
+            params, bonus = combine(trainable, frozen), batch.entropy_weight is not None
             scores = completion_scores(
-                graphdef, params, batch.arrays, batch.ids, batch.mask, tape, temperature=temperature, chunk=chunk
-            )
+                graphdef, params, batch.arrays, batch.ids, batch.mask, tape,
+                temperature=temperature, chunk=chunk, truncation=truncation,
+            )  # fmt: skip
             before = jnp.where(batch.first, jax.lax.stop_gradient(scores.logprobs), batch.old)
-            value, statistics = tgrpo.policy_loss(
+            extras = TokenExtras(batch.sampled, batch.weight)
+            if bonus:
+                extras = extras._replace(entropy=scores.entropy, entropy_weight=batch.entropy_weight)
+            value, statistics = policy_loss(
                 scores.logprobs,
                 before,
                 batch.anchor,
@@ -139,12 +229,15 @@ def make_policy_gradients(
                 batch.mask,
                 jnp.asarray(batch.denominator),
                 algorithm,
+                extras,
             )
             weight = batch.mask.astype(jnp.float32)
-            statistics["entropy"] = tgrpo.Mean(jnp.sum(scores.entropy * weight), jnp.sum(weight))
-            statistics["logprob_gap"], largest = tgrpo.sampling_gap(
-                batch.sampled, scores.logprobs, batch.mask & batch.first
-            )
+            entropy = jax.lax.stop_gradient(scores.entropy)
+            statistics["entropy"] = Mean(jnp.sum(entropy * weight), jnp.sum(weight))
+            if scores.cut is not None:
+                cut = jax.lax.stop_gradient(scores.cut)
+                statistics["cut_mass"] = Mean(jnp.sum(cut * weight), jnp.sum(weight))
+            statistics["logprob_gap"], largest = sampling_gap(batch.sampled, scores.logprobs, batch.mask & batch.first)
             return value, (statistics, largest, scores.logprobs)
 
         (value, (statistics, largest, logprobs)), grads = jax.value_and_grad(loss, has_aux=True)(trainable)
@@ -170,7 +263,7 @@ def make_answer_gradients(graphdef: nnx.GraphDef, shardings: Any, *, chunk: int,
             weight, before = jnp.concatenate([following, mask], axis=2), following.shape[2]
         scores = token_scores(model.head_kernel(), own, ids, chunk=chunk)
         loss = supervised_loss(scores.logprobs, weight, denominator)
-        answer = TokenScores(*(x[:, :, before:] for x in scores))
+        answer = jax.tree.map(lambda x: x[:, :, before:], scores)
         tokens = jnp.sum(mask)
         return loss, {
             "loss/entropy": (jnp.sum(answer.entropy * mask), tokens),

@@ -11,15 +11,12 @@ from tgrpo_cases import make_rollout, make_tokens
 
 from jvr1.errors import UserError
 from jvr1.rl import tgrpo
+from jvr1.rl.objectives import Mean, loss_denominator, policy_loss, sampling_gap
 from jvr1.rl.tgrpo import (
-    Mean,
     RolloutScores,
     TGRPOConfig,
     group_advantages,
-    loss_denominator,
     loss_mask,
-    policy_loss,
-    sampling_gap,
     shaped_rewards,
     temporal_signal,
 )

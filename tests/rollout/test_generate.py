@@ -380,6 +380,19 @@ def test_token_scores_equal_the_full_computation(chunk, temperature):
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("top_p", "top_k"), [(0.7, 0), (1.0, 5), (0.5, 8)])
+def test_the_mass_that_is_cut_off_is_measured(top_p, top_k):
+    """By sorting: the k best, then of these the fewest whose mass is p of theirs."""
+    (hidden, kernel, _), targets = scoring_case()
+    given = (jnp.asarray(kernel), jnp.asarray(hidden), jnp.asarray(targets))
+    scores = token_scores(*given, temperature=0.8, chunk=4, truncation=(top_p, top_k))
+    p = np.sort(torch.softmax(torch.tensor(hidden @ kernel).double() / 0.8, -1).numpy(), -1)[..., ::-1]
+    best = p[..., : top_k or None]
+    before = np.cumsum(best, -1) - best  # a word is kept while those before it have less than their share
+    kept = np.where(before < top_p * best.sum(-1, keepdims=True) - 1e-9, best, 0).sum(-1)
+    np.testing.assert_allclose(scores.cut, 1 - kept, atol=1e-5)
+
+
 def largest(text: str) -> int:
     """Elements of the largest array in a program's text."""
     shapes = re.findall(r"\b(?:f32|bf16|s32|u32|pred|s8|u8|f16)\[([\d,]+)\]", text)

@@ -3,3 +3,8 @@
 
 def vowels(completion: str, gold: str, problem_type: str) -> float:
     return sum(c in "aeiou" for c in completion) / (len(completion) + 1)
+
+
+def with_e(completion: str, gold: str, problem_type: str) -> float:
+    """0 or 1, so that some groups do not."""
+    return float("e" in completion)

@@ -16,7 +16,6 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-import torch
 from runs import REPOSITORY, scalars
 
 from jvr1 import config, train_bestofn
@@ -51,26 +50,26 @@ def test_the_main_it_shows_is_the_one_there_is():
     assert f"```python\n{inspect.getsource(train_bestofn.main)}```" in TEXT
 
 
-def test_its_objective_is_cispo_s(tmp_path, monkeypatch):
-    """-clip(r)A log p with the ratio as a constant, by torch; mean over completions of token means."""
-    module = loaded(changed("jvr1/rl/tgrpo.py", tmp_path), monkeypatch)
-    algorithm = module.TGRPOConfig(ratio="cispo", clip_low=0.2, clip_high=0.3, beta=0.0)
+def test_its_objective_is_one_file_and_the_same_in_the_package(tmp_path, monkeypatch):
+    """What the page shows is what `tests/rl/test_objectives.py` compares with torch, by both ways to name it."""
+    own = (REPOSITORY / "tests" / "rl" / "own_objective.py").read_text()
+    (shown,) = re.findall(r"```python\n# my_objectives.py.*?\n(.*?)```", TEXT, re.DOTALL)
+    assert own.endswith(shown)
+    module = loaded(changed("jvr1/rl/objectives.py", tmp_path), monkeypatch)
     rng = np.random.default_rng(0)
     logp, old = (rng.normal(-2, 0.5, (2, 3, 5)).astype(np.float32) for _ in range(2))
-    advantage = rng.normal(size=(2, 3)).astype(np.float32)
-    mask = np.arange(5) < rng.integers(1, 6, (2, 3))[..., None]
-    got, gradient = jax.value_and_grad(
-        lambda x: module.policy_loss(x, old, None, advantage, mask, np.float32(6.0), algorithm)[0]
-    )(logp)
+    advantage, mask = rng.normal(size=(2, 3)).astype(np.float32), np.arange(5) < rng.integers(1, 6, (2, 3))[..., None]
 
-    own = torch.tensor(logp, requires_grad=True)
-    weight = torch.exp(own - torch.tensor(old)).detach().clamp(0.8, 1.3) * torch.tensor(advantage)[..., None]
-    kept = torch.tensor(mask)
-    loss = ((-weight * own * kept).sum(-1) / kept.sum(-1)).sum() / 6
-    loss.backward()
-    assert float(got) == pytest.approx(loss.item(), rel=1e-5)
-    np.testing.assert_allclose(gradient, own.grad.numpy(), rtol=1e-5, atol=1e-7)
-    assert (np.abs(gradient)[mask] > 0).all()  # clipped tokens learn too
+    def gradient(objective):
+        algorithm = module.ObjectiveConfig(objective=objective, clip_low=0.1, clip_high=0.1)
+        return jax.value_and_grad(
+            lambda x: module.policy_loss(x, old, None, advantage, mask, np.float32(6.0), algorithm)[0]
+        )(logp)
+
+    (value, got), (same, want) = gradient("gppo"), gradient("rl.own_objective:gppo")
+    assert float(value) == float(same)
+    np.testing.assert_array_equal(got, want)
+    assert (np.abs(got)[mask] > 0).all()  # clipped tokens learn too
 
 
 def test_its_setting_is_one_as_all_others_are(tmp_path, monkeypatch):

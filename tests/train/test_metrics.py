@@ -16,7 +16,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from jvr1.errors import UserError
-from jvr1.rl.tgrpo import Mean
+from jvr1.rl.objectives import Mean
 from jvr1.train.metrics import MetricsWriter, PhaseClock, Profiler, Tally, frame_strip, write_rollouts
 
 

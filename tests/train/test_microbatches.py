@@ -14,6 +14,7 @@ from jvr1.model.families import from_hf
 from jvr1.model.vision_language import merge
 from jvr1.optimizers.config import OptimizerConfig
 from jvr1.rl import tgrpo
+from jvr1.rl.objectives import policy_loss
 from jvr1.sharding import make_mesh, param_shardings, put_batch
 from jvr1.train.optimizer import make_optimizer
 from jvr1.train.state import apply_gradients, init_state
@@ -134,7 +135,7 @@ def test_an_update_over_a_shared_prefix_is_the_naive_one(model):
     def naive(params):
         own = naive_logprobs(merge(graphdef, params), arrays.prompt, arrays.visual, ids, 0.9)
         anchor = naive_logprobs(merge(graphdef, anchors), arrays.prompt, arrays.visual, ids, 0.9)
-        value, _ = tgrpo.policy_loss(own, None, anchor, result.advantage, mask, jnp.asarray(denominator), algorithm)
+        value, _ = policy_loss(own, None, anchor, result.advantage, mask, jnp.asarray(denominator), algorithm)
         return value, own
 
     (value, own), want = jax.value_and_grad(naive, has_aux=True)(params)

@@ -22,6 +22,7 @@ from jvr1.data.batch import Arrays
 from jvr1.model.inputs import Prompt, Visual
 from jvr1.model.vision_language import VisionLanguageModel, init, merge
 from jvr1.rl import tgrpo
+from jvr1.rl.objectives import policy_loss
 from jvr1.sharding import make_mesh, param_shardings, put_batch
 from jvr1.train.steps import PolicyBatch, make_policy_gradients
 from jvr1.train.trees import zeros_like
@@ -65,7 +66,7 @@ def make_naive_gradients(graphdef: nnx.GraphDef, algorithm: tgrpo.TGRPOConfig) -
     ) -> tuple[jax.Array, dict]:
         def loss(params: dict) -> jax.Array:
             logprobs = naive_logprobs(merge(graphdef, params), arrays.prompt, arrays.visual, ids)
-            return tgrpo.policy_loss(logprobs, None, None, advantage, mask, denominator, algorithm)[0]
+            return policy_loss(logprobs, None, None, advantage, mask, denominator, algorithm)[0]
 
         return jax.value_and_grad(loss)(params)
 

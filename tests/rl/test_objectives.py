@@ -1,4 +1,4 @@
-"""The policy loss: every variant against float64 torch, and one gradient for any split into microbatches."""
+"""The policy loss: every objective against float64 torch, and one gradient for any split into microbatches."""
 
 import functools
 import itertools
@@ -10,8 +10,10 @@ import pytest
 import torch
 from tgrpo_cases import make_rollout, make_tokens
 
+from jvr1.errors import UserError
 from jvr1.rl import tgrpo
-from jvr1.rl.tgrpo import TGRPOConfig, loss_denominator, loss_mask, policy_loss
+from jvr1.rl.objectives import CORRECTIONS, TokenExtras, kl_penalty, loss_denominator, policy_loss, token_kl
+from jvr1.rl.tgrpo import TGRPOConfig, loss_mask
 
 advantages = jax.jit(tgrpo.advantages, static_argnames="config")
 
@@ -39,7 +41,8 @@ def plain_loss(logp, old, ref, advantage, mask, config: TGRPOConfig):
         gain = torch.minimum(ratio * a, ratio.clamp(low, high) * a)
         clipped += int((gain < ratio * a).sum())
         x = torch.tensor(ref[i], dtype=torch.float64)[m] - lp
-        kl = {"k1": -x, "k2": x**2 / 2, "k3": x.exp() - x - 1}[config.kl]
+        half = x**2 / 2
+        kl = {"k1": (-x - half).detach() + half, "k2": half, "k3": x.exp() - x - 1}[config.kl]
         token = -(gain - config.beta * kl)
         losses.append(token.mean() if config.aggregation == "sequence" else token.sum())
         tokens += len(lp)
@@ -95,6 +98,8 @@ def test_without_kl_completions_without_advantage_need_no_scores(aggregation, ra
     np.testing.assert_allclose(grad, lp.grad.numpy(), rtol=2e-6, atol=1e-6)
     with_kl = tgrpo.needed_tokens(every, jnp.asarray(advantage), TGRPOConfig(beta=0.1))
     np.testing.assert_array_equal(with_kl, mask)
+    bonus = tgrpo.needed_tokens(every, jnp.asarray(advantage), TGRPOConfig(beta=0.0, entropy_weight=0.1))
+    np.testing.assert_array_equal(bonus, mask)
 
 
 def test_loss_without_reference_and_extreme_ratio():
@@ -128,6 +133,142 @@ def test_bfloat16_log_probabilities_are_summed_in_fp32():
     assert float(value) == float(same)
 
 
+# --- objectives, weights, corrections ------------------------------------------------------------------------------
+
+
+def torch_gain(lp, ratio, a, config):
+    """PPO with dual clip (Ye et al. 2020), CISPO (MiniMax-M1), SAPO (arXiv 2511.20347), of one completion."""
+    low = 0.0 if config.clip_low is None else 1 - config.clip_low
+    high = float("inf") if config.clip_high is None else 1 + config.clip_high
+    if config.objective == "cispo":
+        return ratio.detach().clamp(low, high) * a * lp
+    if config.objective == "sapo":
+        tau = config.sapo_positive if a > 0 else config.sapo_negative
+        return torch.sigmoid(tau * (ratio - 1)) * 4 / tau * a
+    gain = torch.minimum(ratio * a, ratio.clamp(low, high) * a)
+    return torch.maximum(gain, torch.tensor(config.clip_dual * a)) if config.clip_dual and a < 0 else gain
+
+
+def torch_correction(old, sampled, config):
+    """TRL's vllm_importance_sampling_mode: ratio of a token or of the sequence, truncated at the cap or 0 above it."""
+    gap = old - sampled
+    weight = (gap.sum().expand(len(gap)) if "sequence" in config.rollout_correction else gap).exp()
+    if "truncate" in config.rollout_correction:
+        return weight.clamp(max=config.rollout_cap)
+    return torch.where(weight > config.rollout_cap, torch.zeros(()).double(), weight)
+
+
+SWITCHES = {
+    "dual clip": {"clip_low": 0.2, "clip_high": 0.28, "clip_dual": 1.3},
+    "dual clip alone": {"clip_dual": 1.3},
+    "cispo": {"objective": "cispo", "clip_low": 0.2, "clip_high": 0.28},
+    "cispo by sequence": {"objective": "cispo", "ratio": "sequence", "clip_high": 0.05},
+    "sapo": {"objective": "sapo", "sapo_positive": 1.0, "sapo_negative": 1.7},
+    **{c: {"rollout_correction": c, "rollout_cap": 1.4} for c in CORRECTIONS if c != "none"},
+    "entropy": {"entropy_weight": 0.3},
+    "own": {"objective": "rl.own_objective:gppo", "clip_low": 0.1, "clip_high": 0.1},
+}
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_objectives_and_weights_of_tokens(name):
+    """Weighted tokens keep the whole KL, and what a completion's sum is divided by."""
+    config = TGRPOConfig(**SWITCHES[name], beta=0.1)
+    logp, old, ref, mask = make_tokens(18, (2, 4, 16))
+    rng = np.random.default_rng(19)
+    advantage = rng.standard_normal((2, 4)).astype(np.float32)
+    sampled = (old + 0.3 * rng.standard_normal(old.shape)).astype(np.float32)
+    weight = rng.choice([0.0, 1.0, 1.7], old.shape).astype(np.float32)
+    lp = torch.tensor(logp, dtype=torch.float64, requires_grad=True)
+    losses, corrections = [], []
+    for i in np.ndindex(2, 4):
+        m = torch.tensor(mask[i])
+        own, before, drawn, reference, w = (torch.as_tensor(x[i]).double()[m] for x in (lp, old, sampled, ref, weight))
+        ratio = (own - before).exp() if config.ratio == "token" else (own - before).mean().exp().expand(len(own))
+        a = float(advantage[i])
+        gain = gppo_in_torch(ratio, a, 0.1) if name == "own" else torch_gain(own, ratio, a, config)
+        if config.rollout_correction != "none":
+            corrections.append(torch_correction(before, drawn, config))
+            gain = gain * corrections[-1]
+        x = reference - own
+        losses.append((-(gain * w) + 0.1 * (x.exp() - x - 1) - config.entropy_weight * own**2).mean())
+    expected = sum(losses) / 8
+    expected.backward()
+
+    def loss(lp):
+        m = jnp.asarray(mask)
+        bonus = jnp.square(lp) if config.entropy_weight else None
+        extras = TokenExtras(jnp.asarray(sampled), jnp.asarray(weight), bonus, jnp.float32(config.entropy_weight))
+        rest = (jnp.asarray(old), jnp.asarray(ref), jnp.asarray(advantage), m, loss_denominator(m, config))
+        return policy_loss(lp, *rest, config, extras)
+
+    (value, stats), grad = jax.value_and_grad(loss, has_aux=True)(jnp.asarray(logp))
+    np.testing.assert_allclose(value, expected.item(), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(grad, lp.grad.numpy(), rtol=2e-6, atol=1e-6)
+    if corrections:
+        np.testing.assert_allclose(stats["correction"].total, torch.cat(corrections).sum(), rtol=1e-5)
+
+
+def gppo_in_torch(ratio, a, bound):
+    """GPPO (Klear-Reasoner, arXiv 2508.07629), A times the ratio, of which what is clipped keeps a gradient."""
+    kept = torch.where(ratio < 1 - bound, (1 - bound) / ratio.detach() * ratio, ratio)
+    kept = torch.where(ratio > 1 + bound, (1 + bound) / ratio.detach() * ratio, kept)
+    return torch.minimum(ratio * a, kept * a)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("summed", r"gave \[\]; it must be \[B,G,C\], \[1, 2, 4\]"), ("misspelt", "Attr")]
+)
+def test_what_is_wrong_of_an_own_objective_is_one_line(name, said):
+    config = TGRPOConfig(objective=f"rl.wrong_objectives:{name}")
+    one = jnp.zeros((1, 2, 4))
+    with pytest.raises(UserError, match=rf"^rl\.objective='rl\.wrong_objectives:{name}' .*{said}"):
+        policy_loss(one, None, None, jnp.ones((1, 2)), one == 0, jnp.float32(1), config)
+
+
+def test_shares_of_clipped_tokens():
+    """Ratios 0.5, 1, 2, 4 with a negative advantage, then a positive one; clipped to 0.8 and 1.2, dual at 3."""
+    config = TGRPOConfig(clip_low=0.2, clip_high=0.2, clip_dual=3.0)
+    old = -jnp.log(jnp.asarray([0.5, 1.0, 2.0, 4.0]))[None, None]
+    old, mask = jnp.concatenate([old, old], axis=1), jnp.ones((1, 2, 4), bool)
+    _, stats = policy_loss(jnp.zeros((1, 2, 4)), old, None, jnp.asarray([[-1.0, 1.0]]), mask, jnp.float32(1), config)
+    shares = {name: (float(s.total), float(s.weight)) for name, s in stats.items()}
+    assert shares == {"ratio": (15.0, 8.0), "clip_low": (1.0, 8.0), "clip_high": (2.0, 8.0), "clip_dual": (1.0, 8.0)}
+    cispo = TGRPOConfig(objective="cispo", clip_low=0.2, clip_high=0.2)
+    _, stats = policy_loss(jnp.zeros((1, 2, 4)), old, None, jnp.asarray([[-1.0, 1.0]]), mask, jnp.float32(1), cispo)
+    assert (float(stats["clip_low"].total), float(stats["clip_high"].total)) == (2.0, 4.0)
+
+
+def test_k1_s_gradient_is_that_of_the_kl():
+    """Over all words of two softmaxes: the expectation of the estimator's gradient, and torch's of the KL itself."""
+    rng = np.random.default_rng(20)
+    logits, other = (rng.standard_normal(7).astype(np.float32) for _ in range(2))
+    theirs = torch.tensor(logits, requires_grad=True)
+    own, ref = torch.log_softmax(theirs, -1), torch.log_softmax(torch.tensor(other), -1)
+    kl = (own.exp() * (own - ref)).sum()
+    kl.backward()
+    p = jax.nn.softmax(logits)
+
+    def estimate(x):
+        return jnp.sum(p * token_kl(jax.nn.log_softmax(x), jnp.asarray(ref.numpy()), TGRPOConfig(kl="k1")))
+
+    value, gradient = jax.value_and_grad(estimate)(jnp.asarray(logits))
+    np.testing.assert_allclose(value, kl.item(), rtol=1e-5)
+    np.testing.assert_allclose(gradient, theirs.grad.numpy(), rtol=1e-4, atol=1e-6)
+
+
+def test_kl_in_the_reward():
+    config = TGRPOConfig(beta=0.2, kl_in="reward", kl_clip=0.5)
+    logp, _, ref, mask = make_tokens(21, (2, 3, 9))
+    expected = 0.2 * np.where(mask, np.clip(logp.astype(np.float64) - ref, -0.5, 0.5), 0).sum(-1)
+    np.testing.assert_allclose(kl_penalty(*map(jnp.asarray, (logp, ref, mask)), config), expected, rtol=1e-5)
+    args = jnp.ones((2, 3)), jnp.asarray(mask), jnp.float32(6), config
+    value, stats = policy_loss(jnp.asarray(logp), None, jnp.asarray(ref), *args)
+    assert float(value) == pytest.approx(-1.0)  # it is measured, and not in the loss
+    assert stats["kl"].weight == 6
+    assert "kl" not in policy_loss(jnp.asarray(logp), None, None, *args)[1]
+
+
 # --- microbatches -----------------------------------------------------------------------------------------------------
 
 
@@ -137,13 +278,22 @@ def linear_policy_loss(theta, features, noise, ref, advantage, inside, denominat
     """The loss of a policy whose log-probabilities are a function of five parameters."""
     logp = -jax.nn.softplus(jnp.einsum("bgcd,d->bgc", features, theta))
     old = jax.lax.stop_gradient(logp) + 0.5 * noise
-    return policy_loss(logp, old, ref, advantage, inside, denominator, config)
+    extras = TokenExtras(ref, jnp.abs(noise), jnp.square(logp), config.entropy_weight)
+    return policy_loss(logp, old, ref, advantage, inside, denominator, config, extras)
 
 
-@pytest.mark.parametrize(("aggregation", "drop"), [("sequence", True), ("token", False), ("constant", True)])
-def test_microbatches_give_one_gradient(aggregation, drop):
+CUT = [
+    {"aggregation": "sequence", "drop_zero_variance": True, "clip_low": 0.2, "clip_high": 0.28, "clip_dual": 3.0},
+    {"aggregation": "token", "objective": "cispo", "clip_high": 0.28, "entropy_weight": 0.1},
+    {"aggregation": "constant", "drop_zero_variance": True, "objective": "sapo", "ratio": "sequence"},
+    {"aggregation": "sequence", "clip_low": 0.2, "kl": "k1", "rollout_correction": "sequence_mask"},
+]
+
+
+@pytest.mark.parametrize("switches", CUT)
+def test_microbatches_give_one_gradient(switches):
     """1x8 = 2x4 = 4x2 = 8x1, unequal lengths and paddings, invalid rows: one of the microbatches has no valid row."""
-    config = TGRPOConfig(aggregation=aggregation, drop_zero_variance=drop, clip_low=0.2, clip_high=0.28)
+    config = TGRPOConfig(**switches)
     rollout = make_rollout(12, 8)._replace(valid=jnp.asarray([True, True, True, False, True, True, False, False]))
     rng = np.random.default_rng(13)
     features = rng.standard_normal((8, 8, 24, 5)).astype(np.float32)
