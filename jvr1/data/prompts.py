@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -43,12 +43,13 @@ class PlaceholderError(ValueError):
 class PromptStyle:
     """How a question is put. `system` None leaves the system prompt to the chat template ("... assistant.").
     special_tokens: whether <|im_end|> and the like in a record's text are tokens, as they are to the reference; else
-    they are the characters they are."""
+    they are the characters they are. form: one of the family's `forms`; empty: its own `placeholders`."""
 
     template: str = TEMPLATES["reference"]
     suffixes: bool = True
     system: str | None = None
     special_tokens: bool = False
+    form: str = ""
 
 
 def question_text(record: Record) -> str:
@@ -87,7 +88,16 @@ def prompt_ids(
     found = int(np.isin(ids, config.visual_tokens).sum())
     if found != len(grids):
         raise PlaceholderError(f"the prompt holds {found} visual placeholders for {len(grids)} media")
-    return config.family.placeholders(ids, grids, config, tokenizer)
+    return placeholders_of(style, config)(ids, grids, config, tokenizer)
+
+
+def placeholders_of(style: PromptStyle, config: ModelConfig) -> Callable[..., Int32[np.ndarray, " T"]]:
+    """How the family writes media in the prompts of this style. Raises UserError for a form that it has not."""
+    family = config.family
+    if style.form and style.form not in family.forms:
+        known = f"those of {family.title} are {', '.join(family.forms)}" if family.forms else f"{family.title} has one"
+        raise UserError(f"data.prompt_form is {style.form!r}; {known}: leave it empty for the first")
+    return family.forms[style.form] if style.form else family.placeholders
 
 
 def target_ids(

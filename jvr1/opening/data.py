@@ -23,6 +23,7 @@ from jvr1.data.encode import Encoder
 from jvr1.data.frame_cache import FrameCache
 from jvr1.data.index import IndexEntry, Measure, build_index, file_stamp, load_index, save_index, settings_hash
 from jvr1.data.index_summary import summarise_index
+from jvr1.data.prompts import placeholders_of
 from jvr1.data.records import Record, load_records
 from jvr1.data.sandbox import Sandbox
 from jvr1.errors import UserError
@@ -49,6 +50,7 @@ def make_encoder(
     config: ConfigDict, model: ModelConfig, tokenizer: PreTrainedTokenizerBase, *, targets: bool
 ) -> Encoder:
     check_tokenizer(tokenizer, model, config.model.source)
+    placeholders_of(settings.style(config), model)  # its own check
     video_limits, image_limits = settings.pixel_limits(config)
     cache = config.data.media_cache or str(Path.home() / ".cache" / "jvr1" / "media")
     media = MediaCache(config.data.root, cache, config.data.media_cache_gb * 2**30)
