@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -33,6 +34,9 @@ TEMPLATES = MappingProxyType(
     }
 )
 """Question templates by name. The reference ones are word for word those of Video-R1, whose checkpoints expect them."""
+
+
+THINK = "<think>"
 
 
 class PlaceholderError(ValueError):
@@ -103,16 +107,31 @@ def placeholders_of(style: PromptStyle, config: ModelConfig) -> Callable[..., In
 def target_ids(
     tokenizer: PreTrainedTokenizerBase, record: Record, style: PromptStyle, end_id: int, config: ModelConfig
 ) -> Int32[np.ndarray, " t"]:
-    """Ids of the answer SFT learns: the chain of thought, a newline, the solution, the end token.
+    """Ids of the answer SFT learns: the chain of thought, a newline, the solution, the end token. Without the tag that
+    the prompt has opened (`opened`), or where there is no chain of thought, with one that closes it at once.
 
     Raises PlaceholderError when it holds a visual placeholder, which no answer may.
     """
     text = record.solution if record.process is None else f"{record.process}\n{record.solution}"
+    if opened(tokenizer):
+        text = text.removeprefix(THINK).removeprefix("\n") if text.startswith(THINK) else f"</think>\n{text}"
     own = Marked((), "").ids(tokenizer, text) if style.special_tokens else text_ids(tokenizer, text)
     ids = np.asarray([*own, end_id], np.int32)
     if np.isin(ids, config.visual_tokens).any():
         raise PlaceholderError("the answer to learn holds a visual placeholder")
     return ids
+
+
+@functools.lru_cache(maxsize=4)
+def opened(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What the chat template writes of the answer itself, at the end of the prompt: '<think>' and a newline with models
+    that always think, nothing with others. It belongs to what is scored and shown."""
+    if not getattr(tokenizer, "chat_template", None):
+        return ""
+    chat = [{"role": "user", "content": [{"type": "text", "text": ""}]}]
+    text = str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
+    before, tag, after = text.rpartition(THINK)
+    return tag + after if tag and not after.strip() else ""
 
 
 def end_ids(tokenizer: PreTrainedTokenizerBase, config: ModelConfig) -> tuple[int, ...]:
