@@ -130,7 +130,7 @@ def opened(tokenizer: PreTrainedTokenizerBase) -> str:
         return ""
     chat = [{"role": "user", "content": [{"type": "text", "text": ""}]}]
     text = str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
-    before, tag, after = text.rpartition(THINK)
+    _, tag, after = text.rpartition(THINK)
     return tag + after if tag and not after.strip() else ""
 
 
