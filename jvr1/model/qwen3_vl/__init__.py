@@ -7,11 +7,11 @@ from typing import Any
 
 from jvr1.model.config import ModelConfig
 from jvr1.model.family import Family, ProcessorForm
+from jvr1.model.layout import row_layout, row_windows
 from jvr1.model.qwen3_vl.config import MODEL_TYPE, PUBLISHED, read_fields, write_fields
 from jvr1.model.qwen3_vl.counts import tower_flops, tower_kept, tower_scores
 from jvr1.model.qwen3_vl.export import ADVICE, base_fields, companions, image_fields, video_fields
 from jvr1.model.qwen3_vl.frames import rules
-from jvr1.model.qwen3_vl.layout import row_layout, windows
 from jvr1.model.qwen3_vl.parameters import TABLE as PARAMETERS
 from jvr1.model.qwen3_vl.positions import interleaved_axes, step_positions
 from jvr1.model.qwen3_vl.prompt import FORMS, release
@@ -39,7 +39,7 @@ QWEN3_VL = Family(
     model=model,
     rope_axes=interleaved_axes,
     frames=rules,
-    windows=windows,
+    windows=row_windows,
     layout=row_layout,
     positions=step_positions,
     placeholders=release,

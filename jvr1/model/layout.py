@@ -1,22 +1,22 @@
-"""Where the patches of a frame go: tokens row by row, padded to whole windows."""
+"""Where the patches of a frame go in towers without attention windows: tokens row by row, padded to whole windows."""
 
 from __future__ import annotations
 
 import numpy as np
 
+from jvr1.model.config import Vision
 from jvr1.model.inputs import Layout
-from jvr1.model.qwen3_vl.config import UNITS, DeepVision
 
 
-def windows(height: int, width: int, vision: DeepVision) -> int:
+def row_windows(height: int, width: int, vision: Vision) -> int:
     """Windows of a frame of height x width PATCHES."""
     return -(-height * width // vision.slots)
 
 
-def row_layout(height: int, width: int, vision: DeepVision) -> Layout:
-    """The order of HF's processor within a temporal step; the padding stands at the end."""
+def row_layout(height: int, width: int, vision: Vision) -> Layout:
+    """The order of HF's processors within a temporal step; the padding stands at the end."""
     columns, count = width // vision.merge, height * width // vision.merge**2
-    token = np.arange(windows(height, width, vision) * UNITS)
+    token = np.arange(row_windows(height, width, vision) * vision.units)
     corner = np.stack([token // columns, token % columns], -1) * vision.merge
     within = np.indices((vision.merge, vision.merge)).reshape(2, -1).T
     hw = np.where(token[:, None, None] < count, corner[:, None] + within[None], -1)
