@@ -83,6 +83,7 @@ class Family:
     folder; empty: nothing.
 
     marked: whether an index says what family it is for. Those made before there were several are of one, and do not.
+    clocked: whether positions follow `Grid.seconds_per_step` (`data.real_seconds`).
     """
 
     model_type: str
@@ -110,3 +111,4 @@ class Family:
     advice: str
     marked: bool = True
     forms: Mapping[str, Callable[..., Int32[np.ndarray, " T"]]] = MappingProxyType({})
+    clocked: bool = True

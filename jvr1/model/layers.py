@@ -106,7 +106,7 @@ class GatedMLP(nnx.Module):
 
 
 class PlainMLP(nnx.Module):
-    """down(act(up(x))), with biases."""
+    """down(act(up(x))), with biases. act: a function of a module, for models are compared by it."""
 
     def __init__(
         self,

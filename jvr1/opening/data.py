@@ -51,6 +51,10 @@ def make_encoder(
 ) -> Encoder:
     check_tokenizer(tokenizer, model, config.model.source)
     placeholders_of(settings.style(config), model)  # its own check
+    if not config.data.real_seconds and not model.family.clocked:
+        raise UserError(
+            f"data.real_seconds is off, which {model.family.title} does not know: its positions count steps; leave it on"
+        )
     video_limits, image_limits = settings.pixel_limits(config)
     cache = config.data.media_cache or str(Path.home() / ".cache" / "jvr1" / "media")
     media = MediaCache(config.data.root, cache, config.data.media_cache_gb * 2**30)

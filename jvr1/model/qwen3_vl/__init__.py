@@ -51,4 +51,5 @@ QWEN3_VL = Family(
     companions=companions,
     advice=ADVICE,
     forms=FORMS,
+    clocked=False,
 )

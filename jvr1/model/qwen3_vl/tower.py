@@ -3,7 +3,6 @@ DeepStack (arXiv 2406.04334), the outputs of some blocks made tokens too."""
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -21,6 +20,10 @@ from jvr1.model.qwen3_vl.frames import IMAGE_MEAN, IMAGE_STD
 from jvr1.model.rope import rotate, vision_angles
 
 
+def gelu_tanh(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    return jax.nn.gelu(x, approximate=True)
+
+
 class DeepBlock(nnx.Module):
     """Pre-norm attention and MLP (HF `Qwen3VLVisionBlock`)."""
 
@@ -30,7 +33,7 @@ class DeepBlock(nnx.Module):
         self.norm1, self.norm2 = (LayerNorm(size, eps=config.eps, param_dtype=param_dtype) for _ in range(2))
         self.qkv = Linear((size,), (3, config.heads, head), bias=True, **kw)
         self.proj = Linear((config.heads, head), (size,), bias=True, **kw)
-        self.mlp = PlainMLP(size, config.intermediate, partial(jax.nn.gelu, approximate=True), **kw)
+        self.mlp = PlainMLP(size, config.intermediate, gelu_tanh, **kw)
 
     def __call__(
         self, x: Float[Array, "b S D"], angles: Float[Array, "b S h"], real: Bool[Array, "b S"]
