@@ -46,15 +46,18 @@ def check_batch(config: ConfigDict, mesh: Mesh) -> None:
             )
 
 
+def check_prompt(config: ConfigDict, model: ModelConfig) -> None:
+    """Raises UserError where prompts of the model's family are not written as the config asks."""
+    placeholders_of(settings.style(config), model)
+    if not config.data.real_seconds and not model.family.clocked:
+        raise UserError(f"data.real_seconds is off; positions of {model.family.title} know no seconds: leave it on")
+
+
 def make_encoder(
     config: ConfigDict, model: ModelConfig, tokenizer: PreTrainedTokenizerBase, *, targets: bool
 ) -> Encoder:
     check_tokenizer(tokenizer, model, config.model.source)
-    placeholders_of(settings.style(config), model)  # its own check
-    if not config.data.real_seconds and not model.family.clocked:
-        raise UserError(
-            f"data.real_seconds is off, which {model.family.title} does not know: its positions count steps; leave it on"
-        )
+    check_prompt(config, model)
     video_limits, image_limits = settings.pixel_limits(config)
     cache = config.data.media_cache or str(Path.home() / ".cache" / "jvr1" / "media")
     media = MediaCache(config.data.root, cache, config.data.media_cache_gb * 2**30)
