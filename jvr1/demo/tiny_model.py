@@ -1,4 +1,4 @@
-"""A tiny model's folder in HF form, a Qwen2.5-VL or one of another family (`FORMS`): byte-level BPE trained on the
+"""A tiny model's folder in HF form, a Qwen2.5-VL or one of another family (`TINY_FORMS`): byte-level BPE trained on the
 demo's words, the real template, random weights.
 
 Special tokens have their real names and order; their ids follow the small vocabulary, and config.json names them.
@@ -233,13 +233,13 @@ class TinyForm:
     sentences: tuple[str, ...] = ()
 
 
-FORMS: Mapping[str, TinyForm] = {
+TINY_FORMS: Mapping[str, TinyForm] = {
     QWEN2_5_VL.model_type: TinyForm(raw_config, processor_config),
     QWEN3_VL.model_type: TinyForm(
-        lambda tokenizer: tiny_qwen3_vl.raw_config(token_ids(tokenizer), tokenizer.get_vocab_size()),
-        tiny_qwen3_vl.processor_config,
+        lambda tokenizer: tiny_qwen3_vl.deep_config(token_ids(tokenizer), tokenizer.get_vocab_size()),
+        tiny_qwen3_vl.deep_processor,
         "{%- set seen = namespace(pictures=0, videos=0) -%}\n" + TURNS,  # without a system prompt of its own
-        tiny_qwen3_vl.SENTENCES,
+        tiny_qwen3_vl.STEP_TIMES,
     ),
 }
 """By the family's `model_type`, the demo's own first."""
@@ -247,7 +247,7 @@ FORMS: Mapping[str, TinyForm] = {
 
 def write_tiny_model(folder: Path, seed: int, family: str = QWEN2_5_VL.model_type) -> None:
     """Writes the whole folder. Its vocabulary is the same whatever the seed and the size of the data set."""
-    form = FORMS[family]
+    form = TINY_FORMS[family]
     texts = corpus(questions((*TASKS, *HARD, *WARMUP), each=48, seed=0))
     tokenizer = train_tokenizer(itertools.chain(texts, form.sentences))
     config = from_hf(form.raw(tokenizer))

@@ -9,13 +9,13 @@ from jvr1.model.media import PixelLimits
 from jvr1.model.qwen3_vl import QWEN3_VL
 from jvr1.model.qwen3_vl.config import MERGE, PATCH, DeepVision
 
-TOKEN_PIXELS = (PATCH * MERGE) ** 2
-DEEP_BLOCKS = (0, 1)
-SENTENCES = tuple(f"<{step}.2 seconds>" for step in range(4)) * 32
+_TOKEN_PIXELS = (PATCH * MERGE) ** 2
+_DEEP_BLOCKS = (0, 1)
+STEP_TIMES = tuple(f"<{step}.2 seconds>" for step in range(4)) * 32
 """When the steps of a clip are shown."""
 
 
-def raw_config(tokens: Mapping[str, int], vocab: int) -> dict[str, Any]:
+def deep_config(tokens: Mapping[str, int], vocab: int) -> dict[str, Any]:
     """0.9M parameters; a frame of 56x56, enlarged to 64x64, is four tokens of a window."""
     own = {name: tokens[name] for name in ("bos_token_id", "eos_token_id")}
     return {
@@ -44,14 +44,14 @@ def raw_config(tokens: Mapping[str, int], vocab: int) -> dict[str, Any]:
             "intermediate_size": 128,
             "out_hidden_size": 128,
             "num_position_embeddings": 36,
-            "deepstack_visual_indexes": list(DEEP_BLOCKS),
+            "deepstack_visual_indexes": list(_DEEP_BLOCKS),
         },
     }
 
 
-def processor_config() -> dict[str, Any]:
+def deep_processor() -> dict[str, Any]:
     """preprocessor_config.json: the published fields, pictures of 2x2 to 8x8 merged tokens."""
     form = QWEN3_VL.processor
-    limits = PixelLimits(4 * TOKEN_PIXELS, 64 * TOKEN_PIXELS)
-    vision = DeepVision(3, 64, 4, 128, 128, DEEP_BLOCKS)
+    limits = PixelLimits(4 * _TOKEN_PIXELS, 64 * _TOKEN_PIXELS)
+    vision = DeepVision(3, 64, 4, 128, 128, _DEEP_BLOCKS)
     return form.base(vision) | form.image(limits) | {"image_processor_type": form.image_type}

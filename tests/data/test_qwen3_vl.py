@@ -24,7 +24,7 @@ from jvr1.data.batch import make_buckets
 from jvr1.data.cache import MediaCache, MediaReader
 from jvr1.data.media import probe
 from jvr1.data.prompts import PromptStyle, messages, opened, placeholders_of, target_ids
-from jvr1.demo.tiny_model import FORMS, tokenizer_files, train_tokenizer
+from jvr1.demo.tiny_model import TINY_FORMS, tokenizer_files, train_tokenizer
 from jvr1.errors import MediaError, UserError
 from jvr1.model.families import from_hf, published
 from jvr1.model.media import PixelLimits, Probe, VideoSampling
@@ -34,7 +34,7 @@ from jvr1.rollout.tasks import Sampled, texts_of
 TOKEN = 32 * 32
 LIMITS = PixelLimits(4 * TOKEN, 16 * TOKEN)
 BUCKETS = make_buckets([("video", 8, 2, 400, 24), ("image", 1, 2, 200, 24)])
-FORM = FORMS["qwen3_vl"]
+FORM = TINY_FORMS["qwen3_vl"]
 FAMILY = published("qwen3-vl-8b").family
 
 

@@ -12,11 +12,10 @@ from jvr1.model.qwen3_vl.config import MODEL_TYPE, PUBLISHED, read_fields, write
 from jvr1.model.qwen3_vl.counts import tower_flops, tower_kept, tower_scores
 from jvr1.model.qwen3_vl.export import ADVICE, base_fields, companions, image_fields, video_fields
 from jvr1.model.qwen3_vl.frames import rules
-from jvr1.model.qwen3_vl.parameters import TABLE as PARAMETERS
+from jvr1.model.qwen3_vl.parameters import PARAMETERS
 from jvr1.model.qwen3_vl.positions import interleaved_axes, step_positions
 from jvr1.model.qwen3_vl.prompt import FORMS, release
-from jvr1.model.qwen3_vl.weights import TABLE as WEIGHTS
-from jvr1.model.qwen3_vl.weights import same_name
+from jvr1.model.qwen3_vl.weights import TABLE, same_name
 
 
 def model(config: ModelConfig, **kw: Any) -> Any:
@@ -32,7 +31,7 @@ QWEN3_VL = Family(
     read=read_fields,
     write=write_fields,
     published=PUBLISHED,
-    weights=WEIGHTS,
+    weights=TABLE,
     published_name=same_name,
     memory_name=same_name,
     parameters=PARAMETERS,

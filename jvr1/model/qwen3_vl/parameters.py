@@ -19,7 +19,7 @@ _OTHERS: Mapping[str, Parameter] = {
     "text/layers/q_norm/scale": Parameter(("head_size",)),
     "text/layers/k_norm/scale": Parameter(("head_size",)),
 }
-TABLE: Mapping[str, Parameter] = table_of(
+PARAMETERS: Mapping[str, Parameter] = table_of(
     {
         **{f"visual/blocks/{name}": sides for name, sides in _BLOCK.items()},
         **{f"visual/deepstack/{name}": sides for name, sides in MERGER_SIDES.items()},

@@ -45,7 +45,7 @@ class DeepBlock(nnx.Module):
         return x + self.mlp(self.norm2(x))
 
 
-def merge(module: Any, x: Float[Array, "*X S D"], patches: int, *, joined_norm: bool) -> Float[Array, "*X U d"]:
+def merged(module: Any, x: Float[Array, "*X S D"], patches: int, *, joined_norm: bool) -> Float[Array, "*X U d"]:
     """Each `patches` neighbours made one token (HF `Qwen3VLVisionPatchMerger`, exact GELU); joined_norm: the norm is of
     what is joined already."""
     if not joined_norm:
@@ -60,15 +60,15 @@ class DeepMerger(nnx.Module):
     """Tokens of a block's output, for a layer of the decoder."""
 
     def __init__(self, config: DeepVision, *, std: float, param_dtype: DTypeLike, rngs: nnx.Rngs):
-        merged = config.hidden * config.merge**2
+        joined = config.hidden * config.merge**2
         kw: dict[str, Any] = {"bias": True, "std": std, "param_dtype": param_dtype, "rngs": rngs}
         self.patches = config.merge**2
-        self.merge_norm = LayerNorm(merged, eps=config.eps, param_dtype=param_dtype)
-        self.merge_in = Linear((merged,), (merged,), **kw)
-        self.merge_out = Linear((merged,), (config.out_hidden,), **kw)
+        self.merge_norm = LayerNorm(joined, eps=config.eps, param_dtype=param_dtype)
+        self.merge_in = Linear((joined,), (joined,), **kw)
+        self.merge_out = Linear((joined,), (config.out_hidden,), **kw)
 
     def __call__(self, x: Float[Array, "*X S D"]) -> Float[Array, "*X U d"]:
-        return merge(self, x, self.patches, joined_norm=True)
+        return merged(self, x, self.patches, joined_norm=True)
 
 
 class DeepTower(nnx.Module):
@@ -79,7 +79,7 @@ class DeepTower(nnx.Module):
     ):
         kw: dict[str, Any] = {"std": std, "param_dtype": param_dtype, "rngs": rngs}
         self.config, self.remat, self.dtype = config, remat, dtype
-        merged = config.hidden * config.merge**2
+        joined = config.hidden * config.merge**2
         self.patch_embed = Linear((2, config.patch_values), (config.hidden,), bias=True, **kw)
         table = jax.random.normal(rngs.params(), (config.positions, config.hidden), param_dtype)
         self.positions = nnx.Param(table * jnp.asarray(std, param_dtype))
@@ -87,8 +87,8 @@ class DeepTower(nnx.Module):
             lambda rngs: DeepBlock(config, std=std, param_dtype=param_dtype, rngs=rngs), config.depth, rngs
         )
         self.merge_norm = LayerNorm(config.hidden, eps=config.eps, param_dtype=param_dtype)
-        self.merge_in = Linear((merged,), (merged,), bias=True, **kw)
-        self.merge_out = Linear((merged,), (config.out_hidden,), bias=True, **kw)
+        self.merge_in = Linear((joined,), (joined,), bias=True, **kw)
+        self.merge_out = Linear((joined,), (config.out_hidden,), bias=True, **kw)
         levels = len(config.deep_blocks)
         make = lambda rngs: DeepMerger(config, std=std, param_dtype=param_dtype, rngs=rngs)  # noqa: E731
         self.deepstack = stack(make, levels, rngs) if levels else None
@@ -114,7 +114,7 @@ class DeepTower(nnx.Module):
             return x.reshape(*x.shape[:-3], b, f, w, -1, x.shape[-1])
 
         *deep, last = scan_stops(self.blocks, config.deep_blocks, block, x, remat=self.remat)
-        tokens = apart(merge(self, last, config.merge**2, joined_norm=False))
+        tokens = apart(merged(self, last, config.merge**2, joined_norm=False))
         if self.deepstack is None:
             return tokens, None
         every = lambda layer, carry, x: (carry, constrain_batch(layer(x)))  # noqa: E731
