@@ -9,8 +9,7 @@ is called.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from types import MappingProxyType
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -110,5 +109,5 @@ class Family:
     companions: Callable[[], dict[str, bytes]]
     advice: str
     marked: bool = True
-    forms: Mapping[str, Callable[..., Int32[np.ndarray, " T"]]] = MappingProxyType({})
+    forms: Mapping[str, Callable[..., Int32[np.ndarray, " T"]]] = field(default_factory=dict)
     clocked: bool = True

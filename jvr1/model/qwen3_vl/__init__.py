@@ -14,7 +14,7 @@ from jvr1.model.qwen3_vl.export import ADVICE, base_fields, companions, image_fi
 from jvr1.model.qwen3_vl.frames import rules
 from jvr1.model.qwen3_vl.parameters import PARAMETERS
 from jvr1.model.qwen3_vl.positions import interleaved_axes, step_positions
-from jvr1.model.qwen3_vl.prompt import FORMS, release
+from jvr1.model.qwen3_vl.prompt import PROMPT_FORMS, release
 from jvr1.model.qwen3_vl.weights import TABLE, same_name
 
 
@@ -49,6 +49,6 @@ QWEN3_VL = Family(
     processor=ProcessorForm("Qwen2VLImageProcessor", "Qwen3VLVideoProcessor", base_fields, image_fields, video_fields),
     companions=companions,
     advice=ADVICE,
-    forms=FORMS,
+    forms=PROMPT_FORMS,
     clocked=False,
 )

@@ -27,7 +27,7 @@ def nested(
     return _placeholders(ids, grids, config, tokenizer, outer=True)
 
 
-FORMS: Mapping[str, Callable[..., Int32[np.ndarray, " T"]]] = {"release": release, "nested": nested}
+PROMPT_FORMS: Mapping[str, Callable[..., Int32[np.ndarray, " T"]]] = {"release": release, "nested": nested}
 
 
 def _placeholders(
