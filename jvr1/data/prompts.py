@@ -7,6 +7,7 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int32
@@ -128,7 +129,7 @@ def opened(tokenizer: PreTrainedTokenizerBase) -> str:
     that always think, nothing with others. It belongs to what is scored and shown."""
     if not getattr(tokenizer, "chat_template", None):
         return ""
-    chat = [{"role": "user", "content": [{"type": "text", "text": ""}]}]
+    chat: list[Any] = [{"role": "user", "content": [{"type": "text", "text": ""}]}]
     text = str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
     _, tag, after = text.rpartition(THINK)
     return tag + after if tag and not after.strip() else ""

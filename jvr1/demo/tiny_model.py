@@ -125,7 +125,7 @@ def train_tokenizer(texts: Iterable[str]) -> Tokenizer:
     return raw
 
 
-def token_ids(tokenizer: Tokenizer) -> dict[str, int]:
+def token_ids(tokenizer: Tokenizer) -> dict[str, Any]:
     """Of config.json."""
     names = {
         "bos_token_id": "<|endoftext|>",

@@ -15,7 +15,7 @@ STEP_TIMES = tuple(f"<{step}.2 seconds>" for step in range(4)) * 32
 """When the steps of a clip are shown."""
 
 
-def deep_config(tokens: Mapping[str, int], vocab: int) -> dict[str, Any]:
+def deep_config(tokens: Mapping[str, Any], vocab: int) -> dict[str, Any]:
     """0.9M parameters; a frame of 56x56, enlarged to 64x64, is four tokens of a window."""
     own = {name: tokens[name] for name in ("bos_token_id", "eos_token_id")}
     return {

@@ -20,7 +20,7 @@ def normalised_pairs(
     """(value / 255 - mean) / std of the patches of each step's two frames, in fp32; mean and std of the channels."""
     pairs = jax.vmap(lambda frames, pair: frames[pair])(frames, pair)  # B F 2 W L v
     pixels = jnp.moveaxis(pairs, 2, 4).astype(jnp.float32) / jnp.float32(255)
-    mean, std = (
+    middle, deviation = (
         jnp.asarray(np.repeat(np.asarray(c, np.float32), patch**2)).reshape(1, 1, 1, 1, 1, -1) for c in (mean, std)
     )
-    return (pixels - mean) / std
+    return (pixels - middle) / deviation

@@ -188,7 +188,7 @@ def test_sizes_are_those_of_the_processor(monkeypatch, tokens):
                 video, SizeDict(**fields["size"]), None, 32, 2, cap_pixels_per_frame=fields["cap_pixels_per_frame"]
             )
             got = rules.resized(Probe(height, width, count, 2.0), VideoSampling(frames=count), limits)
-            assert got == (want.height, want.width), (height, width, count)
+            assert got == (want["height"], want["width"]), (height, width, count)
     with pytest.raises(MediaError, match="aspect ratio of 32000x32"):
         rules.resized(Probe(2, 2000, 8, 2.0), VideoSampling(), limits)
 

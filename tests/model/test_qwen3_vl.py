@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from jvr1.errors import UserError
 from jvr1.model import hf, vision_language
 from jvr1.model.families import from_hf, published, to_hf
+from jvr1.model.qwen3_vl.tower import DeepTower
 from jvr1.model.weights import hf_tensors
 from tests.model.test_parity import greedy_ours, load
 
@@ -71,7 +72,13 @@ def theirs_of(model, ids, items, config):
 def test_tower_and_its_levels(pair, name):
     model, config, graphdef, params = pair
     _, items = case(name)
-    run = jax.jit(lambda p, v: vision_language.merge(graphdef, p).visual.levels(v))
+
+    def levels(params, visual):
+        tower = vision_language.merge(graphdef, params).visual
+        assert isinstance(tower, DeepTower)
+        return tower.levels(visual)
+
+    run = jax.jit(levels)
     for item in items:
         with torch.no_grad():
             want = model.model.visual(torch.tensor(item.pixel_values()), torch.tensor([item.grid[:3]]))

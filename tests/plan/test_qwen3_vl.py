@@ -19,6 +19,7 @@ from jvr1.model import vision_language
 from jvr1.model.families import from_hf, published
 from jvr1.model.flops import Trained, Walk
 from jvr1.model.lora import LoRAConfig
+from jvr1.model.qwen3_vl.tower import DeepTower
 from jvr1.plan import memory
 from jvr1.plan.planning import changed, counted_shapes, largest_bucket, make_plan, named_model
 from jvr1.train.optimizer import combine
@@ -41,7 +42,13 @@ def test_flops_of_the_tower_are_those_of_the_program(monkeypatch):
     visual = empty_example(bucket, config).visual
     visual = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), visual)
     monkeypatch.setattr(jax.lax, "scan", partial(jax.lax.scan, unroll=True))
-    run = jax.jit(lambda params, visual: vision_language.merge(graphdef, params).visual.levels(visual))
+
+    def levels(params, visual):
+        tower = vision_language.merge(graphdef, params).visual
+        assert isinstance(tower, DeepTower)
+        return tower.levels(visual)
+
+    run = jax.jit(levels)
     walk = Walk(Trained())
     assert walk.tower(config, bucket.steps, bucket.windows)
     assert walk.sums.forward == pytest.approx(run.lower(params, visual).cost_analysis()["flops"], rel=0.03)

@@ -82,6 +82,7 @@ class Qwen3VL(VisionLanguageModel):
         x = self.text.embed(prompt.ids) if tokens is None else tokens
         levels = None
         if visual is not None:
+            assert isinstance(self.visual, DeepTower)
             merged, found = self.visual.levels(visual)
             nothing = jnp.zeros_like(x)
             x = at_places(merged, prompt.visual_index, streams, x)
