@@ -51,6 +51,7 @@ def _sft(config: ConfigDict) -> None:
 
 def _rl(config: ConfigDict) -> None:
     config.rl.update({"group": 8, "shuffled": 4, "alpha": 0.3, "beta": 0.04, "length_reward": 0.0})
+    config.rl.packing = 4  # of 192 tokens in steps of 48: few programs, which take longer to compile than a step does
     config.optimizer.update({"learning_rate": 2e-4})
     config.train.update({"steps": 175, "validate_every": 50, "pictures_every": 50})
 

@@ -222,6 +222,14 @@ class GroupSettings:
         least=0,
         most="group",
     )
+    packing: int = setting(
+        16,
+        "Update and reference read a prompt's completions one after the other, padded together to a multiple of G*C "
+        "divided by this. Larger: less padding, more lengths to compile programs for, each when it is first needed. "
+        "0: each completion is padded to C tokens (docs/pods.md#packing)",
+        least=0,
+        resume="free",
+    )
     updates: int = setting(
         1,
         "Optimizer steps taken on a batch of completions; use clipping with more than one. The schedule counts updates",

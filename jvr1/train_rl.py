@@ -26,6 +26,7 @@ from jvr1.train.hooks import Hook
 from jvr1.train.loop import Loop
 from jvr1.train.metrics import Tally, write_rollouts
 from jvr1.train.optimizer import combine
+from jvr1.train.packing import tape_size, tokens_to_read
 from jvr1.train.reference import open_reference
 from jvr1.train.rollouts import (
     Rollout,
@@ -98,15 +99,18 @@ def main(command: settings.Command) -> int:
             check_rewards(judged.rollout)
             arrays, ids, sampled, length = put_batch((micro.arrays, *ordered(host, group)), mesh)
             result, mask, denominator, statistics = advantages(put_batch(judged.rollout, mesh), length, ids)
+            most, read = tokens_to_read(mask)
+            tape = tape_size(int(most), group, ids.shape[2], config.rl.packing)
             rollout = Rollout(
-                micro, rows, arrays, ids, sampled, result.advantage, mask, float(denominator), host, texts, judged,
-                jax.tree.map(take_local, result),
+                micro, rows, arrays, ids, sampled, result.advantage, mask, tape, float(denominator), host, texts,
+                judged, jax.tree.map(take_local, result),
             )  # fmt: skip
         flops = step_flops(
             run.config, micro.bucket, len(micro.rows), group, shuffled, float(host.length.mean()),
             reference=reference is not None, updates=config.rl.updates, trained=trained,
         )  # fmt: skip
-        sums = statistics | score_sums(rollout) | {"flops": (flops, 1.0)}
+        room = float(ids.shape[0] * (tape or group * ids.shape[2]))
+        sums = statistics | score_sums(rollout) | {"flops": (flops, 1.0), "update/padded": (room - read, room)}
         return rollout, Tally().add(sums, score_maxima(rollout))
 
     def train_step(step: int, microbatches: Sequence[Microbatch]) -> tuple[Tally, list[Rollout]]:
@@ -125,7 +129,7 @@ def main(command: settings.Command) -> int:
             anchors: list[jax.Array | None] = [None] * len(rollouts)
             if reference is not None:
                 with reference.on_device() as params:
-                    anchors = [reference_scores(params, r.arrays, r.ids) for r in rollouts]
+                    anchors = [reference_scores(params, r.arrays, r.ids, r.mask, tape=r.tape) for r in rollouts]
                     jax.block_until_ready(anchors)
             batches = [
                 PolicyBatch(r.arrays, r.ids, anchor, r.sampled, r.sampled, np.bool_(True), r.advantage, r.mask,
@@ -135,7 +139,9 @@ def main(command: settings.Command) -> int:
             for update in range(config.rl.updates):
                 total = zeros_like(loop.state.params)
                 for i, batch in enumerate(batches):
-                    total, loss, parts, largest, logprobs = gradients(loop.state.params, run.frozen, total, batch)
+                    total, loss, parts, largest, logprobs = gradients(
+                        loop.state.params, run.frozen, total, batch, tape=rollouts[i].tape
+                    )
                     if update == 0:
                         batches[i] = batch._replace(old=logprobs, first=np.bool_(False))
                     named = {f"loss/{name}": value for name, value in parts.items()}

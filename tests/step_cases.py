@@ -38,12 +38,12 @@ def as_task(arrays: Arrays, rows: tuple[int, ...]) -> Task:
     return Task(Microbatch(BUCKET, arrays, ()), arrays, pairs, rows)
 
 
-def make_scores(seed: int = 0):
+def make_scores(seed: int = 0, longest: int = BUCKET.completion):
     """Rewards of groups and completions of unequal lengths; rows that are not valid hold garbage."""
     rng = np.random.default_rng(seed)
     accuracy = rng.integers(0, 2, (ROWS, GROUP)).astype(np.float32)
     valid = np.asarray([i not in INVALID for i in range(ROWS)])
-    length = rng.integers(1, BUCKET.completion + 1, (ROWS, GROUP)).astype(np.int32) * valid[:, None]
+    length = rng.integers(1, longest + 1, (ROWS, GROUP)).astype(np.int32) * valid[:, None]
     scores = tgrpo.RolloutScores(
         accuracy=accuracy,
         reward=accuracy + rng.random((ROWS, GROUP), np.float32),

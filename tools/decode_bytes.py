@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if args.text is not None:
                 args.text.mkdir(parents=True, exist_ok=True)
                 (args.text / f"decode-{slots_of(step)}-{tensor}.txt").write_text(text)
-            found = token_bytes(read_program(text), bucket)
+            found = token_bytes(read_program(text), bucket, step.attention)
             print(row(args.topology, step, bucket, found), flush=True)
             copied.append((step, found))
     print("\n".join(line for step, found in copied for line in copies(step, bucket, found)))

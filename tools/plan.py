@@ -186,7 +186,7 @@ def compile_step(plan: RunPlan, topology: str) -> None:
     print(f"compiled for {topology}, bucket {bucket.name}:")
     for one in compile_all(step, bucket):
         counted = sum(plan.memory[bucket][one.phase].values())
-        print(report(one, bucket))
+        print(report(one, step, bucket))
         print(f"  counted {counted / GIB:.2f} GiB, {counted / one.peak - 1:+.1%}", flush=True)
 
 

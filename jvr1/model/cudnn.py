@@ -1,7 +1,7 @@
 """Attention of a prompt and of its completions by cuDNN's flash kernels, for GPUs, as `jax.nn` offers them.
 
 They take bf16 and fp16 only, heads of a multiple of 8 up to 128 values, and masks of even lengths. A mask is a bias
-there: what it hides is computed all the same, but for what lies above the diagonal of a causal call.
+there, whose gradient is written, too: the prompt's own attention does without.
 """
 
 from __future__ import annotations
@@ -15,12 +15,11 @@ LARGEST_HEAD = 128
 
 
 def attend_causal(
-    q: Float[Array, "B P N H"], k: Float[Array, "B P K H"], v: Float[Array, "B P K H"], real: Bool[Array, "B P"]
+    q: Float[Array, "B P N H"], k: Float[Array, "B P K H"], v: Float[Array, "B P K H"]
 ) -> Float[Array, "B P N H"]:
-    """A prompt's own attention. Queries at padding may see padding alone: finite, without meaning."""
-    length = real.shape[1]
-    mask = jnp.broadcast_to(real[:, None, None], (real.shape[0], 1, length, length))
-    return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=True, implementation="cudnn")
+    """A prompt's own attention, padded on the right, where no real token sees it. Queries at padding are finite,
+    without meaning."""
+    return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
 
 
 def attend_prefixed(

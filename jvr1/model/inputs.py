@@ -12,7 +12,7 @@ if TYPE_CHECKING:  # it imports JAX, which the processes that read media do with
 
 
 class Prompt(NamedTuple):
-    """B tokenised prompts of one static length, padded on either side.
+    """B tokenised prompts of one static length, padded on either side; on GPUs, as the pipeline does, on the right.
 
     positions: M-RoPE (time, row, column).
     mask: true at real tokens.

@@ -16,7 +16,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
     SegmentIds,
     make_splash_mha,
 )
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 LANES = 128
 """Sequence, blocks and head size must be multiples of it."""
@@ -36,6 +36,30 @@ def packed_mask(prompt: int, rows: int, length: int, total: int) -> np.ndarray:
     return np.tril(same | prefix)
 
 
+def tape_mask(prompt: int, tape: int, longest: int, total: int) -> np.ndarray:
+    """As `packed_mask`, where completions lie on a tape: what a token of it might see. Of the tape that is as many
+    tokens, itself the last, as the longest completion has; which of them are of its own is known when it runs."""
+    at = np.arange(total)
+    near = (at[:, None] - at[None] < longest) & (at[None] >= prompt)
+    prefix = (at[None] < prompt) & (at[:, None] < prompt + tape)
+    padding = at >= prompt + tape
+    return np.tril(np.where(padding[:, None] | padding[None], padding[:, None] & padding[None], near | prefix))
+
+
+FAR = 2.0**17
+"""By so much the scores of keys of other completions are lowered; exp(-FAR) is 0, and bf16 has it exactly."""
+
+
+def marks(row: Int[Array, "B S"], rows: int) -> tuple[Float[Array, "B S z"], Float[Array, "B S z"]]:
+    """Further values of the queries and keys on a tape, z = G + 1: their product is 0 for two tokens of one completion,
+    exactly, and else -FAR. Keys of the prompt have zeros.
+
+    The kernel's own segments are compared for equality, which cannot say that all completions see the prompt.
+    """
+    own = jax.nn.one_hot(row, rows + 1, dtype=jnp.float32)
+    return (own - 1.0) * jnp.float32(FAR), own
+
+
 def block_sizes(total: int) -> tuple[int, int]:
     """Tokens of a block, and of the whole sequence padded to blocks."""
     block = min(SPLASH_BLOCK, -(-total // LANES) * LANES)
@@ -50,22 +74,34 @@ def attend_packed(
     prompt: int,
     rows: int,
     length: int,
+    row: Int[Array, "B S"] | None = None,
     *,
     interpret: bool,
 ) -> Float[Array, "B T N H"]:
     """Attention within [prompt | G completions of `length` tokens], T = P + G*C; softmax in fp32.
 
     real: false at padding, which nobody but padding sees. Heads smaller than 128 are filled up with zeros, which cost
-    their share of time and change nothing. interpret: run by XLA on any platform, to test the kernel.
+    their share of time and change nothing. row: completions of at most `length` tokens lie on a tape, T = P + S, and
+    this says which of them a token is of; queries and keys are then wider by `marks`. interpret: run by XLA on any
+    platform, to test the kernel.
     """
     total, _, size = q.shape[1:]
     block, padded = block_sizes(total)
-    fill = -(-size // LANES) * LANES - size
 
     def laid_out(x: Array) -> Array:
+        fill = -x.shape[3] % LANES
         return jnp.pad(x, ((0, 0), (0, padded - total), (0, 0), (0, fill))).swapaxes(1, 2)
 
-    mask = NumpyMask(packed_mask(prompt, rows, length, padded))
+    def marked(x: Array, mark: Array) -> Array:
+        mark = jnp.pad(mark.astype(x.dtype), ((0, 0), (prompt, 0), (0, 0)))
+        return jnp.concatenate([x, jnp.broadcast_to(mark[:, :, None], (*x.shape[:3], mark.shape[2]))], axis=3)
+
+    q = (q.astype(jnp.float32) * jnp.float32(size**-0.5)).astype(q.dtype)
+    if row is None:
+        mask = NumpyMask(packed_mask(prompt, rows, length, padded))
+    else:
+        mask = NumpyMask(tape_mask(prompt, total - prompt, length, padded))
+        q, k = (marked(x, mark) for x, mark in zip((q, k), marks(row, rows), strict=True))
     kernel = make_splash_mha(
         MultiHeadMask([mask]),  # of all heads
         block_sizes=BlockSizes(
@@ -76,8 +112,7 @@ def attend_packed(
         interpret=interpret,
     )
     segments = jnp.pad(real.astype(jnp.int32), ((0, 0), (0, padded - total)))
-    scaled = (q.astype(jnp.float32) * jnp.float32(size**-0.5)).astype(q.dtype)
     out = jax.vmap(lambda q, k, v, ids: kernel(q, k, v, segment_ids=SegmentIds(ids, ids)))(
-        laid_out(scaled), laid_out(k), laid_out(v), segments
+        laid_out(q), laid_out(k), laid_out(v), segments
     )
     return out.swapaxes(1, 2)[:, :total, :, :size]

@@ -12,7 +12,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from jvr1.model.attention import QKV, Backend, attend_group, attend_prompt, attend_shared
+from jvr1.model.attention import QKV, Backend, attend_group, attend_prompt, attend_shared, attend_tape
 from jvr1.model.config import TextConfig
 from jvr1.model.layers import (
     GatedMLP,
@@ -26,6 +26,7 @@ from jvr1.model.layers import (
     stack,
 )
 from jvr1.model.rope import rotate
+from jvr1.model.tape import Tape
 
 
 class KV(NamedTuple):
@@ -110,9 +111,11 @@ class TextDecoder(nnx.Module):
 
     def logits(self, hidden: Float[Array, "*X D"]) -> Float[Array, "*X V"]:
         """Logits in fp32, whatever the compute dtype. Ask for few: 152k words a token."""
-        kernel = self.embedding[...].T if self.head is None else self.head.kernel[...]
-        kernel = constrain_head(kernel.astype(hidden.dtype))
+        kernel = constrain_head(self.head_kernel().astype(hidden.dtype))
         return jnp.einsum("...d,dv->...v", hidden, kernel, preferred_element_type=jnp.float32)
+
+    def head_kernel(self) -> Float[Array, "D V"]:
+        return self.embedding[...].T if self.head is None else self.head.kernel[...]
 
     def cache(self, prompts: int, lines: int, tokens: int) -> KV:
         """Room for the keys and values of so many tokens of each of a prompt's lines, as this decoder's layers lie."""
@@ -146,19 +149,39 @@ class TextDecoder(nnx.Module):
         Values and gradients are those of G separate sequences; the prompt is computed once. Both are one row of tokens
         but for attention: two products with one weight would add up its gradient over devices twice.
         """
-        (rows, length), prompt = y.shape[1:3], given.x.shape[1]
+        rows, length = y.shape[1:3]
 
-        def join(x: Array, y: Array) -> Array:
-            return jnp.concatenate([x, y.reshape(y.shape[0], rows * length, *y.shape[3:])], axis=1)
+        def flat(z: Array) -> Array:
+            return z.reshape(z.shape[0], rows * length, *z.shape[3:])
 
-        joined = join(given.angles, y_angles)
+        def attend(own: QKV) -> Array:
+            return attend_group(own, given.mask, rows, length, self.attention)
 
-        def attend(layer: TextLayer, z: Array) -> tuple[Array, None]:
-            return attend_group(layer.qkv(z, joined), given.mask, rows, length, self.attention), None
+        hidden, own = self.joined(given, flat(y), flat(y_angles), attend)
+        return hidden, own.reshape(y.shape)
 
-        z, _ = self.through(given, join(given.x, y), attend)
+    def complete_tape(
+        self, given: Embedded, y: Float[Array, "B S D"], y_angles: Float[Array, "B S h"], tape: Tape, longest: int
+    ) -> tuple[Float[Array, "B P D"], Float[Array, "B S D"]]:
+        """As `complete`, of completions of at most `longest` tokens that lie on tapes."""
+
+        def attend(own: QKV) -> Array:
+            return attend_tape(own, given.mask, tape, longest, self.attention)
+
+        return self.joined(given, y, y_angles, attend)
+
+    def joined(
+        self, given: Embedded, y: Float[Array, "B S D"], angles: Float[Array, "B S h"], attend: Callable[[QKV], Array]
+    ) -> tuple[Float[Array, "B P D"], Float[Array, "B S D"]]:
+        """Prompts and what follows them as one row of tokens through all layers; `attend` says who sees whom."""
+        prompt, every = given.x.shape[1], jnp.concatenate([given.angles, angles], axis=1)
+
+        def layer_attention(layer: TextLayer, z: Array) -> tuple[Array, None]:
+            return attend(layer.qkv(z, every)), None
+
+        z, _ = self.through(given, jnp.concatenate([given.x, y], axis=1), layer_attention)
         z = self.norm(z)
-        return z[:, :prompt], z[:, prompt:].reshape(y.shape)
+        return z[:, :prompt], z[:, prompt:]
 
     def through(
         self, given: Embedded, x: Array, attend: Callable[[TextLayer, Array], tuple[Array, Any]]
@@ -205,7 +228,7 @@ class TextDecoder(nnx.Module):
                 for x, shape in zip(cache, shapes, strict=True)
             )
             of_streams = [(one.k[:, 0], one.v[:, 0]) for one in prefix]
-            mixed = attend_shared(q, of_streams, prefix_mask, (own_k, own_v), own_mask, rows)
+            mixed = attend_shared(q, of_streams, prefix_mask, (own_k, own_v), own_mask, rows, self.attention)
             return layer.finish(y, mixed), cache
 
         if isinstance(cache.v, list):

@@ -22,6 +22,7 @@ from jvr1.model.config import ModelConfig
 from jvr1.model.inputs import Prompt, Visual
 from jvr1.model.lora import LoRAConfig
 from jvr1.model.rope import text_angles
+from jvr1.model.tape import Tape
 from jvr1.model.text import KV, Embedded, TextDecoder
 
 
@@ -74,17 +75,32 @@ class VisionLanguageModel(nnx.Module):
         self, prompt: Prompt, visual: Visual | None, completions: Int[Array, "B G C"]
     ) -> tuple[Float[Array, "B P D"], Float[Array, "B G C D"]]:
         """The prompt's hidden states, each predicting the token after it, and what `complete` gives."""
-        (b, p), length = prompt.ids.shape, completions.shape[2]
+        b, _, length = completions.shape
         positions = prompt.next_position[:, None, None] + jnp.arange(length)[None, None, :]
         positions = jnp.broadcast_to(positions, completions.shape)
-        # together: two lookups in one table would add up its gradient over devices twice
-        tokens = self.text.embed(jnp.concatenate([prompt.ids, completions.reshape(b, -1)], axis=1))
-        own = tokens[:, p:].reshape(*completions.shape, -1)
-        hidden, own = self.text.complete(
-            self.embed(prompt, visual, tokens=tokens[:, :p]), own, self._flat_angles(positions)
-        )
+        given, own = self._embed_with(prompt, visual, completions.reshape(b, -1))
+        hidden, own = self.text.complete(given, own.reshape(*completions.shape, -1), self._flat_angles(positions))
         first = jnp.broadcast_to(last_real(hidden, prompt.mask)[:, None, None, :], (*own.shape[:2], 1, own.shape[3]))
         return hidden, jnp.concatenate([first, own[:, :, :-1]], axis=2)
+
+    def complete_tape(
+        self, prompt: Prompt, visual: Visual | None, ids: Int[Array, "B S"], tape: Tape, longest: int
+    ) -> Float[Array, "B S D"]:
+        """As `complete`, of completions of at most `longest` tokens that lie on tapes."""
+        positions = prompt.next_position[:, None] + tape.place
+        given, own = self._embed_with(prompt, visual, ids)
+        hidden, own = self.text.complete_tape(given, own, self._flat_angles(positions[:, None])[:, 0], tape, longest)
+        before = jnp.pad(own[:, :-1], ((0, 0), (1, 0), (0, 0)))
+        return jnp.where(tape.place[:, :, None] == 0, last_real(hidden, prompt.mask)[:, None], before)
+
+    def _embed_with(
+        self, prompt: Prompt, visual: Visual | None, ids: Int[Array, "B S"]
+    ) -> tuple[Embedded, Float[Array, "B S D"]]:
+        """Prompts and the tokens that follow them. Together: two lookups in one table would add up its gradient over
+        devices twice."""
+        p = prompt.ids.shape[1]
+        tokens = self.text.embed(jnp.concatenate([prompt.ids, ids], axis=1))
+        return self.embed(prompt, visual, tokens=tokens[:, :p]), tokens[:, p:]
 
     def prefill(
         self, prompt: Prompt, visual: Visual | None, pairs: Int[Array, "B S F 2"] | None
@@ -128,6 +144,10 @@ class VisionLanguageModel(nnx.Module):
 
     def logits(self, hidden: Float[Array, "*X D"]) -> Float[Array, "*X V"]:
         return self.text.logits(hidden)
+
+    def head_kernel(self) -> Float[Array, "D V"]:
+        """What hidden states are multiplied with to give logits."""
+        return self.text.head_kernel()
 
     def embed(
         self,

@@ -64,11 +64,18 @@ def compile_lowered(lowered: jax.stages.Lowered, mesh: Mesh) -> jax.stages.Compi
     return lowered.compile(compiler_options(mesh.devices.flat[0]))
 
 
-def compile_phase(step: Shapes, phase: str, bucket: Bucket, keep: Callable[[str], object] | None = None) -> Measured:
-    """Compiles a phase; `keep` gets the text of each program. Raises the compiler's error when one does not fit."""
+def compile_phase(
+    step: Shapes,
+    phase: str,
+    bucket: Bucket,
+    keep: Callable[[str], object] | None = None,
+    tokens: float | int | None = None,
+) -> Measured:
+    """Compiles a phase; `keep` gets the text of each program. tokens: mean length of a completion, of what depends on
+    it; None: the longest. Raises the compiler's error when a program does not fit."""
     seconds, processor, products, sizes, collectives = 0.0, 0.0, 0.0, [], []
     moved = Traffic()
-    for program in lower_phase(step, phase, bucket):
+    for program in lower_phase(step, phase, bucket, tokens):
         start, used = time.perf_counter(), time.process_time()
         compiled = compile_lowered(program.lowered, step.mesh)
         seconds += time.perf_counter() - start
@@ -82,8 +89,8 @@ def compile_phase(step: Shapes, phase: str, bucket: Bucket, keep: Callable[[str]
         sizes.append((memory.argument_size_in_bytes, outputs, memory.temp_size_in_bytes))
         found = read_program(text)
         collectives += found.collectives() * program.times
-        products += product_flops(found, loop_trips(bucket)) * program.times
-        moved.add(program_traffic(found, loop_trips(bucket)), program.times)
+        products += product_flops(found, loop_trips(step, bucket)) * program.times
+        moved.add(program_traffic(found, loop_trips(step, bucket)), program.times)
     largest = max(sizes, key=lambda size: size[2] if phase == "weights" else sum(size), default=(0, 0, 0))
     arguments, outputs, temporary = largest
     return Measured(
@@ -93,29 +100,33 @@ def compile_phase(step: Shapes, phase: str, bucket: Bucket, keep: Callable[[str]
 
 
 def compile_all(
-    step: Shapes, bucket: Bucket, phases: Sequence[str] = PHASES, texts: Path | None = None
+    step: Shapes,
+    bucket: Bucket,
+    phases: Sequence[str] = PHASES,
+    texts: Path | None = None,
+    tokens: float | int | None = None,
 ) -> Iterator[Measured]:
-    """Each phase as its compilation ends; `texts`: a folder for the compiled programs."""
+    """Each phase as its compilation ends; `texts`: a folder for the compiled programs. tokens: see `compile_phase`."""
     for phase in phases:
         with lowering(step.mesh.devices.flat[0]):
             if texts is None:
-                yield compile_phase(step, phase, bucket)
+                yield compile_phase(step, phase, bucket, tokens=tokens)
                 continue
             texts.mkdir(parents=True, exist_ok=True)
             with (texts / f"{phase}.txt").open("w") as file:
-                yield compile_phase(step, phase, bucket, file.write)
+                yield compile_phase(step, phase, bucket, file.write, tokens)
 
 
-def figures(one: Measured, bucket: Bucket) -> dict[str, Any]:
+def figures(one: Measured, step: Shapes, bucket: Bucket) -> dict[str, Any]:
     """What is kept of a phase: docs/compiled holds such files, tools/plan.py --against reads them."""
     sizes = ("seconds", "processor", "peak", "arguments", "outputs", "temporary", "beside", "products")
     return {name: round(getattr(one, name)) for name in (*sizes, "kernels", "moved")} | {
         "calls": one.calls,
-        "collectives": totals(one.collectives, loop_trips(bucket)),
+        "collectives": totals(one.collectives, loop_trips(step, bucket)),
     }
 
 
-def report(one: Measured, bucket: Bucket) -> str:
+def report(one: Measured, step: Shapes, bucket: Bucket) -> str:
     """Memory per chip, what runs and how often, and how many collectives of which size."""
     parts = {"arguments": one.arguments, "outputs": one.outputs, "temporary": one.temporary, "beside": one.beside}
     lines = [
@@ -127,7 +138,7 @@ def report(one: Measured, bucket: Bucket) -> str:
         f"{one.products / 1e12:.3f} TFLOP",
     ]
     lines += [f"  {name}: called {count} times" for name, count in one.calls.items()]
-    for kind, (count, runs, size) in totals(one.collectives, loop_trips(bucket)).items():
+    for kind, (count, runs, size) in totals(one.collectives, loop_trips(step, bucket)).items():
         lines.append(f"  {kind}: {count} in the program, run {runs} times, {size / 1e9:.3f} GB a chip")
     return "\n".join(lines)
 
@@ -146,6 +157,9 @@ def compile_run(description: str | None, topology: str, known: str, arguments: S
     )
     add_run(parser)
     parser.add_argument("--topology", default=topology, help=known)
+    parser.add_argument(
+        "--tokens", type=float, metavar="N", help="mean length of a completion in update and reference; default: C"
+    )
     parser.add_argument("--phases", default=",".join(PHASES), help="those to compile, of %(default)s")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
     parser.add_argument("--text", type=Path, metavar="DIR", help="write the compiled programs there")
@@ -163,11 +177,11 @@ def compile_run(description: str | None, topology: str, known: str, arguments: S
     )
     said: dict[str, Any] = {
         "config": args.config, "settings": rest, "model": args.model or config.model.source,
-        "topology": args.topology, "mesh": dict(mesh.shape), "bucket": bucket.name, "phases": {},
+        "topology": args.topology, "mesh": dict(mesh.shape), "bucket": bucket.name, "tokens": args.tokens, "phases": {},
     }  # fmt: skip
-    for one in compile_all(step, bucket, phases, args.text):
-        print(report(one, bucket), flush=True)
-        said["phases"][one.phase] = figures(one, bucket)
+    for one in compile_all(step, bucket, phases, args.text, args.tokens):
+        print(report(one, step, bucket), flush=True)
+        said["phases"][one.phase] = figures(one, step, bucket)
         if args.json:
             args.json.write_text(json.dumps(said, indent=1) + "\n")
 

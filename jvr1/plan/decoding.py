@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from jvr1.data.batch import Bucket
+from jvr1.model.attention import Backend
 from jvr1.plan.hlo import CompiledProgram
 from jvr1.plan.memory import kv_bytes, local_generation, value_bytes
 from jvr1.plan.programs import Shapes, chip_bytes, lower_phase, row_counts, slots_of
 from jvr1.plan.traffic import CalledComputation, Traffic, frames, traffic
+from jvr1.plan.work import mean_read
 from jvr1.rollout.decoder import at_a_time
 from jvr1.rollout.generate import reads
 
@@ -66,9 +68,10 @@ def loop_traffic(program: CompiledProgram) -> list[Traffic]:
     return found
 
 
-def token_bytes(program: CompiledProgram, bucket: Bucket) -> TokenBytes:
-    """What the loops of a compiled decode program read and write for a token of a bucket's completions."""
-    sizes = reads(bucket.completion)
+def token_bytes(program: CompiledProgram, bucket: Bucket, attention: Backend) -> TokenBytes:
+    """What the loops of a compiled decode program read and write for a token of a bucket's completions. Of a ring that
+    a kernel is given whole, the blocks that it reads count, those in use (`flash_decoding`)."""
+    sizes = reads(bucket.completion, attention)
     sums: dict[str, float] = defaultdict(float)
     copied: dict[str, float] = defaultdict(float)
     for before, size, one in zip((0, *sizes), sizes, loop_traffic(program), strict=False):
@@ -76,7 +79,8 @@ def token_bytes(program: CompiledProgram, bucket: Bucket) -> TokenBytes:
         for source, count in one.read.items():
             name = parameter_name(source)
             kind = "caches" if name in ("prefix", "ring") else "weights" if name.startswith(_WEIGHTS) else "other"
-            sums[kind] += share * count
+            in_use = mean_read(size, size, attention) / size if name == "ring" and attention == "cudnn" else 1.0
+            sums[kind] += share * in_use * count
         for source, count in one.copied.items():
             name = parameter_name(source)
             if name in ("prefix", "ring") or name.startswith(_WEIGHTS):

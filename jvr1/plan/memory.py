@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 import jax
 
 from jvr1.data.batch import Bucket
-from jvr1.model.blockwise import score_counts
+from jvr1.model.blockwise import score_counts, spans, tape_spans
 from jvr1.model.config import ModelConfig
 from jvr1.model.layers import batch_ways
 from jvr1.model.parameters import is_stacked
-from jvr1.plan.programs import Shapes, batch_shapes, chip_bytes, entering_of, row_counts, slot_shape, slots_of
+from jvr1.plan.programs import Shapes, batch_shapes, chip_bytes, entering_of, row_counts, slot_shape, slots_of, tape_of
 from jvr1.rollout.decoder import at_a_time
 from jvr1.sharding import path_name
 
@@ -130,7 +130,8 @@ def working(step: Shapes, bucket: Bucket, direction: str) -> int:
         VISION_SCORES[direction if trains_vision(step) else "forward"] * vision_scores(model, bucket, here),
         MLP[direction] * mlp * value_bytes(step),
     )
-    return int(max(layer, LOGITS[direction] * chunk_logits(step, here) + head_bytes(step)))
+    head = head_bytes(step) * (1 if direction == "forward" else 1 + FLOAT / value_bytes(step))  # and its gradient, fp32
+    return int(max(layer, LOGITS[direction] * chunk_logits(step, here) + head))
 
 
 def attention_bytes(step: Shapes, here: Local, bucket: Bucket, group: int, direction: str) -> float:
@@ -158,12 +159,17 @@ def kv_heads(model: ModelConfig, here: Local) -> int:
     return heads // here.tensor if heads % here.tensor == 0 else heads
 
 
-def text_scores(step: Shapes, bucket: Bucket, here: Local, group: int) -> tuple[int, int]:
-    """Bytes of attention scores in fp32, in a text layer, of prompts with so many completions: of the largest block of
-    queries, and of all blocks; nothing where a kernel computes attention."""
+def text_scores(
+    step: Shapes, bucket: Bucket, here: Local, group: int, tokens: float | int | None = None
+) -> tuple[int, int]:
+    """Bytes of attention scores in fp32, in a text layer, of prompts with so many completions, of a mean length as
+    `programs.tape_of` has it: of the largest block of queries, and of all blocks; nothing where a kernel computes
+    attention."""
     if step.attention != "xla":
         return 0, 0
-    largest, total = score_counts(bucket.prompt, group, bucket.completion)
+    prompt, longest, tape = bucket.prompt, bucket.completion, tape_of(step, bucket, tokens) if group else None
+    blocks = spans(prompt, group, longest) if tape is None else tape_spans(prompt, tape, longest)
+    largest, total = score_counts(prompt, blocks)
     one = here.rows * step.model.text.heads // here.tensor * FLOAT
     return largest * one, total * one
 
@@ -212,7 +218,7 @@ def trains_vision(step: Shapes) -> bool:
 
 
 def head_bytes(step: Shapes) -> int:
-    """The head as a chunk of logits needs it: whole but for tensor, in the compute dtype, and its gradient."""
+    """The head as logits need it: whole but for tensor, in the compute dtype."""
     text = step.model.text
     return text.vocab * text.hidden // local(step).tensor * value_bytes(step)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -32,6 +32,7 @@ from jvr1.rollout.generate import Room, reads
 from jvr1.rollout.tasks import SlotShape
 from jvr1.sharding import AXES, batch_sharding, check_mesh, decode_mesh, decode_sizes, decode_ways, param_shardings
 from jvr1.train.optimizer import make_optimizer, partition
+from jvr1.train.packing import tape_size
 from jvr1.train.reference import Reference
 from jvr1.train.rollouts import rows_of, slot_count, slot_shapes
 from jvr1.train.state import TrainState, abstract_state, make_update
@@ -164,6 +165,14 @@ def slots_of(step: Shapes) -> int:
     return -(-slot_count(step.config) // unit) * unit
 
 
+def tape_of(step: Shapes, bucket: Bucket, tokens: float | int | None = None) -> int | None:
+    """Tokens of the tapes on which completions of a mean length are read; None where they are padded. tokens: None
+    stands for the longest."""
+    group, longest = step.config.rl.group, bucket.completion
+    most = group * longest if tokens is None else math.ceil(group * min(tokens, longest))
+    return tape_size(most, group, longest, step.config.rl.packing)
+
+
 def entering_of(step: Shapes) -> int:
     """Prompts that one program encodes: a microbatch's, rounded up to what generation divides."""
     unit = batch_ways(step.generation_mesh)
@@ -184,13 +193,15 @@ class Program(NamedTuple):
     times: int = 1
 
 
-def lower_phase(step: Shapes, phase: str, bucket: Bucket) -> Iterator[Program]:
-    """The programs of one of PHASES: one, but for the weights, which move one by one. Several of a shape share one."""
+def lower_phase(step: Shapes, phase: str, bucket: Bucket, tokens: float | int | None = None) -> Iterator[Program]:
+    """The programs of one of PHASES: one, but for the weights, which move one by one. Several of a shape share one.
+    tokens: as `tape_of` has them."""
+    tape = tape_of(step, bucket, tokens)
     make: dict[str, Callable[[Shapes, Bucket], Iterator[Program]]] = {
         "weights": _weights,
         "generation": _generation,
-        "reference": _reference,
-        "gradients": _gradients,
+        "reference": partial(_reference, tape=tape),
+        "gradients": partial(_gradients, tape=tape),
         "update": _update,
     }
     with jax.set_mesh(step.mesh):
@@ -235,15 +246,15 @@ def _rows(step: Shapes, dtype: Any, *sizes: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((step.config.batch.micro, *sizes), dtype, sharding=batch_sharding(step.mesh))
 
 
-def _reference(step: Shapes, bucket: Bucket) -> Iterator[Program]:
+def _reference(step: Shapes, bucket: Bucket, tape: int | None) -> Iterator[Program]:
     if step.reference is None:
         return
     scores = make_reference_scores(step.reference.graphdef, step.mesh, **_scoring(step))
-    ids = _rows(step, jnp.int32, step.config.rl.group, bucket.completion)
-    yield Program(scores.lower(step.reference.params, batch_shapes(step, bucket), ids))
+    ids, mask = (_rows(step, dtype, step.config.rl.group, bucket.completion) for dtype in (jnp.int32, jnp.bool_))
+    yield Program(scores.lower(step.reference.params, batch_shapes(step, bucket), ids, mask, tape=tape))
 
 
-def _gradients(step: Shapes, bucket: Bucket) -> Iterator[Program]:
+def _gradients(step: Shapes, bucket: Bucket, tape: int | None) -> Iterator[Program]:
     group, length = step.config.rl.group, bucket.completion
     shardings = jax.tree.map(lambda x: x.sharding, step.total)
     gradients = make_policy_gradients(step.graphdef, settings.tgrpo(step.config), shardings, **_scoring(step))
@@ -261,7 +272,7 @@ def _gradients(step: Shapes, bucket: Bucket) -> Iterator[Program]:
             jax.ShapeDtypeStruct((), jnp.float32),
         )
     )
-    yield Program(gradients.lower(step.state.params, step.frozen, step.total, batch))
+    yield Program(gradients.lower(step.state.params, step.frozen, step.total, batch, tape=tape))
 
 
 def _update(step: Shapes, bucket: Bucket) -> Iterator[Program]:
@@ -296,6 +307,6 @@ def resident(step: Shapes, phase: str, bucket: Bucket) -> int:
     }[phase]
 
 
-def loop_trips(bucket: Bucket) -> int:
+def loop_trips(step: Shapes, bucket: Bucket) -> int:
     """Of each loop of decoding, were all of them as long: all completions written to the end."""
-    return math.ceil(bucket.completion / len(reads(bucket.completion)))
+    return math.ceil(bucket.completion / len(reads(bucket.completion, step.attention)))

@@ -9,9 +9,11 @@ import jax
 
 from jvr1.chips import Chip
 from jvr1.data.batch import Bucket
+from jvr1.model.attention import Backend
 from jvr1.model.config import ModelConfig
+from jvr1.model.flash_decoding import block_of
 from jvr1.plan import memory
-from jvr1.plan.programs import Shapes, chip_bytes, row_counts, slot_shape, slots_of
+from jvr1.plan.programs import Shapes, chip_bytes, row_counts, slot_shape, slots_of, tape_of
 from jvr1.rollout.decoder import at_a_time
 from jvr1.rollout.generate import reads
 from jvr1.train import flops
@@ -46,29 +48,32 @@ class Work(NamedTuple):
 
 
 def step_work(step: Shapes, bucket: Bucket, tokens: int | None = None) -> dict[str, Work]:
-    """Phase -> its work on one chip in an optimizer step of batch.per_step microbatches of the bucket."""
+    """Phase -> its work on one chip in an optimizer step of batch.per_step microbatches of the bucket. tokens: mean
+    length of a completion; the reference and the update read tapes that take it, or all that the bucket holds."""
     config, chips, times = step.config, step.mesh.size, step.config.batch.per_step
     written = float(min(tokens or bucket.completion, bucket.completion))
-    sampling = _sampling(step, bucket, mean_read(bucket.completion, bucket.completion))
+    sampling = _sampling(step, bucket, mean_read(bucket.completion, bucket.completion, step.attention))
     drawn = decode_steps(step, bucket.completion, written)
-    passed, scores = _scoring(step, bucket, written)
+    read = (tape_of(step, bucket, written) or config.rl.group * bucket.completion) / config.rl.group
+    passed, scores = _scoring(step, bucket, read)
     again = passed.head + (passed.layers if config.model.remat == "full" else 0.0)
-    copied, layer_reads = step.copied(), _gathered(step, bucket)
+    copied, gathered = step.copied(), memory.value_bytes(step) * _values(step)
+    read = gathered + (math.ceil(bucket.completion / config.model.logit_chunk) - 1) * memory.head_bytes(step)
     weights = chip_bytes([place.shape(x) for x, place in copied])
     fsdp = step.mesh.shape["fsdp"]
-    received = layer_reads * (fsdp - 1) / fsdp
+    received = gathered * (fsdp - 1) / fsdp
     rows, updates = times * config.batch.micro / chips, config.rl.updates
     trained, counts = flops.trained_of(step.params, step.state.params), row_counts(config, bucket)
     completions = flops.completion_flops(step.model, bucket, sum(counts), written, trained)
-    anchor = flops.scoring(step.model, bucket, config.rl.group, written)  # without adapters
+    anchor = flops.scoring(step.model, bucket, config.rl.group, read)  # without adapters
     work = {
         "weights": Work(0.0, chip_bytes([x for x, _ in copied]) + weights, max(weights - weights / chips, 0.0)),
         "prefill": sampling.prefill.times(times),
         "decode": sampling.step.times(drawn)._replace(flops=rows * completions),
-        "reference": Work(rows * anchor.forward, times * (layer_reads + TOUCHED["forward"] * scores), times * received),
+        "reference": Work(rows * anchor.forward, times * (read + TOUCHED["forward"] * scores), times * received),
         "gradients": Work(
             updates * rows * (passed.both + again),
-            updates * times * (3 * layer_reads + TOUCHED["backward"] * scores),
+            updates * times * (3 * read + TOUCHED["backward"] * scores),
             updates * times * 3 * received,
         ),
         "update": Work(0.0, updates * (2 * chip_bytes(step.state) + chip_bytes(step.total)), 0.0),
@@ -131,10 +136,13 @@ def _sampling(step: Shapes, bucket: Bucket, tokens: float | int) -> _Sampling:
     )
 
 
-def mean_read(completion: int, tokens: float | int) -> float:
+def mean_read(completion: int, tokens: float | int, attention: Backend) -> float:
     """Entries of the ring that a step reads at the mean, while `tokens` tokens are drawn into one of `completion`."""
+    if attention == "cudnn":  # blocks that hold what is in use
+        block = block_of(completion)
+        return sum(-(-t // block) * block for t in range(1, math.ceil(tokens) + 1)) / math.ceil(tokens)
     read, done = 0.0, 0.0
-    for size in reads(completion):
+    for size in reads(completion, attention):
         here = max(min(tokens, size) - done, 0.0)
         read, done = read + here * size, done + here
     return read / tokens
@@ -148,11 +156,11 @@ def decode_steps(step: Shapes, longest: int, tokens: float | int) -> float:
 
 
 def _scoring(step: Shapes, bucket: Bucket, tokens: float | int) -> tuple[flops.Pass, int]:
-    """FLOPs of a prompt and its completions, and bytes of a chip's attention scores over a microbatch, as they are
-    written."""
+    """FLOPs of a prompt and its completions of a mean length, and bytes of a chip's attention scores over a microbatch,
+    as they are written."""
     model, group, here = step.model, step.config.rl.group, memory.local(step)
     once = flops.scoring(model, bucket, group, tokens, flops.trained_of(step.params, step.state.params))
-    scores = model.text.layers * memory.text_scores(step, bucket, here, group)[1]
+    scores = model.text.layers * memory.text_scores(step, bucket, here, group, tokens)[1]
     return once, scores + _full_layers(model, bucket) * memory.vision_scores(model, bucket, here)
 
 
@@ -161,9 +169,6 @@ def _full_layers(model: ModelConfig, bucket: Bucket) -> int:
     return model.family.tower_scores(model.vision, bucket.windows).layers
 
 
-def _gathered(step: Shapes, bucket: Bucket) -> float:
-    """Bytes of the weights as a pass reads them: in the compute dtype, whole but for tensor; the head for each chunk of
-    logits."""
-    values = sum(x.size for x in jax.tree.leaves(step.params))
-    chunks = math.ceil(bucket.completion / step.config.model.logit_chunk)
-    return values / step.mesh.shape["tensor"] * memory.value_bytes(step) + (chunks - 1) * memory.head_bytes(step)
+def _values(step: Shapes) -> float:
+    """Values of the weights as a pass reads them, once: whole but for tensor."""
+    return sum(x.size for x in jax.tree.leaves(step.params)) / step.mesh.shape["tensor"]

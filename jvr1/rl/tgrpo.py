@@ -210,6 +210,14 @@ def loss_mask(mask: Bool[Array, "B G C"], weight: Float[Array, " B"]) -> Bool[Ar
     return mask & (weight > 0.0)[:, None, None]
 
 
+def needed_tokens(
+    mask: Bool[Array, "B G C"], advantage: Float[Array, "B G"], config: TGRPOConfig
+) -> Bool[Array, "B G C"]:
+    """Of the tokens in the loss those whose log-probabilities it depends on: without KL not those of completions
+    without any advantage, which are 0 in it whatever they are, and count in its denominator all the same."""
+    return mask if config.beta > 0 else mask & (advantage != 0.0)[:, :, None]
+
+
 def loss_denominator(mask: Bool[Array, "B G C"], config: TGRPOConfig) -> Float[Array, ""]:
     """What a summed loss is divided by, of these rows; add it up over the step's microbatches and hosts.
 

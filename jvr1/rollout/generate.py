@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from jvr1.model.attention import Backend
 from jvr1.model.inputs import Prompt, Visual
 from jvr1.model.layers import constrain_batch, constrain_logits
 from jvr1.model.text import KV
@@ -283,7 +284,7 @@ def advance(
         return state, whole, steps
 
     carry = (slots.lanes, slots.cache, slots.steps)
-    for read in reads(sampling.max_tokens):
+    for read in reads(sampling.max_tokens, model.text.attention):
         if isinstance(slots.cache.k, list) and read < sampling.max_tokens:
             carry = jax.lax.cond(goes_on(read, carry), partial(loop_apart, read), lambda carry: carry, carry)
         else:
@@ -298,9 +299,9 @@ def in_use(slots: Slots) -> Int[Array, ""]:
     return jnp.maximum(jnp.max(jnp.where(busy, slots.lanes.drawn, 0)) - 1, 0)
 
 
-def reads_less(slots: Slots) -> Bool[Array, ""]:
+def reads_less(slots: Slots, attention: Backend) -> Bool[Array, ""]:
     """Whether `turn_back` would let the next step read less of the ring."""
-    sizes = jnp.asarray(reads(slots.lanes.ids.shape[2]), jnp.int32)
+    sizes = jnp.asarray(reads(slots.lanes.ids.shape[2], attention), jnp.int32)
     now, then = (jnp.sum(sizes < steps) for steps in (slots.steps, in_use(slots) + 1))
     return jnp.minimum(now, len(sizes) - 1) > then
 
@@ -320,10 +321,11 @@ def turn_back(slots: Slots) -> Slots:
     return slots._replace(cache=KV(turned(slots.cache.k, -1), turned(slots.cache.v, -2)), steps=used + 1)
 
 
-def reads(max_tokens: int) -> tuple[int, ...]:
-    """Entries of the ring that decoding reads: as long as no more are written, a part of them, in a loop of its own."""
+def reads(max_tokens: int, attention: Backend) -> tuple[int, ...]:
+    """Entries of the ring that decoding reads: as long as no more are written, a part of them, in a loop of its own; in
+    one loop all of them, where the kernel itself leaves out what is not in use."""
     sizes = [max_tokens]
-    while len(sizes) < MOST_LOOPS and sizes[0] >= 2 * LEAST_READ:
+    while attention != "cudnn" and len(sizes) < MOST_LOOPS and sizes[0] >= 2 * LEAST_READ:
         sizes.insert(0, -(-sizes[0] // 2))
     return tuple(sizes)
 

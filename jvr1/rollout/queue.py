@@ -150,7 +150,7 @@ def _jitted(graphdef: nnx.GraphDef, layout: Slots) -> _Jitted:
     ) -> tuple[Lanes, KV, Array, Array, Array]:  # fmt: skip
         slots, model = Slots(held, state, cache, steps), merge(graphdef, weights)
         slots = advance(model, slots, _key(bits), room, sampling, enough, more)
-        return *slots[1:], slots.lanes.idle, reads_less(slots)
+        return *slots[1:], slots.lanes.idle, reads_less(slots, model.text.attention)
 
     @partial(jax.jit, donate_argnums=2, out_shardings=layout[2:])
     def turn_ring(held: Held, state: Lanes, cache: KV, steps: Array) -> tuple[KV, Array]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AbstractMesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-LogitsOf = Callable[[Float[Array, "*X D"]], Float[Array, "*X V"]]
+from jvr1.model.layers import BATCH, batch_ways, constrain_head
+from jvr1.model.parameters import MESH_AXES
 
 
 class TokenScores(NamedTuple):
@@ -20,7 +23,7 @@ class TokenScores(NamedTuple):
 
 
 def token_scores(
-    logits_of: LogitsOf,
+    head: Float[Array, "D V"],
     hidden: Float[Array, "B G C D"],
     targets: Int[Array, "B G C"],
     *,
@@ -29,35 +32,106 @@ def token_scores(
 ) -> TokenScores:
     """Scores of targets from the hidden states that predict them, `chunk` of the C axis at a time.
 
-    The logits of a chunk [B,G,chunk,V] are made, used and made again in the backward pass; nothing of size V is kept.
-    One function for SFT, policy and reference. The entropy carries no gradient.
+    head: in whatever dtype it is kept; products are of the dtype of `hidden`, logits in fp32. The logits of a chunk
+    [B,G,chunk,V] are made, used and made again in the backward pass; nothing of size V a token is kept. One function
+    for SFT, policy and reference. On a mesh each device scores its own rows: the head is gathered once, and its
+    gradient summed over devices once, not for each chunk.
     """
     length = hidden.shape[2]
     size = min(chunk, length)
     pad = -length % size
     hidden = jnp.pad(hidden, ((0, 0), (0, 0), (0, pad), (0, 0)))
     targets = jnp.pad(targets, ((0, 0), (0, 0), (0, pad)))
-    b, g = targets.shape[:2]
-    chunks = (length + pad) // size
+    score = partial(_scores, temperature, size)
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1 or hidden.shape[0] % batch_ways(mesh):
+        scores = score(constrain_head(head.astype(hidden.dtype)), hidden, targets)
+    else:
+        scores = _on_each_device(score, mesh)(head.astype(hidden.dtype), hidden, targets)
+    return TokenScores(*(x[:, :, :length] for x in scores))
 
-    @jax.checkpoint
-    def score(hidden: Array, targets: Array) -> tuple[Array, Array]:
-        logits = logits_of(hidden) / jnp.float32(temperature)
-        total = jax.nn.logsumexp(logits, axis=-1)
-        logprobs = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0] - total
-        every = jax.lax.stop_gradient(logits - total[..., None])
+
+def _on_each_device(score: Callable[..., Any], mesh: AbstractMesh) -> Callable[..., Any]:
+    """`score` on each device's rows, with a head that is gathered over the batch axes; `tensor`, which splits words,
+    stays XLA's."""
+    axis = MESH_AXES["width"]
+
+    def local(head: Array, hidden: Array, targets: Array) -> tuple[Array, Array]:
+        if head.shape[0] < hidden.shape[-1]:
+            head = jax.lax.all_gather(head, axis, axis=0, tiled=True)
+        return score(head, hidden, targets)
+
+    def split(head: Array, hidden: Array, targets: Array) -> tuple[Array, Array]:
+        width = axis if head.shape[0] % mesh.shape.get(axis, 1) == 0 else None
+        f: Any = jax.shard_map(
+            local,
+            in_specs=(PartitionSpec(width, None), PartitionSpec(BATCH), PartitionSpec(BATCH)),
+            out_specs=PartitionSpec(BATCH),
+            axis_names=set(BATCH),
+            check_vma=False,
+        )
+        return f(head, hidden, targets)
+
+    return split
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _scores(temperature: float, size: int, head: Array, hidden: Array, targets: Array) -> tuple[Array, Array]:
+    """Log-probabilities and entropies [B,G,C], C a multiple of `size`."""
+
+    def body(carry: None, part: tuple[Array, Array]) -> tuple[None, tuple[Array, Array]]:
+        every = _log_softmax(temperature, head, part[0])
         # a product, not a sum of products: XLA on CPUs takes 50 times as long for that
         mean = jnp.einsum("...v,...v->...", jnp.exp(every), every, precision=jax.lax.Precision.HIGHEST)
-        return logprobs, -mean
+        return carry, (jnp.take_along_axis(every, part[1][..., None], axis=-1)[..., 0], -mean)
 
-    if chunks == 1:
-        logprobs, entropy = score(hidden, targets)
-    else:
-        whole = (hidden.reshape(b, g, chunks, size, -1), targets.reshape(b, g, chunks, size))
-        parts = [jnp.moveaxis(x, 2, 0) for x in whole]
-        _, scores = jax.lax.scan(lambda carry, part: (carry, score(*part)), None, parts)
-        logprobs, entropy = (jnp.moveaxis(x, 0, 2).reshape(b, g, length + pad) for x in scores)
-    return TokenScores(logprobs[:, :, :length], entropy[:, :, :length])
+    _, scores = jax.lax.scan(body, None, (_chunks(hidden, size), _chunks(targets, size)))
+    return _whole(scores[0]), _whole(scores[1])
+
+
+def _log_softmax(temperature: float, head: Float[Array, "D V"], hidden: Float[Array, "*X D"]) -> Float[Array, "*X V"]:
+    logits = jnp.einsum("...d,dv->...v", hidden, head, preferred_element_type=jnp.float32)
+    return jax.nn.log_softmax(logits / jnp.float32(temperature), axis=-1)
+
+
+def _chunks(x: Array, size: int) -> Array:
+    """[B,G,C,..] -> [C/size,B,G,size,..]."""
+    return jnp.moveaxis(x.reshape(*x.shape[:2], -1, size, *x.shape[3:]), 2, 0)
+
+
+def _whole(x: Array) -> Array:
+    """What `_chunks` cut."""
+    x = jnp.moveaxis(x, 0, 2)
+    return x.reshape(*x.shape[:2], -1, *x.shape[4:])
+
+
+def _scores_forward(temperature: float, size: int, head: Array, hidden: Array, targets: Array) -> tuple[Any, Any]:
+    scores = _scores(temperature, size, head, hidden, targets)
+    return scores, (head, hidden, targets, scores[1])
+
+
+def _scores_backward(temperature: float, size: int, kept: tuple[Array, ...], given: tuple[Array, Array]) -> Any:
+    """With p the softmax and H its entropy: d logprob / d logits = 1[target] - p, d H / d logits = -p (log p + H); the
+    head's gradient is added up in fp32."""
+    head, *rows = kept
+
+    def body(total: Array, part: tuple[Array, ...]) -> tuple[Array, Array]:
+        hidden, targets, entropy, d_logprobs, d_entropy = part
+        every = _log_softmax(temperature, head, hidden)
+        p = jnp.exp(every)
+        target = jax.nn.one_hot(targets, every.shape[-1], dtype=jnp.bool_)
+        of_logprobs = d_logprobs[..., None] * (target.astype(jnp.float32) - p)
+        d = (of_logprobs - d_entropy[..., None] * p * (every + entropy[..., None])) / jnp.float32(temperature)
+        d = d.astype(hidden.dtype)
+        total = total + jnp.einsum("bgcd,bgcv->dv", hidden, d, preferred_element_type=jnp.float32)
+        return total, jnp.einsum("...v,dv->...d", d, head)
+
+    parts = tuple(_chunks(x, size) for x in (*rows, *given))
+    total, d_hidden = jax.lax.scan(body, jnp.zeros(head.shape, jnp.float32), parts)
+    return total.astype(head.dtype), _whole(d_hidden), None
+
+
+_scores.defvjp(_scores_forward, _scores_backward)
 
 
 def supervised_loss(

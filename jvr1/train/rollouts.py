@@ -30,7 +30,8 @@ MAX_PICTURES = 4
 @dataclass(frozen=True)
 class Rollout:
     """A microbatch sampled and scored. On the device: arrays, ids [B,G,C], sampled log-probabilities, advantage
-    [B,G], mask [B,G,C]; on the host, this process's rows: completions, texts, scores, advantages."""
+    [B,G], mask [B,G,C]; on the host, this process's rows: completions, texts, scores, advantages. tape: tokens of the
+    tapes on which completions are read; None: of none."""
 
     micro: Microbatch
     rows: tuple[int, ...]
@@ -39,6 +40,7 @@ class Rollout:
     sampled: jax.Array
     advantage: jax.Array
     mask: jax.Array
+    tape: int | None
     denominator: float
     host: Sampled
     texts: list[list[str]]

@@ -18,6 +18,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 from jvr1.data.batch import Arrays
+from jvr1.model.tape import lay, needed, unwind, wind
 from jvr1.model.vision_language import merge
 from jvr1.rl import tgrpo
 from jvr1.sharding import batch_sharding
@@ -31,7 +32,7 @@ class PolicyBatch(NamedTuple):
 
     anchor: the reference's log-probabilities; None: no KL. sampled: those the tokens were drawn with. old: those of the
     step's first pass, which is its own (`first`: `old` may hold anything, and the gap to `sampled` is measured). mask:
-    tokens in the loss. denominator: of the whole step. `first` and `denominator` are scalars.
+    tokens whose scores the loss needs. denominator: of the whole step. `first` and `denominator` are scalars.
     """
 
     arrays: Arrays
@@ -46,8 +47,8 @@ class PolicyBatch(NamedTuple):
 
 
 def make_advantages(algorithm: tgrpo.TGRPOConfig, mesh: Mesh) -> Callable[..., Any]:
-    """advantages(scores, length [B,G], ids [B,G,C]) -> tgrpo.Advantages, tokens in the loss [B,G,C], this
-    microbatch's part of the step's denominator, statistics as sums."""
+    """advantages(scores, length [B,G], ids [B,G,C]) -> tgrpo.Advantages, tokens whose scores the loss needs [B,G,C],
+    this microbatch's part of the step's denominator, statistics as sums."""
     rows = batch_sharding(mesh)
 
     @partial(jax.jit, out_shardings=(rows, rows, None, None))
@@ -56,51 +57,79 @@ def make_advantages(algorithm: tgrpo.TGRPOConfig, mesh: Mesh) -> Callable[..., A
         written = jnp.arange(ids.shape[-1])[None, None] < length[..., None]
         mask = tgrpo.loss_mask(written, result.weight)
         statistics = tgrpo.group_statistics(scores, result, algorithm)
-        return result, mask, tgrpo.loss_denominator(mask, algorithm), statistics
+        needed = tgrpo.needed_tokens(mask, result.advantage, algorithm)
+        return result, needed, tgrpo.loss_denominator(mask, algorithm), statistics
 
     return advantages
 
 
 def make_reference_scores(graphdef: nnx.GraphDef, mesh: Mesh, *, temperature: float, chunk: int) -> jax.stages.Wrapped:
-    """scores(params, arrays, ids [B,G,C]) -> log-probabilities [B,G,C] of the model KL is measured from.
+    """scores(params, arrays, ids [B,G,C]) -> log-probabilities [B,G,C] of the model KL is measured from; `mask` and
+    `tape` are those of `completion_scores`.
 
     A program of its own: its parameters need not be on the device while gradients are, and a step with several updates
     scores once.
     """
 
-    @partial(jax.jit, out_shardings=batch_sharding(mesh))
-    def reference_scores(params: dict, arrays: Arrays, ids: Array) -> Array:
-        return completion_scores(graphdef, params, arrays, ids, temperature=temperature, chunk=chunk).logprobs
+    @partial(jax.jit, static_argnames="tape", out_shardings=batch_sharding(mesh))
+    def reference_scores(
+        params: dict, arrays: Arrays, ids: Array, mask: Array | None = None, tape: int | None = None
+    ) -> Array:
+        return completion_scores(
+            graphdef, params, arrays, ids, mask, tape, temperature=temperature, chunk=chunk
+        ).logprobs
 
     return reference_scores
 
 
 def completion_scores(
-    graphdef: nnx.GraphDef, params: dict, arrays: Arrays, ids: Array, *, temperature: float, chunk: int
+    graphdef: nnx.GraphDef,
+    params: dict,
+    arrays: Arrays,
+    ids: Int[Array, "B G C"],
+    mask: Bool[Array, "B G C"] | None = None,
+    tape: int | None = None,
+    *,
+    temperature: float,
+    chunk: int,
 ) -> TokenScores:
-    """Scores of completions [B,G,C], the prompt and its video computed once."""
+    """Scores of completions [B,G,C], the prompt and its video computed once.
+
+    tape: scores are only needed where `mask` is true, and may be anything elsewhere; what the model must see for them
+    lies on tapes of so many tokens, enough for every row (`packing.tape_size`).
+    """
     model = merge(graphdef, params)
-    hidden = model.complete(arrays.prompt, arrays.visual, ids)
-    return token_scores(model.logits, hidden, ids, temperature=temperature, chunk=chunk)
+    if tape is None:
+        hidden = model.complete(arrays.prompt, arrays.visual, ids)
+        return token_scores(model.head_kernel(), hidden, ids, temperature=temperature, chunk=chunk)
+    assert mask is not None
+    (rows, count), laid = ids.shape[1:], lay(needed(mask), tape)
+    own = wind(ids, laid)
+    hidden = model.complete_tape(arrays.prompt, arrays.visual, own, laid, count)
+    chunk = -(-tape // -(-tape // (rows * chunk)))  # as many logits at a time, in chunks of one size
+    scores = token_scores(model.head_kernel(), hidden[:, None], own[:, None], temperature=temperature, chunk=chunk)
+    return TokenScores(*(unwind(x[:, 0], laid, count) for x in scores))
 
 
 def make_policy_gradients(
     graphdef: nnx.GraphDef, algorithm: tgrpo.TGRPOConfig, shardings: Any, *, temperature: float, chunk: int
 ) -> jax.stages.Wrapped:
     """gradients(trainable, frozen, total, batch) -> total with this microbatch's gradient added, loss, statistics as
-    sums, largest gap, log-probabilities [B,G,C].
+    sums, largest gap, log-probabilities [B,G,C]; `tape` is that of `completion_scores`.
 
     shardings: of the trainable parameters, and so of `total`, which is donated.
     """
     rows = batch_sharding(jax.tree.leaves(shardings)[0].mesh)
 
-    @partial(jax.jit, donate_argnums=2, out_shardings=(shardings, None, None, None, rows))
+    @partial(jax.jit, donate_argnums=2, static_argnames="tape", out_shardings=(shardings, None, None, None, rows))
     def gradients(
-        trainable: dict, frozen: dict, total: dict, batch: PolicyBatch
+        trainable: dict, frozen: dict, total: dict, batch: PolicyBatch, tape: int | None = None
     ) -> tuple[dict, Array, dict, Array, Array]:
         def loss(trainable: dict) -> tuple[Array, tuple[dict, Array, Array]]:
             params = combine(trainable, frozen)
-            scores = completion_scores(graphdef, params, batch.arrays, batch.ids, temperature=temperature, chunk=chunk)
+            scores = completion_scores(
+                graphdef, params, batch.arrays, batch.ids, batch.mask, tape, temperature=temperature, chunk=chunk
+            )
             before = jnp.where(batch.first, jax.lax.stop_gradient(scores.logprobs), batch.old)
             value, statistics = tgrpo.policy_loss(
                 scores.logprobs,
@@ -132,14 +161,16 @@ def make_answer_gradients(graphdef: nnx.GraphDef, shardings: Any, *, chunk: int,
         model = merge(graphdef, params)
         ids = arrays.target[:, None]
         prompt, own = model.prompt_and_completions(arrays.prompt, arrays.visual, ids)
-        score = partial(token_scores, model.logits, chunk=chunk)
         mask = answer_mask(arrays)[:, None].astype(jnp.float32)
-        answer = score(own, ids)
-        loss = supervised_loss(answer.logprobs, mask, denominator)
+        weight, before = mask, 0
         if on_prompt:
+            own = jnp.concatenate([prompt[:, None, :-1], own], axis=2)
+            ids = jnp.concatenate([arrays.prompt.ids[:, None, 1:], ids], axis=2)
             following = prompt_mask(arrays)[:, None].astype(jnp.float32)
-            scores = score(prompt[:, None, :-1], arrays.prompt.ids[:, None, 1:])
-            loss = loss + supervised_loss(scores.logprobs, following, denominator)
+            weight, before = jnp.concatenate([following, mask], axis=2), following.shape[2]
+        scores = token_scores(model.head_kernel(), own, ids, chunk=chunk)
+        loss = supervised_loss(scores.logprobs, weight, denominator)
+        answer = TokenScores(*(x[:, :, before:] for x in scores))
         tokens = jnp.sum(mask)
         return loss, {
             "loss/entropy": (jnp.sum(answer.entropy * mask), tokens),

@@ -8,6 +8,7 @@ kernel by what is lowered for CUDA. Tolerances: fp32, order of summation.
 from __future__ import annotations
 
 import functools
+from contextlib import nullcontext
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +19,9 @@ from oracle import Item, our_inputs, tokens
 
 from jvr1.errors import UserError
 from jvr1.model import blockwise, splash, vision_language
-from jvr1.model.attention import QKV, attend_group, attend_prompt, choose
+from jvr1.model.attention import QKV, attend_group, attend_prompt, attend_tape, choose
 from jvr1.model.families import from_hf
+from jvr1.model.tape import lay, unwind, wind
 from jvr1.sharding import AXES, make_mesh
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
@@ -32,7 +34,7 @@ P, N, H = 40, 4, 16
 def kernels(monkeypatch):
     """Blocks so small that there are several, and `jax.nn`'s XLA form in cuDNN's place."""
 
-    def stand_in(q, k, v, *, mask, is_causal=False, implementation):
+    def stand_in(q, k, v, *, mask=None, is_causal=False, implementation):
         assert implementation == "cudnn"
         return DENSE(q, k, v, mask=mask, is_causal=is_causal, implementation="xla")
 
@@ -41,22 +43,38 @@ def kernels(monkeypatch):
     monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
 
 
-@pytest.mark.parametrize(("prompt", "rows", "length"), [(40, 3, 70), (40, 8, 6), (300, 0, 0), (5, 3, 1)])
-def test_blocks_cover_all_queries_once(monkeypatch, prompt, rows, length):
-    """And count their scores as they are made: a prompt's up to its end, a completion's of the prompt and itself."""
-    monkeypatch.setattr(blockwise, "QUERY_BLOCK", 16)
-    blocks = blockwise.spans(prompt, rows, length)
+def assert_blocks(blocks: tuple[blockwise.Span, ...], prompt: int, tape: int, total: int) -> None:
+    """They cover all queries once, and their scores are counted as they are made."""
     assert [b.start for b in blocks] == [0, *(b.end for b in blocks[:-1])]
-    assert blocks[-1].end == prompt + rows * length
-    assert sum(b.rows for b in blocks) == rows
-    assert max(b.end - b.start for b in blocks) <= max(16, length, -(-prompt // blockwise.MOST_BLOCKS))
-    mask = jnp.ones((1, prompt), bool)
+    assert blocks[-1].end == total
+    mask, row = jnp.ones((1, prompt), bool), jnp.zeros((1, tape), jnp.int32)
     shapes = [
-        [jnp.broadcast_shapes(k.seen.shape, (1, 1, b.end - b.start, 1)) for k in blockwise.keys_of(b, mask, 1)]
+        [jnp.broadcast_shapes(k.seen.shape, (1, 1, b.end - b.start, 1)) for k in blockwise.keys_of(b, mask, row, 1)]
         for b in blocks
     ]
     counts = [sum(shape[2] * shape[3] for shape in of_block) for of_block in shapes]
-    assert blockwise.score_counts(prompt, rows, length) == (max(counts), sum(counts))
+    assert blockwise.score_counts(prompt, blocks) == (max(counts), sum(counts))
+
+
+@pytest.mark.parametrize(("prompt", "rows", "length"), [(40, 3, 70), (40, 8, 6), (300, 0, 0), (5, 3, 1)])
+def test_blocks_of_completions(monkeypatch, prompt, rows, length):
+    """A prompt's scores up to its end, a completion's of the prompt and itself."""
+    monkeypatch.setattr(blockwise, "QUERY_BLOCK", 16)
+    blocks = blockwise.spans(prompt, rows, length)
+    assert sum(b.rows for b in blocks) == rows
+    assert max(b.end - b.start for b in blocks) <= max(16, length, -(-prompt // blockwise.MOST_BLOCKS))
+    assert_blocks(blocks, prompt, 0, prompt + rows * length)
+
+
+@pytest.mark.parametrize(("prompt", "tape", "longest"), [(40, 100, 70), (40, 40, 6), (5, 2, 1), (40, 900, 3)])
+def test_blocks_of_a_tape(monkeypatch, prompt, tape, longest):
+    """Scores of the prompt and of as many keys before a block as a completion may have."""
+    monkeypatch.setattr(blockwise, "QUERY_BLOCK", 16)
+    blocks = blockwise.tape_spans(prompt, tape, longest)
+    own = [b for b in blocks if b.first]
+    assert len(own) <= blockwise.MOST_BLOCKS
+    assert [b.start - b.first for b in own] == [min(longest - 1, b.start - prompt) for b in own]
+    assert_blocks(blocks, prompt, tape, prompt + tape)
 
 
 def test_who_sees_whom():
@@ -75,11 +93,20 @@ def test_who_sees_whom():
     got = ["".join(".1"[x] for x in row) for row in splash.packed_mask(3, 2, 2, 9).astype(int)]
     assert got == want.split()
     np.testing.assert_array_equal(splash.packed_mask(5, 0, 0, 5), np.tril(np.ones((5, 5), bool)))
+    # completions of at most two, on a tape of four
+    want = want.replace("111..1...", "111.11...")
+    got = ["".join(".1"[x] for x in row) for row in splash.tape_mask(3, 4, 2, 9).astype(int)]
+    assert got == want.split()
 
 
 @pytest.mark.parametrize(("total", "block", "padded"), [(1, 128, 128), (300, 384, 384), (513, 512, 1024)])
 def test_sequences_are_padded_to_blocks(total, block, padded):
     assert splash.block_sizes(total) == (block, padded)
+
+
+def padded_left(backend: str) -> bool:
+    """Where padding stands on the left in a test: cuDNN takes it on the right alone."""
+    return backend != "cudnn"
 
 
 Case = tuple[int, int, int, bool]
@@ -147,8 +174,9 @@ def assert_equal(got, want, tolerance=1e-5):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("case", [(1, 24, 4, False), (3, 70, 2, True), (5, 6, 2, True)])
+@pytest.mark.parametrize("case", [(1, 24, 4), (3, 70, 2), (5, 6, 2)])
 def test_values_and_gradients_are_those_of_dense_attention(kernels, backend, case):
+    case = (*case, padded_left(backend) and case[0] > 1)
     assert_equal(values_and_gradients(backend, *group(*case)), by_dense(case))
 
 
@@ -171,15 +199,53 @@ def test_in_bfloat16_blocks_round_as_little_as_dense_attention_does(kernels):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_on_a_mesh(kernels, backend):
     """Rows split two ways, heads four ways: more than there are key/value heads."""
-    case = (3, 70, 2, True)
+    case = (3, 70, 2, padded_left(backend))
     with jax.set_mesh(make_mesh(dict(zip(AXES, (1, 2, 4), strict=True)))):
         got = values_and_gradients(backend, *group(*case))
     assert_equal(got, by_dense(case))
 
 
+LENGTHS = np.array([[70, 1, 30, 0, 64], [0, 0, 0, 0, 0], [3, 70, 70, 5, 20], [70, 70, 0, 12, 13]], np.int32)
+"""Of five completions of at most 70 tokens; at most 168 in a row."""
+
+
+@functools.cache
+def on_tapes(backend: str, size: int, ways: int, left: bool):
+    """Values and gradients of real tokens' attention, completions on tapes of so many tokens, or dense and padded."""
+    prompt, mask, own = group(5, 70, 2, left)
+    there = jnp.asarray(np.arange(70) < LENGTHS[..., None])[..., None, None]
+    weights = [jnp.asarray(np.random.default_rng(9).normal(size=x.q.shape), jnp.float32) for x in (prompt, own)]
+
+    def attention(prompt: QKV, own: QKV) -> tuple[jax.Array, jax.Array]:
+        if backend == "dense":
+            return attended(prompt, mask, own, "dense")
+        tape = lay(jnp.asarray(LENGTHS), size)
+        packed = QKV(*(jnp.concatenate([x, wind(y, tape)], axis=1) for x, y in zip(prompt, own, strict=True)))
+        both = attend_tape(packed, mask, tape, 70, backend)
+        return both[:, :P], unwind(both[:, P:], tape, 70)
+
+    def loss(prompt, own):
+        x, y = attention(prompt, own)
+        real = jnp.where(mask[..., None, None], x, jnp.float32(0)), jnp.where(there, y, jnp.float32(0))
+        return sum(jnp.sum(x * w) for x, w in zip(real, weights, strict=True)), (x, y, real)
+
+    with jax.set_mesh(make_mesh(dict(zip(AXES, (1, ways, 8 // ways), strict=True)))) if ways else nullcontext():
+        grads, (*every, values) = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(prompt, own)
+    assert all(np.isfinite(z).all() for z in jax.tree.leaves((every, grads)))
+    return grads, values
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("size", "ways"), [(168, 0), (200, 2)])
+def test_on_a_tape_completions_see_the_prompt_and_themselves(kernels, backend, size, ways):
+    """Without a mesh, tapes full to the last token; and with padding, on one."""
+    left = padded_left(backend)
+    assert_equal(on_tapes(backend, size, ways, left), on_tapes("dense", 0, 0, left))
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_prompts_alone(kernels, backend):
-    prompt, mask, _ = group(1, 2, 2, True)
+    prompt, mask, _ = group(1, 2, 2, padded_left(backend))
     got, want = jax.jit(attend_prompt, static_argnums=2)(prompt, mask, backend), dense(prompt, mask, 0, 0)
     assert np.isfinite(got).all()
     np.testing.assert_allclose(got[mask], want[mask], rtol=1e-5, atol=1e-5)
@@ -202,8 +268,10 @@ def test_a_model_computes_the_same(kernels, backend):
     config = from_hf(oracle.raw_config(num_hidden_layers=2, vision_depth=1, vision_fullatt_block_indexes=[0]))
     rng = np.random.default_rng(5)
     items = [Item(rng, 4, 4, 4, 1.0)]
-    prompt, visual = our_inputs(tokens(rng, 2, *items, 3), items, config, 30, left=True)
+    prompt, visual = our_inputs(tokens(rng, 2, *items, 3), items, config, 30, left=padded_left(backend))
     ids = jnp.asarray(rng.integers(3, 90, (1, 3, 8)), jnp.int32)
+
+    real = np.flatnonzero(prompt.mask[0])[-5:]
 
     def run(name):
         graphdef, params = oracle.random_model(config, remat="full", attention=name)
@@ -216,8 +284,8 @@ def test_a_model_computes_the_same(kernels, backend):
             return jnp.mean(losses), (
                 logits,
                 last,
-                kv[0].k[..., -5:],
-                kv[0].v[..., -5:, :],
+                kv[0].k[..., real],
+                kv[0].v[..., real, :],
             )  # keys at padding mean nothing
 
         return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
@@ -274,6 +342,7 @@ def test_for_cuda_cudnn_is_called_forward_and_backward(monkeypatch):
     prompt, own = jax.tree.map(lambda x: x.astype(jnp.bfloat16), (prompt, own))
     traced = jax.jit(jax.grad(loss, argnums=(0, 2))).trace(prompt, mask, own)
     text = traced.lower(lowering_platforms=("cuda",)).as_text()
-    assert text.count("__cudnn$fmhaScaleBiasSoftmax(") == 2, text
-    assert text.count("__cudnn$fmhaScaleBiasSoftmaxBackward(") == 2
+    for name in ("Softmax", "ScaleBiasSoftmax"):  # the prompt's, without a mask; the completions'
+        assert text.count(f"__cudnn$fmha{name}(") == 1, text
+        assert text.count(f"__cudnn$fmha{name}Backward(") == 1
     assert "stablehlo.dot_general" not in text, "attention beside the kernel's"

@@ -1,5 +1,7 @@
 """One process of a run: the gradient of one optimizer step on several meshes, against one device's.
 
+One device reads completions padded; the meshes read them on tapes, but for PADDED.
+
 python driver.py OUT COORDINATOR PROCESSES PROCESS MESH...     a MESH is data x fsdp x tensor, such as 2x2x2
 Process 0 writes OUT: {mesh: largest relative difference of a parameter's gradient, loss, places of every process}.
 """
@@ -19,6 +21,7 @@ from jvr1.processes.peers import Peers, connect, gather, share_of
 from jvr1.rl import tgrpo
 from jvr1.rollout.decoder import make_decoder
 from jvr1.sharding import AXES, make_mesh, param_shardings, path_name, put_batch, replicated
+from jvr1.train.packing import tape_size, tokens_to_read
 from jvr1.train.steps import PolicyBatch, make_advantages, make_policy_gradients, make_reference_scores
 from jvr1.train.trees import cast, zeros_like
 
@@ -43,26 +46,32 @@ def random_params(shapes):
     return jax.tree.map(lambda x: rng.normal(0, 0.15, x.shape).astype(np.float32), shapes)
 
 
-def step(mesh, sample):
+PADDED = ("1x4x2",)
+
+
+def step(mesh, sample, packing):
     """Gradient and loss of the step of `train_rl` on replayed completions; with `sample` also completions drawn from a
-    fixed key."""
+    fixed key. packing: as rl.packing."""
     graphdef, shapes = vision_language.abstract(CONFIG)
     host = random_params(shapes)
     shardings = param_shardings(host, mesh)
     params = jax.device_put(host, shardings)
     places = share_of(mesh).places(ROWS)
-    rows, (scores, ids) = make_rows(CONFIG), make_scores()
+    rows, (scores, ids) = make_rows(CONFIG), make_scores(longest=4)
     scores, ids = jax.tree.map(lambda x: x[np.asarray(places)], (scores, ids))
     with jax.set_mesh(mesh):
         arrays, scores, ids = put_batch((stack_examples([rows[i] for i in places]), scores, ids), mesh)
         result, mask, denominator, _ = make_advantages(ALGORITHM, mesh)(scores, scores.length, ids)
         reference = cast(jax.tree.map(lambda x: x * 1.02, params), "float32")
-        anchor = make_reference_scores(graphdef, mesh, temperature=0.9, chunk=4)(reference, arrays, ids)
+        tape = tape_size(int(tokens_to_read(mask)[0]), *ids.shape[1:], packing)
+        assert (tape is None) == (packing == 0)
+        score = make_reference_scores(graphdef, mesh, temperature=0.9, chunk=4)
+        anchor = score(reference, arrays, ids, mask, tape=tape)
         gradients = make_policy_gradients(graphdef, ALGORITHM, shardings, temperature=0.9, chunk=4)
         batch = PolicyBatch(
             arrays, ids, anchor, anchor, anchor, np.bool_(True), result.advantage, mask, np.float32(float(denominator))
         )
-        total, loss, _, _, _ = gradients(params, {}, zeros_like(params), batch)
+        total, loss, _, _, _ = gradients(params, {}, zeros_like(params), batch, tape=tape)
         whole = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(total)
         if not sample:
             return jax.tree.map(np.asarray, whole), float(loss), None
@@ -88,13 +97,14 @@ def main():
     if int(processes) > 1:
         connect(Peers(coordinator, int(processes), int(process)))
     jax.config.update("jax_default_matmul_precision", "highest")
-    want, loss, tokens = step(make_mesh({"data": 1}, jax.local_devices()[:1]), True) if processes == "1" else load(out)
+    one = make_mesh({"data": 1}, jax.local_devices()[:1])
+    want, loss, tokens = step(one, True, 0) if processes == "1" else load(out)
     if processes == "1":
         save(out, want, loss, tokens)
     report = {}
     for name in meshes:
         mesh = make_mesh(dict(zip(AXES, map(int, name.split("x")), strict=True)))
-        got, value, sampled = step(mesh, name in SAMPLED)
+        got, value, sampled = step(mesh, name in SAMPLED, 0 if name in PADDED else 16)
         report[name] = {
             "gradient": difference(got, want), "loss": abs(value - loss), "same_tokens": sampled in (None, tokens),
             "places": gather([int(p) for p in share_of(mesh).places(ROWS)]),

@@ -71,6 +71,32 @@ def test_loss_variants(aggregation, ratio, clip, on_policy, kl):
     assert int(stats["clip_low"].weight) == tokens
 
 
+@pytest.mark.parametrize(("aggregation", "ratio"), [("sequence", "token"), ("token", "sequence")])
+def test_without_kl_completions_without_advantage_need_no_scores(aggregation, ratio):
+    """They count in the denominator; with KL all tokens in the loss are needed."""
+    config = TGRPOConfig(aggregation=aggregation, ratio=ratio, beta=0.0)
+    logp, old, ref, mask = make_tokens(8, (2, 4, 16))
+    advantage = np.random.default_rng(9).standard_normal((2, 4)).astype(np.float32)
+    advantage[0], advantage[1, 2] = 0, 0
+    lp = torch.tensor(logp, dtype=torch.float64, requires_grad=True)
+    expected, _, _ = plain_loss(lp, old, ref, advantage, mask, config)
+    expected.backward()
+    every = jnp.asarray(mask)
+    needed = tgrpo.needed_tokens(every, jnp.asarray(advantage), config)
+    np.testing.assert_array_equal(needed.any(-1), advantage != 0)
+    unread = jnp.where(needed, jnp.asarray(logp), jnp.nan)
+
+    def loss(lp):
+        denominator = loss_denominator(every, config)
+        return policy_loss(lp, jnp.asarray(old), None, jnp.asarray(advantage), needed, denominator, config)[0]
+
+    value, grad = jax.value_and_grad(loss)(unread)
+    np.testing.assert_allclose(value, expected.item(), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(grad, lp.grad.numpy(), rtol=2e-6, atol=1e-6)
+    with_kl = tgrpo.needed_tokens(every, jnp.asarray(advantage), TGRPOConfig(beta=0.1))
+    np.testing.assert_array_equal(with_kl, mask)
+
+
 def test_loss_without_reference_and_extreme_ratio():
     config = TGRPOConfig(clip_low=0.2, clip_high=0.2)
     logp, _, _, mask = make_tokens(10, (1, 2, 8))

@@ -295,10 +295,11 @@ def test_inactive_prompts_have_no_completions_and_cost_no_steps(sample, both):
 def test_reading_the_part_of_the_ring_that_is_in_use_changes_nothing(sample, monkeypatch):
     """Four loops in place of one; some rows end in each, and all have ended before the last token."""
     long = dataclasses.replace(FREE, end_ids=(2, 5, 7), max_tokens=40)
-    assert reads(40) == (40,)
+    assert reads(40, "xla") == (40,)
     whole = sample((3, 2), long)
     monkeypatch.setattr("jvr1.rollout.generate.LEAST_READ", 4)
-    assert reads(40) == (5, 10, 20, 40)
+    assert reads(40, "xla") == (5, 10, 20, 40)
+    assert reads(40, "cudnn") == (40,)
     jax.clear_caches()
     got = sample((3, 2), long)
     assert {int(np.searchsorted((5, 10, 20), length)) for length in got.length.ravel()} == {0, 1, 2, 3}
@@ -340,7 +341,7 @@ def test_sampled_logprobs_are_those_that_scoring_gives(world, sample, sampling):
     def scores(params, prompt, visual, ids):
         model = merge(graphdef, params)
         hidden = model.complete(prompt, visual, ids)
-        return token_scores(model.logits, hidden, ids, temperature=sampling.temperature, chunk=4).logprobs
+        return token_scores(model.head_kernel(), hidden, ids, temperature=sampling.temperature, chunk=4).logprobs
 
     for rows, stream in ((slice(0, 3), 0), (slice(3, 5), 1)):
         seen = visual._replace(pair=pairs[:, stream])
@@ -364,18 +365,17 @@ def test_token_scores_equal_the_full_computation(chunk, temperature):
     (hidden, kernel, weight), targets = scoring_case()
 
     def loss(hidden, kernel):
-        scores = token_scores(lambda h: h @ kernel, hidden, jnp.asarray(targets), temperature=temperature, chunk=chunk)
+        scores = token_scores(kernel, hidden, jnp.asarray(targets), temperature=temperature, chunk=chunk)
         return jnp.sum(scores.logprobs * weight) + jnp.sum(scores.entropy), scores
 
     (_, scores), grads = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(hidden, kernel)
     h, k = (torch.tensor(x, requires_grad=True) for x in (hidden, kernel))
     logp = torch.log_softmax(h @ k / temperature, dim=-1)
     chosen = logp.gather(-1, torch.tensor(targets).long()[..., None])[..., 0]
-    (chosen * torch.tensor(weight)).sum().backward()  # the entropy carries no gradient
+    entropy = torch.distributions.Categorical(logits=logp).entropy()
+    ((chosen * torch.tensor(weight)).sum() + entropy.sum()).backward()
     np.testing.assert_allclose(scores.logprobs, chosen.detach(), rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(
-        scores.entropy, torch.distributions.Categorical(logits=logp).entropy().detach(), atol=1e-5
-    )
+    np.testing.assert_allclose(scores.entropy, entropy.detach(), atol=1e-5)
     for got, want in zip(grads, (h.grad, k.grad), strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
 
@@ -391,7 +391,7 @@ def test_no_program_holds_the_full_logits():
     (hidden, kernel, weight), targets = scoring_case(v=1000, shape=(1, 2, 64))
 
     def loss(hidden, kernel, chunk):
-        scores = token_scores(lambda h: h @ kernel, hidden, jnp.asarray(targets), chunk=chunk)
+        scores = token_scores(kernel, hidden, jnp.asarray(targets), chunk=chunk)
         return jnp.sum(scores.logprobs * weight)
 
     def compiled(chunk):

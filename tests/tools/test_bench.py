@@ -58,6 +58,9 @@ def test_prompts_of_all_buckets_decode_as_long_as_the_longest_completion(monkeyp
     assert figures["shapes"] == 1
     assert figures["steps_of_the_longest"]["together"] == 1
     assert figures["steps_of_the_longest"]["apart"] > 0.9 * figures["buckets_a_step"]
+    for padding in figures["padding_in_the_update"].values():
+        assert padding["padded"] == pytest.approx(1 - 385 / 768, abs=0.01)
+        assert padding["packed_and_sorted"] <= padding["packed"] < padding["padded"] / 2
 
 
 def test_the_two_ways_score_the_same_tokens_alike():

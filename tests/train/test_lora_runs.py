@@ -73,7 +73,7 @@ def stepped():
     base_graph, base = without_adapters(graphdef, params)
     anchors = jax.jit(
         lambda base, arrays, ids: token_scores(
-            merge(base_graph, base).logits,
+            merge(base_graph, base).head_kernel(),
             merge(base_graph, base).complete(arrays.prompt, arrays.visual, ids), ids, temperature=0.9, chunk=4,
         ).logprobs
     )(base, arrays, ids)  # fmt: skip

@@ -60,6 +60,7 @@ EVERY_STEP = [
     "update/skipped",
     "update/learning_rate",
     "update/applied",
+    "update/padded",
     "data/failed",
     "data/padding",
     "seconds/data",
@@ -107,6 +108,21 @@ def test_every_metric_is_logged(logged):
     for name in VALID:
         assert [step for step, _ in logged[name]] == [0, 25, 50], name
     assert all(math.isfinite(value) for values in logged.values() for _, value in values)
+
+
+@pytest.mark.nightly
+def test_packed_and_padded_runs_are_one(demo, logged, rollouts, tmp_path):
+    """The same completions with the same advantages, and losses to the order of summation; some were on tapes."""
+    _, error = demo.main("rl", tmp_path, rl__packing=0, train__steps=8).communicate()
+    assert [p.name for p in (tmp_path / "rollouts").iterdir()], error
+    for step in range(1, 9):
+        file = tmp_path / "rollouts" / f"step-{step}.process-0.jsonl"
+        assert [json.loads(line) for line in file.open()] == rollouts[step]
+    padded = scalars(tmp_path)
+    for name in ("loss", "loss/kl", "loss/entropy", "update/gradient_norm"):
+        got, want = (np.asarray([value for _, value in one[name][:8]]) for one in (logged, padded))
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+    assert sum(value for _, value in logged["update/padded"]) < sum(value for _, value in padded["update/padded"])
 
 
 def test_shares_and_seconds_are_possible(logged):

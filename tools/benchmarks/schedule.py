@@ -4,6 +4,11 @@ with programs that only count.
 Apart: a queue for each bucket, with slots for a microbatch. Together: one for all, with slots for all prompts of the
 step, in the shapes that `slot_shapes` gives the config. Lengths of completions are drawn as in queue.py; what a step
 takes is given as a multiple of its longest completion.
+
+And what of the completions' places in the update is padding: each completion padded to C tokens; on tapes as long as
+the microbatch's longest row needs, one of a few lengths (`rl.packing`); and on such tapes if a step's prompts of a
+bucket were sorted by their tokens into microbatches, which the run does not do. Lengths are independent of each other,
+or alike in a prompt.
 """
 
 from __future__ import annotations
@@ -29,6 +34,7 @@ from jvr1.rollout.generate import Room
 from jvr1.rollout.queue import Programs, answer_queue
 from jvr1.rollout.sampling import Sampling
 from jvr1.rollout.tasks import Sampled, SlotShape, Task
+from jvr1.train.packing import tape_size
 from jvr1.train.rollouts import rows_of, slot_shapes
 
 from .data import CONFIGS, in_buckets, mixture_needs
@@ -95,7 +101,7 @@ def run() -> dict[str, Any]:
     prompts = config.batch.micro * per_step
     lengths = draw_lengths(STEPS * prompts * (group + shuffled), max(shape.completion for shape in shapes))
     drawn = lengths.reshape(STEPS, per_step, config.batch.micro, group + shuffled)
-    apart, together, buckets = [], [], []
+    apart, together, buckets, of_steps = [], [], [], []
     for step, of_step in enumerate(drawn):
         tasks, most = [], 0
         for at, of_micro in enumerate(of_step):
@@ -106,7 +112,8 @@ def run() -> dict[str, Any]:
             given: Any = _Prompts(np.ones(len(longest), bool), longest)
             micro: Any = _Micro(bucket)
             tasks.append(Task(micro, given, None, counts))
-        buckets.append(len({task.micro.bucket for task in tasks}))
+        of_steps.append([task.micro.bucket for task in tasks])
+        buckets.append(len(set(of_steps[-1])))
         apart.append(decode_steps(tasks, (), config.batch.micro) / most)
         together.append(decode_steps(tasks, shapes, prompts) / most)
     return {
@@ -114,7 +121,40 @@ def run() -> dict[str, Any]:
         "buckets_a_step": statistics.mean(buckets),
         "shapes": len(shapes),
         "steps_of_the_longest": {"apart": statistics.mean(apart), "together": statistics.mean(together)},
+        "padding_in_the_update": {
+            "independent": padding(config, of_steps, drawn[..., :group]),
+            "alike_in_a_prompt": padding(config, of_steps, alike(drawn[..., :group])),
+        },
     }
+
+
+def alike(lengths: np.ndarray) -> np.ndarray:
+    """The same lengths [steps, microbatches, rows, G] in another order: half of the variance of what they are sorted by
+    is the prompt's."""
+    rng = np.random.default_rng(1)
+    order = rng.normal(size=lengths.shape) + rng.normal(size=(*lengths.shape[:-1], 1))
+    out = np.empty(lengths.size, lengths.dtype)
+    out[order.reshape(-1).argsort()] = np.sort(lengths, axis=None)
+    return out.reshape(lengths.shape)
+
+
+def padding(config: Any, buckets: Sequence[Sequence[Bucket]], lengths: np.ndarray) -> dict[str, float]:
+    """Share of the places of completions [steps, microbatches, rows, G] that is padding, by how they are laid."""
+    group, micro = config.rl.group, config.batch.micro
+    tokens, places = 0, dict.fromkeys(("padded", "packed", "packed_and_sorted"), 0)
+
+    def tapes(rows: np.ndarray, bucket: Bucket) -> int:
+        size = tape_size(int(rows.max()), group, bucket.completion, config.rl.packing)
+        return len(rows) * (size or group * bucket.completion)
+
+    for of_step, drawn in zip(buckets, lengths.sum(axis=-1), strict=True):
+        tokens += int(drawn.sum())
+        for bucket in set(of_step):
+            own = drawn[[b == bucket for b in of_step]]
+            places["padded"] += own.size * group * bucket.completion
+            places["packed"] += sum(tapes(rows, bucket) for rows in own)
+            places["packed_and_sorted"] += sum(tapes(rows, bucket) for rows in np.sort(own, None).reshape(-1, micro))
+    return {name: 1 - tokens / n for name, n in places.items()}
 
 
 def decode_steps(tasks: Sequence[Task], shapes: Sequence[SlotShape], slots: int) -> int:
