@@ -34,7 +34,7 @@ def tower_scores(v: DeepVision, windows: int) -> TowerScores:
 
 def tower_kept(v: DeepVision, remat: str, tensor: int, windows: int) -> TowerKept:
     """Read off jax.vjp's residuals, in values of the compute dtype."""
-    whole, heads, inner = {"full": (1, 0, 0), "dots": (2, 3, 1), "none": (14, 4, 4)}[remat]
+    whole, heads, inner = {"full": (1, 0, 0), "dots": (2, 3, 1), "none": (14, 4, 6)}[remat]
     layer = whole * v.hidden + (heads * v.hidden + inner * v.intermediate) // tensor
     merger = 11 * v.hidden
     deep = len(v.deep_blocks) * {"full": 1, "dots": 2, "none": 11}[remat] * v.hidden
