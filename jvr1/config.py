@@ -265,7 +265,8 @@ def mesh_shape(config: ConfigDict) -> dict[str, int]:
 
 def style(config: ConfigDict) -> PromptStyle:
     template = TEMPLATES.get(config.data.template, config.data.template)
-    return PromptStyle(template, config.data.suffixes, config.data.system, config.data.special_tokens_in_text)
+    data = config.data
+    return PromptStyle(template, data.suffixes, data.system, data.special_tokens_in_text, data.prompt_form)
 
 
 def tgrpo(config: ConfigDict) -> TGRPOConfig:

@@ -134,6 +134,11 @@ class DataSettings:
         "Whether `<|im_end|>` and other special tokens that a record's text spells are tokens, as for Video-R1; off: "
         "they are text",
     )
+    prompt_form: str = setting(
+        "",
+        "How a video stands in the prompt, where a model's family has several forms (Qwen3-VL: release, nested; "
+        "docs/families.md); empty: the first",
+    )
     index: str = setting(
         "", "Folder of indexes (tools/index.py) to share between runs; empty: in the workdir", resume="free"
     )

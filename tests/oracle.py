@@ -67,17 +67,20 @@ def random_model(config: ModelConfig, seed: int = 0, scale: float = 0.15, **kw) 
 class Item:
     """One image or video of random pixels: `frames` [N,h,w,3], the grid in patches."""
 
+    patch, mean, std = 14, IMAGE_MEAN, IMAGE_STD
+
     def __init__(self, rng: np.random.Generator, frames: int, height: int, width: int, seconds: float = 0.0):
         self.video = frames > 1
-        self.frames = rng.integers(0, 256, (frames, height * 14, width * 14, 3), np.uint8)
+        self.frames = rng.integers(0, 256, (frames, height * self.patch, width * self.patch, 3), np.uint8)
         self.grid = Grid((frames + 1) // 2, height, width, seconds)
 
     def pixel_values(self) -> np.ndarray:
-        """[patches, 1176] as the HF processors make them (their `_preprocess`)."""
+        """[patches, 6 patch^2] as the HF processors make them (their `_preprocess`)."""
+        p = self.patch
         x = self.frames if len(self.frames) % 2 == 0 else np.concatenate([self.frames, self.frames[-1:]])
-        x = (x.astype(np.float32) / 255 - np.float32(IMAGE_MEAN)) / np.float32(IMAGE_STD)
+        x = (x.astype(np.float32) / 255 - np.float32(self.mean)) / np.float32(self.std)
         t, h, w, *_ = self.grid
-        x = x.reshape(t, 2, h // 2, 2, 14, w // 2, 2, 14, 3).transpose(0, 2, 5, 3, 6, 8, 1, 4, 7)
+        x = x.reshape(t, 2, h // 2, 2, p, w // 2, 2, p, 3).transpose(0, 2, 5, 3, 6, 8, 1, 4, 7)
         return x.reshape(t * h * w, -1)
 
     @property
@@ -107,7 +110,7 @@ def visual_inputs(
     at_frame = at_step = 0
     for item, layout in zip(items, layouts, strict=True):
         own = len(layout.hw)
-        frames[at_frame : at_frame + len(item.frames), :own] = window_patches(item.frames, layout, 14)
+        frames[at_frame : at_frame + len(item.frames), :own] = window_patches(item.frames, layout, item.patch)
         hw[at_step : at_step + item.grid.steps, :own] = layout.hw
         pair[at_step : at_step + item.grid.steps] = frame_pairs(len(item.frames)) + at_frame
         index += [layout.unit + (at_step + s) * w * units for s in range(item.grid.steps)]

@@ -18,7 +18,7 @@ from jvr1.data.frame_cache import FrameCache
 from jvr1.errors import UserError
 from jvr1.model.families import published
 from jvr1.model.lora import LoRAConfig
-from jvr1.opening.data import check_batch
+from jvr1.opening.data import check_batch, check_prompt
 from jvr1.setting import About
 from jvr1.sharding import check_mesh, decode_mesh, make_mesh
 from jvr1.train.setup import check_schedule
@@ -29,6 +29,8 @@ HELD = {
     "config.py": ("check",),
     "setting.py": ("check_settings", "written_as"),
     "data/batch.py": ("make_buckets",),
+    "data/prompts.py": ("placeholders_of",),
+    "opening/data.py": ("check_prompt",),
     "model/media.py": ("__post_init__",),
     "data/frame_cache.py": ("__post_init__", "open"),
     "model/lora.py": ("__post_init__",),
@@ -135,6 +137,12 @@ def put(config: ConfigDict, name: str, value: object) -> None:
         config[last] = value
 
 
+def possible_with(name: str, value: object) -> ConfigDict:
+    config = possible()
+    put(config, name, value)
+    return config
+
+
 def refusal(name: str, value: object, others: dict[str, object]) -> UserError:
     config = possible()
     for each, its in [*others.items(), (name, value)]:
@@ -146,9 +154,8 @@ def refusal(name: str, value: object, others: dict[str, object]) -> UserError:
 
 def late(name: str, value: object) -> Callable[[], object]:
     """What a run finds out of a setting once it knows its devices."""
-    config = possible()
+    config = possible_with(name, value)
     put(config, "optimizer.schedule", "cosine")
-    put(config, name, value)
     if name.startswith("optimizer"):
         return lambda: check_schedule(config, 1)
     return lambda: check_batch(config, make_mesh({"fsdp": 8}))
@@ -164,6 +171,9 @@ LATER: list[tuple[str, Callable[[], object]]] = [
     ("mesh.data", lambda: make_mesh({"data": 3})),
     ("mesh.decode_tensor", lambda: decode_mesh(make_mesh({"data": 8}), 3)),
     ("mesh.tensor", lambda: check_mesh(make_mesh({"tensor": 8}), published("7b"))),
+    ("data.prompt_form", lambda: check_prompt(possible_with("data.prompt_form", "other"), published("qwen3-vl-8b"))),
+    ("data.prompt_form", lambda: check_prompt(possible_with("data.prompt_form", "nested"), published("7b"))),
+    ("data.real_seconds", lambda: check_prompt(possible_with("data.real_seconds", False), published("qwen3-vl-8b"))),
     ("optimizer.steps", late("optimizer.steps", 10)),
     ("batch.micro", late("batch.micro", 3)),
 ]

@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# The whole recipe on the embedded tiny model: tools/demo.sh [OUT] [--smoke] [--seed N]
+# The whole recipe on the embedded tiny model: tools/demo.sh [OUT] [--smoke] [--seed N] [--family qwen3_vl]
 # Data, cold start, T-GRPO, evaluation, export to HF and back, one table and the curves. Run again, it resumes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-out=demo_out smoke='' seed=0
+out='' smoke='' seed=0 family=qwen2_5_vl
 while (($#)); do
   case $1 in
     --smoke) smoke=1 ;;
     --seed) seed=${2:?--seed needs a number}; shift ;;
+    --family) family=${2:?--family needs a name}; shift ;;
     -h | --help) sed -n '2,3s/^# //p' "$0"; exit 0 ;;
     -*) echo "error: unknown option $1; see tools/demo.sh --help" >&2; exit 2 ;;
     *) out=$1 ;;
@@ -16,6 +17,11 @@ while (($#)); do
   shift
 done
 
+case $family in
+  qwen2_5_vl) config=configs/tiny.py out=${out:-demo_out} ;;
+  qwen3_vl) config=configs/tiny_qwen3vl.py out=${out:-demo_out_qwen3_vl} ;;
+  *) echo "error: --family $family; there are qwen2_5_vl, qwen3_vl" >&2; exit 2 ;;
+esac
 source tools/setup_env.sh
 export JAX_PLATFORMS=cpu JVR1_EXIT_ON_PREEMPTION=75 # a stage that was stopped ends the demo
 export XLA_FLAGS=${XLA_FLAGS-}
@@ -36,24 +42,24 @@ say() { printf '\n== %s\n' "$*"; }
 evaluate() { # NAME MODEL
   [[ -f $out/eval/$1/report.json ]] ||
     python -m jvr1.evaluate --model "$2" --suite test.json --data "$data" --out "$out/eval/$1" \
-      --config configs/tiny.py:rl --index "$index" --variants ordered,shuffled
+      --config "$config":rl --index "$index" --variants ordered,shuffled
 }
 
-say "data: clips, pictures, questions, a tiny Qwen2.5-VL with random weights"
-[[ -f $data/settings.json ]] || python tools/make_demo_data.py "$data" "${size[@]}" --seed "$seed"
+say "data: clips, pictures, questions, a tiny model ($family) with random weights"
+[[ -f $data/settings.json ]] || python tools/make_demo_data.py "$data" "${size[@]}" --seed "$seed" --family "$family"
 evaluate initial "$data/tiny_model"
 
 say "cold start 1: text only, which letter stands before a colour"
-python -m jvr1.train_sft --config configs/tiny.py:warmup "${common[@]}" "${warmup[@]}" \
+python -m jvr1.train_sft --config "$config":warmup "${common[@]}" "${warmup[@]}" \
   --config.model.source="$data/tiny_model" --workdir "$out/warmup"
 
 say "cold start 2: chains of thought; stopped early, near 50% on held-out order questions, to leave room for RL"
-python -m jvr1.train_sft --config configs/tiny.py:sft "${common[@]}" "${sft[@]}" \
+python -m jvr1.train_sft --config "$config":sft "${common[@]}" "${sft[@]}" \
   --config.model.source="$out/warmup" --workdir "$out/sft"
 evaluate sft "$out/sft"
 
 say "T-GRPO"
-python -m jvr1.train_rl --config configs/tiny.py:rl "${common[@]}" "${rl[@]}" \
+python -m jvr1.train_rl --config "$config":rl "${common[@]}" "${rl[@]}" \
   --config.model.source="$out/sft" --workdir "$out/rl"
 evaluate rl "$out/rl"
 

@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 from jvr1.demo.dataset import Settings, building, finish, wanted, write_dataset
-from jvr1.demo.tiny_model import write_tiny_model
+from jvr1.demo.tiny_model import TINY_FORMS, write_tiny_model
 from jvr1.errors import run_main
 
 
@@ -30,14 +30,15 @@ def main() -> None:
         "--temporal", type=int, default=default.temporal, metavar="N",
         help="also temporal.json: N questions of each kind whose frames' order matters",
     )  # fmt: skip
+    parser.add_argument("--family", choices=TINY_FORMS, default=default.family, help="of the tiny model; %(default)s")
     args = parser.parse_args()
-    settings = Settings(args.train, args.valid, args.test, args.seed, args.shortcut, args.temporal)
+    settings = Settings(args.train, args.valid, args.test, args.seed, args.shortcut, args.temporal, args.family)
     if not wanted(args.out, settings):
         print(f"{args.out} is already made with these settings")
         return
     partial = building(args.out)
     write_dataset(partial, settings)
-    write_tiny_model(partial / "tiny_model", settings.seed)
+    write_tiny_model(partial / "tiny_model", settings.seed, settings.family)
     finish(partial, args.out, settings)
     print(f"made {args.out}")
 

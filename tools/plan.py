@@ -1,7 +1,7 @@
 """What a T-GRPO run takes on chips you do not have yet: memory by phase, time at best, and which setting to turn.
 
 python tools/plan.py --config FILE[:ARG] --mesh data=1,fsdp=8[,tensor=N][,decode_tensor=N] --chip NAME
-    [--model 3b|7b|32b|72b|DIR] [--tokens N] [--compile] [--config.section.name=value ...]
+    [--model SIZE|DIR] [--tokens N] [--compile] [--config.section.name=value ...]
 python tools/plan.py --config FILE[:ARG] --table
 python tools/plan.py --against docs/compiled/*.json
 python tools/plan.py --chips
@@ -94,7 +94,7 @@ def read_arguments(arguments: Sequence[str] | None) -> tuple[argparse.Namespace,
     parser.add_argument("--config", metavar="FILE[:ARG]")
     parser.add_argument("--mesh", help="such as data=1,fsdp=8,tensor=1,decode_tensor=4")
     parser.add_argument("--chip", help=", ".join(CHIPS))
-    parser.add_argument("--model", help="3b, 7b, 32b, 72b or a model's folder; default: what model.source names")
+    parser.add_argument("--model", help=f"{', '.join(published_sizes())} or a folder; default: what model.source names")
     parser.add_argument("--tokens", type=int, help="mean length of a completion; default: what the bucket holds")
     parser.add_argument("--compile", action="store_true", help="ask the chip's real compiler, too (minutes)")
     parser.add_argument("--table", action="store_true", help="the fewest chips for each published size, as markdown")
@@ -191,10 +191,11 @@ def compile_step(plan: RunPlan, topology: str) -> None:
 
 
 def table(config: settings.ConfigDict) -> Iterator[str]:
-    """Markdown: for each published size and chip the fewest chips that hold the run, and a step's time at best."""
+    """Markdown: for each published size of the config's family and each chip the fewest chips that hold the run, and a
+    step's time at best."""
     yield "| model | chip | chips | mesh | peak GiB of | in | step s | prompts |"
     yield "|---|---|---|---|---|---|---|---|"
-    for size in published_sizes():
+    for size in named_model(config.model.source).family.published:
         for name in TABLE_CHIPS:
             chip = chip_named(name)
             counts = chip.sizes or GPUS

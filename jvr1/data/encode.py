@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -63,10 +63,11 @@ class Encoder:
         own: dict[str, Any] = {"family": self.model.model_type} if self.model.family.marked else {}
         if self.kinds:
             own["kinds"] = [(k.name, k.suffix, k.lists_options) for k in load_kinds(self.kinds)]
+        style = {name: value for name, value in asdict(self.style).items() if value or name != "form"}
         return own | {
             "vision": self.model.vision,
             "tokenizer": hashlib.sha256(tokenizer.encode()).hexdigest()[:16],
-            "style": self.style,
+            "style": style,
             "video": self.video,
             "video_limits": self.video_limits,
             "image_limits": self.image_limits,
@@ -136,7 +137,7 @@ class Encoder:
         media = self.frames(record, path)
         if record.data_type != "video":
             return Clip(media.frames, 0.0)
-        return Clip(media.frames, media.seconds_per_step if self.real_seconds else 1.0, step_times(media.timestamps))
+        return Clip(media.frames, media.seconds_per_step if self.real_seconds else 1.0, step_times(media.nominal))
 
     def try_encode(
         self, record: Record, bucket: Bucket, order: np.random.Generator

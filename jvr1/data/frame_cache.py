@@ -204,7 +204,8 @@ def _libraries() -> tuple[str, ...]:
 
 def _packed(media: Media) -> tuple[bytes, np.ndarray]:
     """What stands before the frames, and these."""
-    told = {"shape": media.frames.shape, "step": media.seconds_per_step, "times": media.timestamps.tolist()}
+    times = {"times": media.timestamps.tolist(), "nominal": media.nominal.tolist()}
+    told = {"shape": media.frames.shape, "step": media.seconds_per_step, **times}
     text = json.dumps(told).encode()
     body = np.ascontiguousarray(media.frames)
     text = len(text).to_bytes(4, "little") + text
@@ -212,7 +213,7 @@ def _packed(media: Media) -> tuple[bytes, np.ndarray]:
 
 
 def _unpacked(data: bytearray) -> Media | None:
-    """None for anything but what `_packed` made, to the last byte."""
+    """None for anything but what `_packed` made, to the last byte, or made before it kept as much."""
     start = len(_MAGIC) + _HEAD.size
     if len(data) < start or data[: len(_MAGIC)] != _MAGIC:
         return None
@@ -222,6 +223,7 @@ def _unpacked(data: bytearray) -> Media | None:
     told = json.loads(data[start : start + length])
     shape = tuple(told["shape"])
     frames = np.frombuffer(data, np.uint8, offset=start + length)
-    if frames.size != np.prod(shape):
+    if frames.size != np.prod(shape) or "nominal" not in told:
         return None
-    return Media(frames.reshape(shape), told["step"], np.asarray(told["times"], np.float64))
+    times, nominal = (np.asarray(told[name], np.float64) for name in ("times", "nominal"))
+    return Media(frames.reshape(shape), told["step"], times, nominal)

@@ -24,11 +24,13 @@ from jvr1.model.media import FrameRules, PixelLimits, Probe, VideoSampling
 @dataclass(frozen=True)
 class Media:
     """Frames at the model's size. seconds_per_step: time that a temporal step (two frames) stands for, 0 for an image;
-    timestamps: when each frame is shown, in seconds from the first frame that the file shows."""
+    timestamps: when each frame is shown, in seconds from the first frame that the file shows; nominal: the same by its
+    number at the mean rate, which is what processors write into prompts."""
 
     frames: UInt8[np.ndarray, "N H W 3"]
     seconds_per_step: float
     timestamps: Float64[np.ndarray, " N"]
+    nominal: Float64[np.ndarray, " N"]
 
 
 def probe(path: str | os.PathLike[str], data_type: str, max_decoded_mb: int = MAX_DECODED_MB) -> Probe:
@@ -61,7 +63,7 @@ def load_media(
         picture = pictures.read_picture(path, max_decoded_mb)
         seen = Probe(picture.height, picture.width, 1, 0.0)
         frame = _resize(picture, rules.resized(seen, sampling, limits))
-        return Media(frame[None], 0.0, np.zeros(1))
+        return Media(frame[None], 0.0, np.zeros(1), np.zeros(1))
     from jvr1.data.video import load_video
 
     return load_video(path, sampling, limits, rules, max_decoded_mb)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int32
@@ -35,6 +37,9 @@ TEMPLATES = MappingProxyType(
 """Question templates by name. The reference ones are word for word those of Video-R1, whose checkpoints expect them."""
 
 
+THINK = "<think>"
+
+
 class PlaceholderError(ValueError):
     """Text that spells out <|image_pad|> or <|video_pad|>: the model would look there for pixels."""
 
@@ -43,12 +48,13 @@ class PlaceholderError(ValueError):
 class PromptStyle:
     """How a question is put. `system` None leaves the system prompt to the chat template ("... assistant.").
     special_tokens: whether <|im_end|> and the like in a record's text are tokens, as they are to the reference; else
-    they are the characters they are."""
+    they are the characters they are. form: one of the family's `forms`; empty: its own `placeholders`."""
 
     template: str = TEMPLATES["reference"]
     suffixes: bool = True
     system: str | None = None
     special_tokens: bool = False
+    form: str = ""
 
 
 def question_text(record: Record) -> str:
@@ -87,22 +93,46 @@ def prompt_ids(
     found = int(np.isin(ids, config.visual_tokens).sum())
     if found != len(grids):
         raise PlaceholderError(f"the prompt holds {found} visual placeholders for {len(grids)} media")
-    return config.family.placeholders(ids, grids, config, tokenizer)
+    return placeholders_of(style, config)(ids, grids, config, tokenizer)
+
+
+def placeholders_of(style: PromptStyle, config: ModelConfig) -> Callable[..., Int32[np.ndarray, " T"]]:
+    """How the family writes media in the prompts of this style. Raises UserError for a form that it has not."""
+    family = config.family
+    if style.form and style.form not in family.forms:
+        known = f"those of {family.title} are {', '.join(family.forms)}" if family.forms else f"{family.title} has one"
+        raise UserError(f"data.prompt_form is {style.form!r}; {known}: leave it empty for the first")
+    return family.forms[style.form] if style.form else family.placeholders
 
 
 def target_ids(
     tokenizer: PreTrainedTokenizerBase, record: Record, style: PromptStyle, end_id: int, config: ModelConfig
 ) -> Int32[np.ndarray, " t"]:
-    """Ids of the answer SFT learns: the chain of thought, a newline, the solution, the end token.
+    """Ids of the answer SFT learns: the chain of thought, a newline, the solution, the end token. Without the tag that
+    the prompt has opened (`opened`), or where there is no chain of thought, with one that closes it at once.
 
     Raises PlaceholderError when it holds a visual placeholder, which no answer may.
     """
     text = record.solution if record.process is None else f"{record.process}\n{record.solution}"
+    if opened(tokenizer):
+        text = text.removeprefix(THINK).removeprefix("\n") if text.startswith(THINK) else f"</think>\n{text}"
     own = Marked((), "").ids(tokenizer, text) if style.special_tokens else text_ids(tokenizer, text)
     ids = np.asarray([*own, end_id], np.int32)
     if np.isin(ids, config.visual_tokens).any():
         raise PlaceholderError("the answer to learn holds a visual placeholder")
     return ids
+
+
+@functools.lru_cache(maxsize=4)
+def opened(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What the chat template writes of the answer itself, at the end of the prompt: '<think>' and a newline with models
+    that always think, nothing with others. It belongs to what is scored and shown."""
+    if not getattr(tokenizer, "chat_template", None):
+        return ""
+    chat: list[Any] = [{"role": "user", "content": [{"type": "text", "text": ""}]}]
+    text = str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
+    _, tag, after = text.rpartition(THINK)
+    return tag + after if tag and not after.strip() else ""
 
 
 def end_ids(tokenizer: PreTrainedTokenizerBase, config: ModelConfig) -> tuple[int, ...]:

@@ -88,7 +88,8 @@ def load_video(
         except Recounted:
             continue
         timestamps = video.timestamps(indices)
-        return Media(frames, seconds_per_step(timestamps, indices, video.fps, sample_fps), timestamps)
+        step = seconds_per_step(timestamps, indices, video.fps, sample_fps)
+        return Media(frames, step, timestamps, indices / video.fps)
 
 
 class VideoFile:

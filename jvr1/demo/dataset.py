@@ -21,6 +21,7 @@ from jvr1.demo import scenes
 from jvr1.demo.questions import HARD, LETTERS, TASKS, WARMUP, DemoQuestion, DemoTask, Draw
 from jvr1.demo.scenes import FPS, FRAMES, Frames
 from jvr1.errors import UserError
+from jvr1.model.families import FAMILIES
 
 SETTINGS_FILE, TASK_FILE = "settings.json", "tasks.json"
 LEAST = 32
@@ -34,7 +35,8 @@ class Settings:
     train: questions of the SFT file, and as many others for RL and for the warm-up. test: half as many are hard ones.
     shortcut: share of training clips of `order` whose border has the answer's colour, the rest having another
     option's; in validation and test one in four agrees, as by chance. None: no borders.
-    temporal: questions of each kind whose frames' order matters, in a file of their own; 0: no such file.
+    temporal: questions of each kind whose frames' order matters, in a file of their own; 0: no such file. family: of
+    the tiny model beside it.
     """
 
     train: int = 4096
@@ -43,6 +45,7 @@ class Settings:
     seed: int = 0
     shortcut: float | None = None
     temporal: int = 0
+    family: str = next(iter(FAMILIES))
 
     def __post_init__(self) -> None:
         for name in ("train", "valid", "test"):

@@ -1,20 +1,24 @@
-"""A tiny Qwen2.5-VL folder in HF form: byte-level BPE trained on the demo's words, the real template, random weights.
+"""A tiny model's folder in HF form, a Qwen2.5-VL or one of another family (`TINY_FORMS`): byte-level BPE trained on the
+demo's words, the real template, random weights.
 
 Special tokens have their real names and order; their ids follow the small vocabulary, and config.json names them.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from jvr1.demo import tiny_qwen3_vl
 from jvr1.demo.dataset import questions
 from jvr1.demo.questions import HARD, LETTERS, TASKS, WARMUP, DemoQuestion
 from jvr1.demo.scenes import GLYPHS
@@ -23,6 +27,7 @@ from jvr1.model.families import TOKEN_PIXELS, from_hf
 from jvr1.model.qwen2_5_vl import QWEN2_5_VL
 from jvr1.model.qwen2_5_vl.config import MERGE, PATCH
 from jvr1.model.qwen2_5_vl.frames import IMAGE_MEAN, IMAGE_STD
+from jvr1.model.qwen3_vl import QWEN3_VL
 from jvr1.model.vision_language import init
 
 WORDS = 490
@@ -42,11 +47,13 @@ SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 """How Qwen2 cuts text before byte-level BPE (HF `tokenization_qwen2.PRETOKENIZE_REGEX`)."""
-CHAT_TEMPLATE = r"""
+BEFORE = r"""
 {%- set seen = namespace(pictures=0, videos=0) -%}
 {%- if messages and messages[0]['role'] != 'system' -%}
     {{- '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' -}}
 {%- endif -%}
+""".strip()
+TURNS = r"""
 {%- for message in messages -%}
     {{- '<|im_start|>' ~ message['role'] ~ '\n' -}}
     {%- if message['content'] is string -%}
@@ -72,6 +79,7 @@ CHAT_TEMPLATE = r"""
     {{- '<|im_start|>assistant\n' -}}
 {%- endif -%}
 """.strip()
+CHAT_TEMPLATE = f"{BEFORE}\n{TURNS}"
 """Renders what Qwen2.5-VL's published template renders; written out for reading."""
 
 
@@ -117,8 +125,8 @@ def train_tokenizer(texts: Iterable[str]) -> Tokenizer:
     return raw
 
 
-def raw_config(tokenizer: Tokenizer) -> dict[str, Any]:
-    """config.json: 0.9M parameters; a 56x56 frame is one window, two frames are four tokens."""
+def token_ids(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Of config.json."""
     names = {
         "bos_token_id": "<|endoftext|>",
         "eos_token_id": "<|im_end|>",
@@ -128,9 +136,14 @@ def raw_config(tokenizer: Tokenizer) -> dict[str, Any]:
         "image_token_id": "<|image_pad|>",
         "video_token_id": "<|video_pad|>",
     }
+    return {field: tokenizer.token_to_id(name) for field, name in names.items()}
+
+
+def raw_config(tokenizer: Tokenizer) -> dict[str, Any]:
+    """config.json: 0.9M parameters; a 56x56 frame is one window, two frames are four tokens."""
     return {
         "model_type": QWEN2_5_VL.model_type,
-        **{field: tokenizer.token_to_id(name) for field, name in names.items()},
+        **token_ids(tokenizer),
         "vocab_size": tokenizer.get_vocab_size(),
         "hidden_size": 128,
         "num_hidden_layers": 3,
@@ -187,21 +200,21 @@ def generation_config(tokenizer: Tokenizer) -> dict[str, Any]:
     }
 
 
-def tokenizer_files(tokenizer: Tokenizer) -> dict[str, bytes]:
+def tokenizer_files(tokenizer: Tokenizer, template: str = CHAT_TEMPLATE) -> dict[str, bytes]:
     """tokenizer.json, tokenizer_config.json and the template, as `AutoTokenizer` reads them."""
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
         extra_special_tokens=list(SPECIAL),
-        chat_template=CHAT_TEMPLATE,
+        chat_template=template,
         model_max_length=4096,
     )
     with tempfile.TemporaryDirectory() as folder:
         fast.save_pretrained(folder)
         files = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
     settings = json.loads(files["tokenizer_config.json"])
-    settings |= {"tokenizer_class": "Qwen2Tokenizer", "chat_template": CHAT_TEMPLATE}
+    settings |= {"tokenizer_class": "Qwen2Tokenizer", "chat_template": template}
     return files | {"tokenizer_config.json": json_bytes(settings)}
 
 
@@ -209,12 +222,37 @@ def json_bytes(content: dict[str, Any]) -> bytes:
     return (json.dumps(content, indent=2) + "\n").encode()
 
 
-def write_tiny_model(folder: Path, seed: int) -> None:
+@dataclass(frozen=True)
+class TinyForm:
+    """What a family's tiny model has of its own. raw(tokenizer): its config.json; processor(): its
+    preprocessor_config.json; sentences: what its prompts hold besides, as often as it counts for the vocabulary."""
+
+    raw: Callable[[Tokenizer], dict[str, Any]]
+    processor: Callable[[], dict[str, Any]]
+    template: str = CHAT_TEMPLATE
+    sentences: tuple[str, ...] = ()
+
+
+TINY_FORMS: Mapping[str, TinyForm] = {
+    QWEN2_5_VL.model_type: TinyForm(raw_config, processor_config),
+    QWEN3_VL.model_type: TinyForm(
+        lambda tokenizer: tiny_qwen3_vl.deep_config(token_ids(tokenizer), tokenizer.get_vocab_size()),
+        tiny_qwen3_vl.deep_processor,
+        "{%- set seen = namespace(pictures=0, videos=0) -%}\n" + TURNS,  # without a system prompt of its own
+        tiny_qwen3_vl.STEP_TIMES,
+    ),
+}
+"""By the family's `model_type`, the demo's own first."""
+
+
+def write_tiny_model(folder: Path, seed: int, family: str = QWEN2_5_VL.model_type) -> None:
     """Writes the whole folder. Its vocabulary is the same whatever the seed and the size of the data set."""
-    tokenizer = train_tokenizer(corpus(questions((*TASKS, *HARD, *WARMUP), each=48, seed=0)))
-    config = from_hf(raw_config(tokenizer))
-    carried = tokenizer_files(tokenizer) | {
-        "preprocessor_config.json": json_bytes(processor_config()),
+    form = TINY_FORMS[family]
+    texts = corpus(questions((*TASKS, *HARD, *WARMUP), each=48, seed=0))
+    tokenizer = train_tokenizer(itertools.chain(texts, form.sentences))
+    config = from_hf(form.raw(tokenizer))
+    carried = tokenizer_files(tokenizer, form.template) | {
+        "preprocessor_config.json": json_bytes(form.processor()),
         "generation_config.json": json_bytes(generation_config(tokenizer)),
     }
     hf.save(init(config, seed)[1], config, folder, carried=carried, dtype="float32")

@@ -110,6 +110,7 @@ def describe_evaluation(
         "data": config.data.root,
         "template": style.template,
         "suffixes": style.suffixes,
+        **({"prompt_form": style.form} if style.form else {}),
         "system": "the chat template's" if style.system is None else style.system,
         "video": dataclasses.asdict(settings.video_sampling(config)),
         "video_pixels": dataclasses.asdict(video),

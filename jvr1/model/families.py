@@ -12,8 +12,9 @@ from jvr1.model.fields import Fields
 from jvr1.model.parameters import DECODER_PARAMETERS, Parameter, is_stacked
 from jvr1.model.qwen2_5_vl import QWEN2_5_VL
 from jvr1.model.qwen2_5_vl.config import MERGE, PATCH
+from jvr1.model.qwen3_vl import QWEN3_VL
 
-FAMILIES: Mapping[str, Family] = {family.model_type: family for family in (QWEN2_5_VL,)}
+FAMILIES: Mapping[str, Family] = {family.model_type: family for family in (QWEN2_5_VL, QWEN3_VL)}
 """By the `model_type` of config.json."""
 FACTOR = PATCH * MERGE
 TOKEN_PIXELS = FACTOR**2

@@ -9,7 +9,7 @@ is called.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -72,7 +72,8 @@ class Family:
     that a frame of so many PATCHES takes; layout(height, width, vision): where its patches go in them. positions(ids,
     grids, config): position ids of a prompt and the position after it; raises ValueError. placeholders(ids, grids,
     config, tokenizer): ids of a chat with one placeholder a medium -> those of the prompt. ends: tokens that end an
-    answer, the chat template's first.
+    answer, the chat template's first. forms: where prompts may be written in several ways, these by name
+    (`data.prompt_form`), `placeholders` among them.
 
     tower_flops(walk, vision, steps, windows): walks through the tower; returns whether tokens are live. tower_scores(
     vision, windows); tower_kept(vision, remat, ways it is split, windows).
@@ -81,6 +82,7 @@ class Family:
     folder; empty: nothing.
 
     marked: whether an index says what family it is for. Those made before there were several are of one, and do not.
+    clocked: whether positions follow `Grid.seconds_per_step` (`data.real_seconds`).
     """
 
     model_type: str
@@ -107,3 +109,5 @@ class Family:
     companions: Callable[[], dict[str, bytes]]
     advice: str
     marked: bool = True
+    forms: Mapping[str, Callable[..., Int32[np.ndarray, " T"]]] = field(default_factory=dict)
+    clocked: bool = True

@@ -114,6 +114,7 @@ class Walk:
                 self.linear(f"{at}/{name}", tokens, t.hidden, size, inner)
                 for name, size in (("q", width), ("k", narrow), ("v", narrow))
             )
+            q, k = self.norm(f"{at}/q_norm", q), self.norm(f"{at}/k_norm", k)
             mixed = self.attention(4.0 * pairs * width, q, k, v)
             live |= self.linear(f"{at}/o", tokens, width, t.hidden, mixed)
             live |= self.mlp(f"{at}/mlp", tokens, t.hidden, t.intermediate, self.norm(f"{at}/norm2", live))
@@ -122,3 +123,11 @@ class Walk:
         weight = self.trained.has("text/embedding" if config.tied else "text/head/kernel")
         logits = 2.0 * head * t.hidden * t.vocab
         self.sums.head += logits * self.product(logits, live=live, trained=weight)
+
+
+def merger_flops(walk: Walk, slots: int, size: int, merge: int, out: int, live: bool, at: str = "visual") -> bool:
+    """The two products that make tokens of width `out` of merge x merge patches of width `size`."""
+    live = walk.norm(f"{at}/merge_norm", live)
+    merged, tokens = size * merge**2, slots / merge**2
+    live = walk.linear(f"{at}/merge_in", tokens, merged, merged, live)
+    return walk.linear(f"{at}/merge_out", tokens, merged, out, live)

@@ -43,8 +43,8 @@ class Visual(NamedTuple):
 class Grid(NamedTuple):
     """One image or video in a prompt: temporal steps, rows and columns of PATCHES, seconds from step to step.
 
-    times: when each step of a video is shown, in seconds from its start, the mean of its two frames' times: of a
-    medium that was only probed by the frames' numbers at its mean rate, of one that was read as its file says.
+    times: when each step of a video is shown, in seconds from its start, the mean of its two frames' times, by their
+    numbers at the video's mean rate.
     """
 
     steps: int

@@ -1,4 +1,4 @@
-"""What the tower and the decoder are made of: linear maps, RMS norms, stacked layers, sharding constraints."""
+"""What towers and decoders are made of: linear maps, norms, MLPs, stacked layers, sharding constraints."""
 
 from __future__ import annotations
 
@@ -74,6 +74,22 @@ class RMSNorm(nnx.Module):
         return wide.astype(x.dtype) * jnp.broadcast_to(scale, x.shape)
 
 
+class LayerNorm(nnx.Module):
+    """(x - mean) / deviation * scale + bias, in fp32 (torch `LayerNorm`)."""
+
+    def __init__(self, size: int, *, eps: float, param_dtype: DTypeLike):
+        self.eps = eps
+        self.scale = nnx.Param(jnp.ones((size,), param_dtype))
+        self.bias = nnx.Param(jnp.zeros((size,), param_dtype))
+
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        wide = x.astype(jnp.float32)
+        wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
+        wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
+        scale, bias = (jnp.broadcast_to(p[...].astype(jnp.float32), x.shape) for p in (self.scale, self.bias))
+        return (wide * scale + bias).astype(x.dtype)
+
+
 class GatedMLP(nnx.Module):
     """down(silu(gate(x)) * up(x))."""
 
@@ -87,6 +103,28 @@ class GatedMLP(nnx.Module):
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+
+
+class PlainMLP(nnx.Module):
+    """down(act(up(x))), with biases. act: a function of a module, for models are compared by it."""
+
+    def __init__(
+        self,
+        size: int,
+        hidden: int,
+        act: Callable[[Array], Array],
+        *,
+        std: float,
+        param_dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
+        kw: dict[str, Any] = {"bias": True, "std": std, "param_dtype": param_dtype, "rngs": rngs}
+        self.act = act
+        self.up = Linear((size,), (hidden,), **kw)
+        self.down = Linear((hidden,), (size,), **kw)
+
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        return self.down(self.act(self.up(x)))
 
 
 def stack(make: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rngs) -> nnx.Module:
@@ -165,6 +203,23 @@ def scan_kinds(
         return once(carry, params)[0]
     groups = jax.tree.map(lambda x: x.reshape(-1, period, *x.shape[1:]), params)
     return jax.lax.scan(once, carry, groups)[0]
+
+
+def scan_stops(
+    layers: nnx.Module, stops: Sequence[int], body: Callable[[Any, Any], Any], carry: Any, *, remat: str
+) -> list[Any]:
+    """Runs `body(layer, carry) -> carry` through stacked layers; the carries after those with these numbers, which
+    ascend, and after the last."""
+    graphdef, state = nnx.split(layers)
+    params = nnx.to_pure_dict(state)
+    last = len(jax.tree.leaves(params, is_leaf=_is_apart)[0]) - 1
+    start, found = 0, []
+    for stop in sorted({*stops, last}):
+        own = nnx.merge(graphdef, _at(slice(start, stop + 1), params))
+        carry, _ = scan_layers(own, lambda layer, x, _: (body(layer, x), None), carry, remat=remat)
+        start = stop + 1
+        found.append(carry)
+    return [*found, carry] if last in stops else found
 
 
 def _at(place: int | slice, tree: Any) -> Any:

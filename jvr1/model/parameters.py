@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 A, B = "lora_a", "lora_b"
-STACKS = ("text/layers/", "visual/blocks/")
-"""Modules whose parameters have a leading axis that counts layers, in every family."""
+STACKS = ("text/layers/", "visual/blocks/", "visual/deepstack/")
+"""Modules whose parameters have a leading axis that counts layers, in every family that has them."""
 MESH_AXES: Mapping[str, str] = {
     "width": "fsdp",
     "merged": "fsdp",
@@ -79,6 +79,16 @@ GATED_MLP_SIDES: Mapping[str, Sides] = {
 }
 
 
+VISION_ATTENTION_SIDES: Mapping[str, Sides] = {
+    "qkv": (("width",), ("qkv", "heads", "head_size")),
+    "proj": (("heads", "head_size"), ("width",)),
+}
+MERGER_SIDES: Mapping[str, Sides] = {
+    "merge_in": (("merged",), ("mlp",)),
+    "merge_out": (("mlp",), ("width",)),
+}
+
+
 def is_stacked(path: str) -> bool:
     """Whether the parameter's leading axis counts layers."""
     return path.startswith(STACKS)
@@ -120,3 +130,14 @@ DECODER_PARAMETERS: Mapping[str, Parameter] = table_of(
     },
 )
 """Of the decoder; a model has some of them."""
+PATCH_EMBEDDING: Mapping[str, Parameter] = {
+    "visual/patch_embed/kernel": Parameter(("pair", "patch", "features"), 2, decays=True),
+}
+MERGER: Mapping[str, Parameter] = table_of(
+    {f"visual/{name}": sides for name, sides in MERGER_SIDES.items()},
+    {
+        "visual/merge_norm/scale": Parameter(("width",)),
+        "visual/merge_in/bias": Parameter(("features",)),  # over fsdp, as it always was
+    },
+)
+"""What makes tokens of patches, by the names that it has in towers with one."""

@@ -54,14 +54,17 @@ class Embedded:
 class TextLayer(nnx.Module):
     """Pre-norm grouped-query attention and gated MLP (HF `Qwen2DecoderLayer`)."""
 
+    bias = True
+    """Whether queries, keys and values have one."""
+
     def __init__(self, config: TextConfig, *, std: float, param_dtype: DTypeLike, rngs: nnx.Rngs):
         size, heads, kv_heads, head = config.hidden, config.heads, config.kv_heads, config.head_size
         kw: dict[str, Any] = {"std": std, "param_dtype": param_dtype, "rngs": rngs}
         self.norm1 = RMSNorm(size, eps=config.eps, param_dtype=param_dtype)
         self.norm2 = RMSNorm(size, eps=config.eps, param_dtype=param_dtype)
-        self.q = Linear((size,), (heads, head), bias=True, **kw)
-        self.k = Linear((size,), (kv_heads, head), bias=True, **kw)
-        self.v = Linear((size,), (kv_heads, head), bias=True, **kw)
+        self.q = Linear((size,), (heads, head), bias=self.bias, **kw)
+        self.k = Linear((size,), (kv_heads, head), bias=self.bias, **kw)
+        self.v = Linear((size,), (kv_heads, head), bias=self.bias, **kw)
         self.o = Linear((heads, head), (size,), bias=False, **kw)
         self.mlp = GatedMLP(size, config.intermediate, bias=False, **kw)
 

@@ -162,10 +162,7 @@ class VisionLanguageModel(nnx.Module):
         """
         x = self.text.embed(prompt.ids) if tokens is None else tokens
         if visual is not None:
-            merged = self.visual(visual)
-            merged = merged.reshape(merged.shape[0] * streams, -1, merged.shape[-1])
-            gathered = jnp.take_along_axis(merged, jnp.maximum(prompt.visual_index, 0)[:, :, None], axis=1)
-            x = jnp.where(prompt.visual_index[:, :, None] >= 0, gathered, x)
+            x = at_places(self.visual(visual), prompt.visual_index, streams, x)
         return Embedded(x, self._angles(prompt.positions), prompt.mask)
 
     def _angles(self, positions: Int[Array, "B 3 T"]) -> Float[Array, "B T h"]:
@@ -180,6 +177,15 @@ class VisionLanguageModel(nnx.Module):
 
 def _of_stream(number: int, kv: Array) -> Array:
     return kv[..., number, :, :, :, :]
+
+
+def at_places(
+    merged: Float[Array, "b F W U D"], index: Int[Array, "B P"], streams: int, others: Float[Array, "B P D"]
+) -> Float[Array, "B P D"]:
+    """Merged tokens where `index` (`Prompt.visual_index`) names them, `others` elsewhere. streams: as of `embed`."""
+    flat = merged.reshape(merged.shape[0] * streams, -1, merged.shape[-1])
+    gathered = jnp.take_along_axis(flat, jnp.maximum(index, 0)[:, :, None], axis=1)
+    return jnp.where(index[:, :, None] >= 0, gathered, others)
 
 
 def last_real(hidden: Float[Array, "B T D"], mask: Bool[Array, "B T"]) -> Float[Array, "B D"]:

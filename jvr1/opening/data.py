@@ -23,6 +23,7 @@ from jvr1.data.encode import Encoder
 from jvr1.data.frame_cache import FrameCache
 from jvr1.data.index import IndexEntry, Measure, build_index, file_stamp, load_index, save_index, settings_hash
 from jvr1.data.index_summary import summarise_index
+from jvr1.data.prompts import placeholders_of
 from jvr1.data.records import Record, load_records
 from jvr1.data.sandbox import Sandbox
 from jvr1.errors import UserError
@@ -45,10 +46,18 @@ def check_batch(config: ConfigDict, mesh: Mesh) -> None:
             )
 
 
+def check_prompt(config: ConfigDict, model: ModelConfig) -> None:
+    """Raises UserError where prompts of the model's family are not written as the config asks."""
+    placeholders_of(settings.style(config), model)
+    if not config.data.real_seconds and not model.family.clocked:
+        raise UserError(f"data.real_seconds is off; positions of {model.family.title} know no seconds: leave it on")
+
+
 def make_encoder(
     config: ConfigDict, model: ModelConfig, tokenizer: PreTrainedTokenizerBase, *, targets: bool
 ) -> Encoder:
     check_tokenizer(tokenizer, model, config.model.source)
+    check_prompt(config, model)
     video_limits, image_limits = settings.pixel_limits(config)
     cache = config.data.media_cache or str(Path.home() / ".cache" / "jvr1" / "media")
     media = MediaCache(config.data.root, cache, config.data.media_cache_gb * 2**30)

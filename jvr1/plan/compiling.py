@@ -20,6 +20,7 @@ from jvr1 import config as settings
 from jvr1.chips import GIB
 from jvr1.data.batch import Bucket
 from jvr1.errors import UserError
+from jvr1.model.families import published_sizes
 from jvr1.plan.hlo import Collective, read_program, totals
 from jvr1.plan.planning import largest_bucket, named_model
 from jvr1.plan.products import product_flops
@@ -145,7 +146,7 @@ def report(one: Measured, step: Shapes, bucket: Bucket) -> str:
 def add_run(parser: argparse.ArgumentParser) -> None:
     """The options that say what is compiled."""
     parser.add_argument("--config", required=True, metavar="FILE[:ARG]")
-    parser.add_argument("--model", help="3b, 7b, 32b, 72b or a model's folder; default: what model.source names")
+    parser.add_argument("--model", help=f"{', '.join(published_sizes())} or a folder; default: what model.source names")
     parser.add_argument("--bucket", type=int, help="number of the config's bucket; default: the one with most tokens")
 
 

@@ -205,6 +205,8 @@ def kept_bytes(step: Shapes, bucket: Bucket) -> int:
     slots = here.rows * bucket.steps * bucket.windows * model.vision.slots
     hidden, gates = {"full": (1, 0), "dots": (2, 2), "none": (10, 6)}[remat]  # in units of D and of the MLP's width
     heads = (text.heads + 2 * text.kv_heads) * text.head_size if gates else 0
+    if remat == "none" and "q_norm" in step.params["text"]["layers"]:  # before, within and after norms of q and k
+        heads += (6 * text.heads + 4 * text.kv_heads) * text.head_size
     text_layer = tokens * (hidden * text.hidden + (heads + gates * text.intermediate) // here.tensor) * size
     tower = model.family.tower_kept(model.vision, remat, here.tensor, bucket.windows)
     vision = slots * tower.values * size + int(tower.scores * vision_scores(model, bucket, here))

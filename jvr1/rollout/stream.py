@@ -8,15 +8,17 @@ import numpy as np
 from jaxtyping import Int
 from transformers import PreTrainedTokenizerBase
 
+from jvr1.data.prompts import opened
+
 
 class TextStream:
     """Text in pieces that never cut a character: a byte-level token may hold only some of one's bytes.
 
-    The pieces joined are the decoded whole, without special tokens.
+    The pieces joined are the decoded whole, without special tokens, after what the prompt has opened of it.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
-        self._tokenizer = tokenizer
+        self._tokenizer, self._begun = tokenizer, opened(tokenizer)
         self._ids: list[int] = []
         self._shown = 0
 
@@ -30,7 +32,7 @@ class TextStream:
         return self._since(self._text())
 
     def _text(self) -> str:
-        return str(self._tokenizer.decode(self._ids, skip_special_tokens=True))
+        return self._begun + str(self._tokenizer.decode(self._ids, skip_special_tokens=True))
 
     def _since(self, text: str) -> str:
         piece = text[self._shown :]

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int, Int32
 from transformers import PreTrainedTokenizerBase
 
 from jvr1.data.batch import Arrays, Microbatch
+from jvr1.data.prompts import opened
 
 
 class Sampled(NamedTuple):
@@ -22,10 +23,10 @@ class Sampled(NamedTuple):
 
 
 def texts_of(tokenizer: PreTrainedTokenizerBase, sampled: Sampled) -> list[list[str]]:
-    """The completions as text, without their end token."""
-    kept = sampled.length - sampled.ended
+    """The completions as text, without their end token, with what the prompt has opened of them."""
+    kept, begun = sampled.length - sampled.ended, opened(tokenizer)
     return [
-        [str(tokenizer.decode(ids[:n], skip_special_tokens=True)) for ids, n in zip(row, lengths, strict=True)]
+        [begun + str(tokenizer.decode(ids[:n], skip_special_tokens=True)) for ids, n in zip(row, lengths, strict=True)]
         for row, lengths in zip(sampled.ids, kept, strict=True)
     ]
 

@@ -38,4 +38,5 @@ class Paint:
         rng = np.random.default_rng(zlib.crc32(path.encode()))
         count = 8 if data_type == "video" else 1
         frames = rng.integers(0, 256, (count, 56, 56, 3), np.uint8)
-        return Media(frames, 0.5 if data_type == "video" else 0.0, np.arange(count) / 4)
+        times = np.arange(count) / 4
+        return Media(frames, 0.5 if data_type == "video" else 0.0, times, times)

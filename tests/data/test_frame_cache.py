@@ -41,7 +41,9 @@ def fresh(monkeypatch):
 
 def media(number, frames=2):
     rng = np.random.default_rng(number)
-    return Media(rng.integers(0, 256, (frames, 28, 56, 3), np.uint8), rng.random(), rng.random(frames))
+    return Media(
+        rng.integers(0, 256, (frames, 28, 56, 3), np.uint8), rng.random(), rng.random(frames), rng.random(frames)
+    )
 
 
 def key(number):
@@ -216,7 +218,7 @@ cache, number = FrameCache(sys.argv[1], 2**30), 0
 print("begun", flush=True)
 while True:
     values = np.random.default_rng(number % 8).integers(0, 256, (16, 224, 420, 3), np.uint8)
-    cache.put(f"{number % 8:02x}" + "0" * 62, Media(values, 1.0, np.zeros(16)))
+    cache.put(f"{number % 8:02x}" + "0" * 62, Media(values, 1.0, np.zeros(16), np.zeros(16)))
     number += 1
 """
 

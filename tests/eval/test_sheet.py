@@ -14,11 +14,11 @@ from jvr1.eval.sheet import FRAME_CAPTION, FRAME_GAP, FRAMES_A_ROW, contact_shee
 def clip(count: int, height: int = 28, width: int = 56) -> Media:
     """Frames of noise, half a second apart."""
     frames = np.random.default_rng(count).integers(0, 256, (count, height, width, 3), np.uint8)
-    return Media(frames, 1.0, np.arange(count) / 2)
+    return Media(frames, 1.0, np.arange(count) / 2, np.arange(count) / 2)
 
 
 def image(height: int, width: int) -> Media:
-    return Media(clip(1, height, width).frames, 0.0, np.zeros(1))
+    return Media(clip(1, height, width).frames, 0.0, np.zeros(1), np.zeros(1))
 
 
 def test_a_folder_holds_each_frame_to_the_pixel(tmp_path):

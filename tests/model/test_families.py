@@ -18,9 +18,9 @@ from jvr1.model.inputs import Grid
 from jvr1.model.parameters import DECODER_PARAMETERS
 
 PACKAGE = REPOSITORY / "jvr1"
-FOLDERS = {"qwen2_5_vl": PACKAGE / "model" / "qwen2_5_vl"}
-NAME_IT = {"model/families.py", "demo/tiny_model.py"}
-"""Import a family's own: the registry, and the demo, whose model is one."""
+FOLDERS = {name: PACKAGE / "model" / name for name in ("qwen2_5_vl", "qwen3_vl")}
+NAME_IT = {"model/families.py", "demo/tiny_model.py", "demo/tiny_qwen3_vl.py"}
+"""Import a family's own: the registry, and the demo, whose models are of them."""
 PIXELS = {14, 28, 14 * 14, 28 * 28, 3 * 14 * 14, 2 * 3 * 14 * 14}
 OTHERWISE = {("data/pictures.py", 14), ("data/memory.py", 28), ("data/damage.py", 196), ("demo/scenes.py", 14)}
 """Bits of a picture's values, frames that a decoder holds, a marker of JPEG, rows of a glyph."""
@@ -59,7 +59,8 @@ def test_an_unknown_type_is_told_which_there_are(monkeypatch):
     monkeypatch.setattr(families, "FAMILIES", {**FAMILIES, "own": own})
     with pytest.raises(UserError) as raised:
         from_hf({"model_type": ["own"]}, "here")
-    assert str(raised.value) == ("here: model_type is ['own']; jvr1 reads 'qwen2_5_vl' (Qwen2.5-VL), 'own' (Own)")
+    read = "'qwen2_5_vl' (Qwen2.5-VL), 'qwen3_vl' (Qwen3-VL, dense), 'own' (Own)"
+    assert str(raised.value) == f"here: model_type is ['own']; jvr1 reads {read}"
 
 
 def test_a_size_means_one_model_and_a_path_one_thing():
@@ -70,7 +71,7 @@ def test_a_size_means_one_model_and_a_path_one_thing():
         assert not set(family.parameters) & set(DECODER_PARAMETERS)
 
 
-@pytest.mark.parametrize("model", [published("7b")], ids=lambda m: m.model_type)
+@pytest.mark.parametrize("model", [published("7b"), published("qwen3-vl-8b")], ids=lambda m: m.model_type)
 def test_a_layout_has_the_windows_and_tokens_that_were_counted(model: ModelConfig):
     vision = model.vision
     for height, width in ((2, 2), (8, 8), (10, 8), (16, 26), (2, 44), (30, 18)):

@@ -26,7 +26,7 @@ from jvr1.sharding import make_mesh
 pytestmark = pytest.mark.optimised
 ROOT = Path(__file__).parents[2]
 TOOL = runpy.run_path(str(ROOT / "tools" / "compile_tpu.py"))
-TGRPO = str(ROOT / "configs" / "tgrpo_7b.py")
+TGRPO, DEEP = (str(ROOT / "configs" / f"tgrpo_{name}.py") for name in ("7b", "qwen3vl_8b"))
 
 
 @pytest.mark.nightly
@@ -37,10 +37,13 @@ TGRPO = str(ROOT / "configs" / "tgrpo_7b.py")
         ("7b", "v6e", {"mesh.fsdp": 16, "mesh.decode_tensor": 4, "batch.micro": 16}),
         ("7b", "h100-80", {"mesh.fsdp": 8}),
         ("7b", "a100-80", {"mesh.fsdp": 16, "mesh.decode_tensor": 4, "batch.micro": 16}),
+        ("qwen3-vl-8b", "v5p", {"mesh.fsdp": 8}),
+        ("qwen3-vl-8b", "v6e", {"mesh.fsdp": 16, "mesh.decode_tensor": 4, "batch.micro": 16}),
+        ("qwen3-vl-8b", "h100-80", {"mesh.fsdp": 8}),
     ],
 )
 def test_the_whole_step_fits_and_takes_what_was_counted(topology, size, chip, changes):
-    config = changed(settings.from_file(TGRPO), changes)
+    config = changed(settings.from_file(TGRPO if size == "7b" else DEEP), changes)
     bucket = largest_bucket(settings.buckets(config))
     shape = settings.mesh_shape(config)
     chips = shape["data"] * shape["fsdp"] * shape["tensor"]
@@ -99,7 +102,7 @@ def test_the_compiler_knows_the_slices_by_these_names_and_kinds(chip):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--model", "8b"], "model '8b' is no folder and names no size; give --model 3b, 7b, 32b, 72b or a folder"),
+        (["--model", "8b"], "model '8b' is no folder and names no size; give --model 3b, 7b, 32b, 72b, qwen3-vl-2b, "),
         (["--topology", "v5p:1x2x3"], "topology v5p:1x2x3 does not answer: "),
         (["--remat", "full"], "Unknown command line flag 'remat'"),
         (["--phases", "rollout"], "--phases: there is no phase 'rollout'; there are weights, generation"),

@@ -7,6 +7,7 @@ over its prompt (`train.flops`), against those of as many whole windows and toke
 
 from __future__ import annotations
 
+import re
 import tempfile
 import time
 from collections import defaultdict
@@ -20,6 +21,7 @@ from unittest import mock
 
 import av
 import numpy as np
+from ml_collections import ConfigDict
 from PIL import Image
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -27,7 +29,7 @@ from jvr1 import config as settings
 from jvr1.data import batch, encode, video
 from jvr1.data.batch import Bucket, Need, choose_bucket
 from jvr1.data.cache import MediaCache, MediaReader
-from jvr1.data.encode import Encoder
+from jvr1.data.encode import Encoder, step_times
 from jvr1.data.index import IndexEntry, build_index
 from jvr1.data.prompts import PromptStyle
 from jvr1.data.records import Record, load_records
@@ -37,7 +39,9 @@ from jvr1.demo.questions import HARD, TASKS, WARMUP
 from jvr1.demo.tiny_model import corpus, raw_config, tokenizer_files, train_tokenizer
 from jvr1.model.config import ModelConfig
 from jvr1.model.families import from_hf, published
+from jvr1.model.inputs import Grid
 from jvr1.model.media import PixelLimits, Probe, VideoSampling
+from jvr1.plan.planning import named_model
 from jvr1.train.flops import text_flops, vision_flops
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -51,9 +55,15 @@ def run() -> dict[str, Any]:
         tokenizer, tiny = demo_tokenizer(root)
         speed = preparation(root, tokenizer, tiny)
         demo = padding(demo_rows(root / "demo", tokenizer, tiny), tiny)
-    buckets = settings.buckets(settings.from_file(str(CONFIGS / "tgrpo_7b.py")))
-    mixture = padding(in_buckets(mixture_needs(20_000), buckets), published("7b"))
+    mixture = {name: mixture_padding(name) for name in ("tgrpo_7b", "tgrpo_qwen3vl_8b")}
     return {"preparation": speed, "padding_demo": demo, "padding_mixture": mixture}
+
+
+def mixture_padding(name: str) -> dict[str, Any]:
+    """Of the simulated mixture in the buckets of a config."""
+    config = settings.from_file(str(CONFIGS / f"{name}.py"))
+    model = named_model(config.model.source)
+    return padding(in_buckets(mixture_needs(20_000, config), settings.buckets(config), model), model)
 
 
 def demo_tokenizer(folder: Path) -> tuple[PreTrainedTokenizerBase, ModelConfig]:
@@ -270,41 +280,51 @@ TEMPLATE_TOKENS, QUESTION_MEDIAN, QUESTION_SIGMA = 160, 50, 0.7
 """The chat and Video-R1's template; question and options beside it follow a lognormal law."""
 
 
-def mixture_needs(rows: int, seed: int = 0) -> Iterator[tuple[Need, int]]:
+def mixture_needs(rows: int, config: ConfigDict, seed: int = 0) -> Iterator[tuple[Need, int]]:
     """What the rows of a mixture like Video-R1-260k take of a bucket, and the merged tokens of one step."""
     rng = np.random.default_rng(seed)
-    sampling, model = VideoSampling(), published("7b")
+    sampling, model = settings.video_sampling(config), named_model(config.model.source)
+    of_video, of_image = settings.pixel_limits(config)
     rules, vision = model.frames, model.vision
     for _ in range(rows):
-        kind = "video" if rng.random() < VIDEO_SHARE else "image"
-        probe, limits = _video(rng) if kind == "video" else _image(rng)
-        steps = (len(rules.numbers(probe, sampling)) + 1) // 2
-        height, width = rules.resized(probe, sampling, limits)
-        tokens = (height // vision.factor) * (width // vision.factor)
-        windows = model.family.windows(height // vision.patch, width // vision.patch, vision)
+        moving = rng.random() < VIDEO_SHARE
+        probe, limits = (_video(rng), of_video) if moving else (_image(rng), of_image)
+        numbers = rules.numbers(probe, sampling)
+        height, width = (side // vision.patch for side in rules.resized(probe, sampling, limits))
+        grid = Grid((len(numbers) + 1) // 2, height, width, times=step_times(numbers / 25.0) if moving else ())
+        windows = model.family.windows(height, width, vision)
         text = TEMPLATE_TOKENS + int(rng.lognormal(np.log(QUESTION_MEDIAN), QUESTION_SIGMA))
-        yield Need(kind, steps, windows, steps * tokens + text, 1), tokens
+        token = np.asarray([model.video_token if moving else model.image_token], np.int32)
+        visual = len(model.family.placeholders(token, [grid], model, _cut))
+        need = Need("video" if moving else "image", grid.steps, windows, visual + text, 1)
+        yield need, height * width // vision.merge**2
 
 
-def _video(rng: np.random.Generator) -> tuple[Probe, PixelLimits]:
+def _cut(text: str, **_: Any) -> dict[str, list[int]]:
+    """As many ids as Qwen's tokenizer cuts a time into: digits one by one."""
+    return {"input_ids": [0] * len(re.findall(r" ?[a-z]+|\d|[^a-z\d ]+", text))}
+
+
+def _video(rng: np.random.Generator) -> Probe:
     height, width = _pick(rng, VIDEO_SIZES)
     _, shortest, longest = LENGTHS[rng.choice(len(LENGTHS), p=[share for share, _, _ in LENGTHS])]
     frames = int(25 * rng.uniform(shortest, longest))
-    return Probe(height, width, frames, 25.0), PixelLimits(128 * 784, 128 * 784)
+    return Probe(height, width, frames, 25.0)
 
 
-def _image(rng: np.random.Generator) -> tuple[Probe, PixelLimits]:
+def _image(rng: np.random.Generator) -> Probe:
     height, width = (round(side * rng.uniform(0.94, 1.06)) for side in _pick(rng, IMAGE_SIZES))
-    return Probe(height, width, 1, 0.0), PixelLimits(4 * 784, 256 * 784)
+    return Probe(height, width, 1, 0.0)
 
 
 def _pick(rng: np.random.Generator, sizes: dict[tuple[int, int], float]) -> tuple[int, int]:
     return list(sizes)[rng.choice(len(sizes), p=list(sizes.values()))]
 
 
-def in_buckets(needs: Iterable[tuple[Need, int]], buckets: tuple[Bucket, ...]) -> Iterator[Filled | None]:
+def in_buckets(
+    needs: Iterable[tuple[Need, int]], buckets: tuple[Bucket, ...], model: ModelConfig
+) -> Iterator[Filled | None]:
     """Each row in the bucket that the index would choose."""
-    model = published("7b")
     for need, tokens in needs:
         bucket, _ = choose_bucket(need, buckets, model)
         yield None if bucket is None else Filled(bucket, tokens, need.steps, need.prompt)

@@ -88,14 +88,15 @@ class _Count:
 
 def run() -> dict[str, Any]:
     config = changed(settings.from_file(str(CONFIGS / "tgrpo_7b.py")), MESH)
+    model = published("7b")
     rows: dict[Bucket, list[int]] = defaultdict(list)
-    for number, filled in enumerate(in_buckets(mixture_needs(ROWS), settings.buckets(config))):
+    for number, filled in enumerate(in_buckets(mixture_needs(ROWS, config), settings.buckets(config), model)):
         if filled is not None:
             rows[filled.bucket].append(number)
     pools = [Pool(bucket, np.asarray(numbers), 1.0) for bucket, numbers in rows.items()]
     schedule = Schedule(pools, config.batch.micro, config.seed)
     generation = generation_mesh(abstract_mesh(config), config.mesh.decode_tensor)
-    shapes = slot_shapes(config, published("7b"), generation, config.rl.shuffled)
+    shapes = slot_shapes(config, model, generation, config.rl.shuffled)
     group, shuffled, per_step = config.rl.group, config.rl.shuffled, config.batch.per_step
     prompts = config.batch.micro * per_step
     lengths = draw_lengths(STEPS * prompts * (group + shuffled), max(shape.completion for shape in shapes))

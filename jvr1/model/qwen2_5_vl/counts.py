@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from jvr1.model.family import TowerKept, TowerScores
-from jvr1.model.flops import Walk
+from jvr1.model.flops import Walk, merger_flops
 from jvr1.model.qwen2_5_vl.config import VisionConfig
 
 
@@ -24,14 +24,6 @@ def _block(walk: Walk, v: VisionConfig, slots: int, span: int, live: bool) -> bo
     live |= walk.linear(f"{at}/proj", slots, v.hidden, v.hidden, mixed)
     live |= walk.mlp(f"{at}/mlp", slots, v.hidden, v.intermediate, walk.norm(f"{at}/norm2", live))
     return walk.layer_end(before, 2.0 * slots * v.hidden * v.intermediate, live)
-
-
-def merger_flops(walk: Walk, slots: int, size: int, merge: int, out: int, live: bool) -> bool:
-    """The two products that make tokens of width `out` of merge x merge patches of width `size`."""
-    live = walk.norm("visual/merge_norm", live)
-    merged, tokens = size * merge**2, slots / merge**2
-    live = walk.linear("visual/merge_in", tokens, merged, merged, live)
-    return walk.linear("visual/merge_out", tokens, merged, out, live)
 
 
 def tower_scores(v: VisionConfig, windows: int) -> TowerScores:

@@ -4,24 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from jvr1.model.parameters import GATED_MLP_SIDES, Parameter, Sides, table_of
+from jvr1.model.parameters import (
+    GATED_MLP_SIDES,
+    MERGER,
+    PATCH_EMBEDDING,
+    VISION_ATTENTION_SIDES,
+    Parameter,
+    Sides,
+    table_of,
+)
 
-BLOCK: Mapping[str, Sides] = {
-    "qkv": (("width",), ("qkv", "heads", "head_size")),
-    "proj": (("heads", "head_size"), ("width",)),
-    **GATED_MLP_SIDES,
-}
-MERGER: Mapping[str, Sides] = {
-    "visual/merge_in": (("merged",), ("mlp",)),
-    "visual/merge_out": (("mlp",), ("width",)),
-}
-OTHERS: Mapping[str, Parameter] = {
-    "visual/patch_embed/kernel": Parameter(("pair", "patch", "features"), 2, decays=True),
-    "visual/merge_norm/scale": Parameter(("width",)),
-    "visual/blocks/norm1/scale": Parameter(("width",)),
-    "visual/blocks/norm2/scale": Parameter(("width",)),
-    "visual/merge_in/bias": Parameter(("features",)),  # over fsdp, as it always was
-}
+BLOCK: Mapping[str, Sides] = {**VISION_ATTENTION_SIDES, **GATED_MLP_SIDES}
+NORMS: Mapping[str, Parameter] = {f"visual/blocks/norm{i}/scale": Parameter(("width",)) for i in (1, 2)}
 TOWER: Mapping[str, Parameter] = table_of(
-    {f"visual/blocks/{name}": sides for name, sides in BLOCK.items()} | dict(MERGER), OTHERS
+    {f"visual/blocks/{name}": sides for name, sides in BLOCK.items()}, {**PATCH_EMBEDDING, **MERGER, **NORMS}
 )

@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, UInt8
@@ -14,6 +13,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from jvr1.model.attention import attend
 from jvr1.model.inputs import Visual
 from jvr1.model.layers import GatedMLP, Linear, RMSNorm, constrain_batch, scan_kinds, stack
+from jvr1.model.patches import normalised_pairs
 from jvr1.model.qwen2_5_vl.config import VisionConfig
 from jvr1.model.qwen2_5_vl.frames import IMAGE_MEAN, IMAGE_STD
 from jvr1.model.rope import rotate, vision_angles
@@ -80,13 +80,8 @@ class VisionTower(nnx.Module):
 
     def embed(self, frames: UInt8[Array, "B N W L v"], pair: Int[Array, "B F 2"]) -> Float[Array, "B F W L D"]:
         """Normalises the pixels and embeds each step's pair of frames: one half-kernel for each frame."""
-        pairs = jax.vmap(lambda frames, pair: frames[pair])(frames, pair)  # B F 2 W L v
-        pixels = jnp.moveaxis(pairs, 2, 4).astype(jnp.float32) / jnp.float32(255)
-        mean, std = (
-            jnp.asarray(np.repeat(np.asarray(c, np.float32), self.config.patch**2)).reshape(1, 1, 1, 1, 1, -1)
-            for c in (IMAGE_MEAN, IMAGE_STD)
-        )
-        return self.patch_embed(((pixels - mean) / std).astype(self.dtype))
+        pixels = normalised_pairs(frames, pair, self.config.patch, IMAGE_MEAN, IMAGE_STD)
+        return self.patch_embed(pixels.astype(self.dtype))
 
     def merge(self, x: Float[Array, "B F W L D"]) -> Float[Array, "B F W U d"]:
         """Joins each block of merge x merge patches into one token (HF `Qwen2_5_VLPatchMerger`, exact GELU)."""
