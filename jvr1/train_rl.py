@@ -18,7 +18,7 @@ import numpy as np
 from jvr1 import config as settings
 from jvr1.data.batch import Microbatch
 from jvr1.processes.guard import run_distributed
-from jvr1.rl.judge import make_judge, shared_scores
+from jvr1.rl.judge import make_judge
 from jvr1.rollout.tasks import Sampled, texts_of
 from jvr1.sharding import put_batch, take_local
 from jvr1.train.flops import step_flops, trained_of
@@ -62,14 +62,14 @@ def main(command: settings.Command) -> int:
     # --- mesh, model, optimizer, data
     run = open_run(config, command.workdir, targets=False)
     mesh = run.mesh
-    judge = make_judge(config)
+    judge = make_judge(config, run.pipeline.store)
 
     # --- KL's reference: the weights of the source, before a run that goes on takes its own, or the base under adapters
     reference = None
     if measures_from_source(config, run.stage):
         host = config.model.reference == "host"
         reference = open_reference(run.graphdef, run.params, config.model.dtype, host=host)
-    loop = Loop(run, SHOWN, command.profile)
+    loop = Loop(run, SHOWN, command.profile, judge)
     run = loop.run_
     if algorithm.beta > 0 and reference is None:
         reference = open_reference(run.graphdef, run.params, config.model.dtype, adapters=True)
@@ -90,11 +90,11 @@ def main(command: settings.Command) -> int:
         return run.decoder.answers(weights, tasks, key, **taking_turns)
 
     # --- one microbatch: score, compare within groups
-    def judged_rollout(micro: Microbatch, host: Sampled) -> tuple[Rollout, Tally]:
+    def judged_rollout(step: int, micro: Microbatch, host: Sampled) -> tuple[Rollout, Tally]:
         rows = rows_of(micro.bucket, group, shuffled)
         with loop.phase("reward"):
             texts = texts_of(run.tokenizer, host)
-            judged = shared_scores(judge(micro, texts, host, rows), run.share)
+            judged = judge(micro, texts, host, rows, step=step, share=run.share)
             check_rewards(judged.rollout)
             arrays, ids, sampled, length = put_batch((micro.arrays, *ordered(host, group)), mesh)
             result, mask, denominator, statistics = advantages(put_batch(judged.rollout, mesh), length, ids)
@@ -117,7 +117,7 @@ def main(command: settings.Command) -> int:
         tally = Tally()
         rollouts: list[Rollout] = []
         for micro, host in zip(microbatches, completions, strict=True):
-            rollout, statistics = judged_rollout(micro, host)
+            rollout, statistics = judged_rollout(step, micro, host)
             tally = tally.add(*statistics)
             rollouts.append(rollout)
         denominator = sum(r.denominator for r in rollouts)

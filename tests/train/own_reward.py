@@ -3,3 +3,13 @@
 
 def vowels(completion: str, gold: str, problem_type: str) -> float:
     return sum(c in "aeiou" for c in completion) / (len(completion) + 1)
+
+
+def fails_for_cut_ones(completion, ended):
+    if not ended:
+        raise ConnectionError(f"the judge is not there for {completion!r}")
+    return {"vowels": vowels(completion, "", ""), "opinion": None}
+
+
+def wrong_name(text):
+    return 1.0
