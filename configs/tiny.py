@@ -5,6 +5,7 @@ warmup  text only: which letter stands before a colour. Without it SFT names the
 sft     chains of thought over clips and pictures, stopped at a validation accuracy that leaves RL something to do.
 rl      T-GRPO from there.
 bestofn jvr1.train_bestofn from there instead, on the same rows.
+grounding_sft, grounding_rl    when a square is blue, on files of make_demo_data --grounding; the reward is the IoU.
 """
 
 from ml_collections import ConfigDict
@@ -63,4 +64,21 @@ def _bestofn(config: ConfigDict) -> None:
     config.train.update({"steps": 175, "validate_every": 50})
 
 
-STAGES = {"warmup": _warmup, "sft": _sft, "rl": _rl, "bestofn": _bestofn}
+def _grounding_sft(config: ConfigDict) -> None:
+    config.data.valid = ("grounding_valid.json",)
+    config.optimizer.update({"learning_rate": 1e-3, "warmup_steps": 50})
+    config.train.update(
+        {"steps": 1000, "validate_every": 5, "stop_metric": "blue/ordered", "stop_value": 0.6, "pictures_every": 0}
+    )
+
+
+def _grounding_rl(config: ConfigDict) -> None:
+    _rl(config)
+    config.data.valid = ("grounding_valid.json",)
+    config.train.update({"steps": 60, "validate_every": 20})
+
+
+STAGES = {
+    "warmup": _warmup, "sft": _sft, "rl": _rl, "bestofn": _bestofn, "grounding_sft": _grounding_sft,
+    "grounding_rl": _grounding_rl,
+}  # fmt: skip

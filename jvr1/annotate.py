@@ -103,7 +103,9 @@ def annotated(question: Question, mode: str, threshold: float, most: int) -> lis
     right: dict[str, float] = {}
     for reply in question.replies:
         chain = chain_of(reply.completion)
-        accuracy = score(reply.completion, record.solution, record.problem_type, mode, record.options).accuracy
+        accuracy = score(
+            reply.completion, record.solution, record.problem_type, mode, record.options, facts=record.further
+        ).accuracy
         if chain is not None and accuracy > threshold:
             right[chain] = max(accuracy, right.get(chain, 0.0))
     best = sorted(right, key=lambda chain: -right[chain])[:most]
@@ -114,9 +116,8 @@ def raw(record: Record, process: str) -> dict[str, Any]:
     """A record as its file holds it, with this chain of thought; its solution in the tags that SFT learns."""
     solution = record.solution if "<answer>" in record.solution else f"<answer>{record.solution.strip()}</answer>"
     fields = asdict(record) | {"process": process, "solution": solution}
-    return {
-        name: value for name, value in fields.items() if value is not None and (name not in ("task", "aspect") or value)
-    }
+    read = ("extra", "seconds", "task", "aspect")  # `further` has what they were read from
+    return {name: value for name, value in fields.items() if value is not None and name not in read} | record.further
 
 
 def as_file(rows: Iterable[dict[str, Any]], *, lines: bool) -> str:

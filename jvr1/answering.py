@@ -20,6 +20,7 @@ from jvr1 import config as settings
 from jvr1.data.chat import ends_of
 from jvr1.data.encode import Encoder
 from jvr1.data.pipeline import Pipeline, ahead
+from jvr1.data.records import Record
 from jvr1.data.schedule import Sequential
 from jvr1.data.store import RecordStore
 from jvr1.errors import UserError
@@ -35,7 +36,10 @@ from jvr1.opening.models import CHECKPOINTS, locate, make_tokenizer, open_model
 from jvr1.opening.places import check_writable, local_cache, use_compilation_cache
 from jvr1.processes.peers import PEER_SECONDS, Peers, gather, share_of
 from jvr1.questions.asking import Asking, answer_questions
+from jvr1.questions.own_accuracy import with_own_accuracy
 from jvr1.questions.replies import Question, from_line, to_line
+from jvr1.rl.judge import make_judge
+from jvr1.rl.user_values import UserValues
 from jvr1.rollout.decoder import Decoder, make_decoder
 from jvr1.setting import written_as
 from jvr1.sharding import decode_mesh, make_mesh
@@ -263,6 +267,7 @@ def answer(
     """Answers the rows of `todo`, `batch.micro` at a time; each is in the journal before its place is given to
     another."""
     tokenizer = plan.encoder.tokenizer
+    user = accuracy_of_own(config, plan.records)
     decoder, weights = open_decoder(config, mesh, tokenizer)
     key = jax.random.key(config.seed)
     decode = decoder.answering(weights, key, temperature=asking.temperature, top_p=asking.top_p)
@@ -284,11 +289,16 @@ def answer(
         tqdm(total=total, initial=len(found), unit="question", mininterval=every, disable=quiet) as bar,
     ):
         for questions in answer_questions(microbatches, decode, tokenizer, asking):
-            new = [q for q in questions if q.number not in found]
+            new = with_own_accuracy([q for q in questions if q.number not in found], user)
             journal.add(new)
             fresh |= {q.number: q for q in new}
             bar.update(len(new) * jax.process_count())
     return fresh
+
+
+def accuracy_of_own(config: ConfigDict, records: Sequence[Record]) -> UserValues | None:
+    """The user's rewards where one is the accuracy of a problem type. Raises UserError."""
+    return make_judge(config, records).user if config.reward.user_accuracy else None
 
 
 def everyone(mine: Mapping[int, str]) -> dict[int, str]:

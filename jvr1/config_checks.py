@@ -30,6 +30,9 @@ def check_together(config: ConfigDict) -> None:
         raise UserError(
             "model.reference is 'host' and lora.rank is set: frozen weights are the reference; use 'device'"
         )
+    for name in ("user_weights", "user_accuracy"):
+        if config.reward[name] and not config.reward.user:
+            raise UserError(f"reward.{name} is set and reward.user is empty; name your own rewards")
     if config.train.validate_every and not config.data.valid:
         raise UserError("train.validate_every is set and data.valid is empty; name the held-out questions")
     if config.train.stop_metric and not config.train.validate_every:

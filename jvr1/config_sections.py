@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from jvr1.data.memory import MAX_DECODED_MB
@@ -257,13 +258,47 @@ class RLSettings(TGRPOConfig, GroupSettings):
     """What is sampled and scored of a prompt, and what T-GRPO makes of it."""
 
 
+def _no_own_weights(weights: tuple) -> str | None:
+    for one in weights:
+        name, _, number = str(one).rpartition("=")
+        try:
+            good = bool(name.strip()) and math.isfinite(float(number))
+        except ValueError:
+            good = False
+        if not good:
+            return f"holds {one!r}; write a value's name and its weight, such as 'style=0.2'"
+    return None
+
+
+def _no_own_accuracy(names: tuple) -> str | None:
+    bad = [one for one in names if not all(part.strip() for part in str(one).rpartition("=")[::2])]
+    return f"holds {bad[0]!r}; write a problem type and a value's name, such as 'numerical=close'" if bad else None
+
+
 @dataclass(frozen=True)
 class RewardSettings:
     mode: str = setting("robust", "How accuracy is scored (docs/deviations.md)", one_of=MODES)
-    user: str = setting("", "Your own reward, module:function, added with user_weight")
-    user_weight: float = setting(1.0, "Its weight")
+    user: str = setting("", "Your own rewards, module:function, several with commas (docs/rewards.md)")
+    user_weight: float = setting(1.0, "Weight of each value they give", finite=True)
+    user_weights: tuple[str, ...] = setting(
+        (), "Other weights by a value's name, as 'style=0.2'", wrong=_no_own_weights
+    )
+    user_accuracy: tuple[str, ...] = setting(
+        (),
+        "Problem types whose accuracy is a value of yours, as 'temporal grounding=iou': gates, bonuses, validation and "
+        "evaluation follow it",
+        wrong=_no_own_accuracy,
+    )
     user_timeout: float = setting(2.0, "Seconds a call may take", above=0)
-    user_failure: float = setting(0.0, "What a call that raises, hangs or returns no number scores", finite=True)
+    user_concurrency: int = setting(
+        32, "Calls at a time; 1: in the process that imported the module, as for a model on a GPU", least=1
+    )
+    user_failure: float | None = setting(
+        None, "What a call that raises, hangs or returns no number scores; none: its row has no reward", finite=True
+    )
+    max_failed: float = setting(
+        0.1, "Share of rows for which your own rewards may fail before the run stops", least=0, most=1
+    )
 
 
 @dataclass(frozen=True)

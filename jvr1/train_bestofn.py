@@ -18,7 +18,7 @@ from jaxtyping import Float
 from jvr1 import config as settings
 from jvr1.data.batch import Microbatch
 from jvr1.processes.guard import run_distributed
-from jvr1.rl.judge import make_judge, shared_scores
+from jvr1.rl.judge import make_judge
 from jvr1.rollout.tasks import Sampled, texts_of
 from jvr1.train.flops import step_flops
 from jvr1.train.loop import Loop
@@ -34,8 +34,10 @@ SHOWN = {"reward": "reward", "reward/best": "best", "reward/learned": "learned",
 def main(command: settings.Command) -> int:
     config = command.config
     group, threshold = config.rl.group, config.bestofn.threshold
-    loop = Loop(open_run(config, command.workdir, targets=False, stage="bestofn"), SHOWN, command.profile)
-    run, judge, learn = loop.run_, make_judge(config), make_learn(loop)
+    run = open_run(config, command.workdir, targets=False, stage="bestofn")
+    judge = make_judge(config, run.pipeline.store)
+    loop = Loop(run, SHOWN, command.profile, judge)
+    run, learn = loop.run_, make_learn(loop)
     taking_turns = turns(config, run.decoder, shuffled=0)
 
     def train_step(step: int, microbatches: Sequence[Microbatch]) -> tuple[Tally, None]:
@@ -48,9 +50,10 @@ def main(command: settings.Command) -> int:
             del weights  # memory: the update needs it
         with loop.phase("reward"):
             for micro, sampled in zip(microbatches, completions, strict=True):
-                judged = shared_scores(judge(micro, texts_of(run.tokenizer, sampled), sampled, (group,)), run.share)
+                texts = texts_of(run.tokenizer, sampled)
+                judged = judge(micro, texts, sampled, (group,), step=step, share=run.share)
                 check_rewards(judged.rollout)
-                reward = np.asarray(judged.rollout.reward)
+                reward = np.where(judged.scored, judged.rollout.reward, -np.inf)
                 best.append(best_completions(micro, sampled, reward, threshold))
                 size, length = len(micro.rows), float(sampled.length.mean())
                 flops = step_flops(run.config, micro.bucket, size, group, 0, length, reference=False, updates=0)
@@ -66,7 +69,7 @@ def best_completions(
     micro: Microbatch, sampled: Sampled, reward: Float[np.ndarray, "B G"], threshold: float
 ) -> Microbatch:
     """The microbatch with each prompt's best completion as its target; without one where the best is below
-    `threshold`."""
+    `threshold`. reward: -inf where a completion has none."""
     rows, best = np.arange(len(reward)), reward.argmax(axis=1)
     ids, length = sampled.ids[rows, best], sampled.length[rows, best]
     kept = micro.arrays.valid & (reward[rows, best] >= threshold)
@@ -78,10 +81,11 @@ def best_sums(best: Microbatch, sampled: Sampled, reward: Float[np.ndarray, "B G
     """Sums for the log, of valid rows: the reward of all completions and of each prompt's best, and how many prompts
     are learned from."""
     valid, group = np.asarray(best.arrays.valid), reward.shape[1]
-    rows = float(valid.sum())
+    rows, scored = float(valid.sum()), reward[valid][np.isfinite(reward[valid])]
+    top = reward[valid].max(axis=1, initial=-np.inf)
     return {
-        "reward": (float(reward[valid].sum()), rows * group),
-        "reward/best": (float(reward[valid].max(axis=1).sum()), rows),
+        "reward": (float(scored.sum()), float(len(scored))),
+        "reward/best": (float(top[np.isfinite(top)].sum()), float(np.isfinite(top).sum())),
         "reward/learned": (float(best.arrays.target_mask.any(axis=1).sum()), rows),
         "completion/length": (float(sampled.length[valid].sum()), rows * group),
         "completion/tokens": (float(sampled.length[valid].sum()), 1.0),

@@ -18,7 +18,7 @@ import jax
 from jvr1 import config as settings
 from jvr1.data.batch import Microbatch
 from jvr1.processes.guard import run_distributed
-from jvr1.rl.judge import make_judge, shared_scores
+from jvr1.rl.judge import make_judge
 from jvr1.rollout.tasks import Sampled, texts_of
 from jvr1.sharding import put_batch
 from jvr1.train.flops import step_flops, trained_of
@@ -65,7 +65,7 @@ def main(command: settings.Command) -> int:
     # --- mesh, model, optimizer, data
     run = open_run(config, command.workdir, targets=False)
     mesh = run.mesh
-    judge = make_judge(config)
+    judge = make_judge(config, run.pipeline.store)
 
     # --- KL's reference: the weights of the source, before a run that goes on takes its own, or the base under adapters
     reference = None
@@ -73,7 +73,8 @@ def main(command: settings.Command) -> int:
         host = config.model.reference == "host"
         reference = open_reference(run.graphdef, run.params, config.model.dtype, host=host)
     renewed = algorithm.reference_every > 0
-    loop = Loop(run, SHOWN, command.profile, {REFERENCE: reference.params} if reference and renewed else None)
+    also = {REFERENCE: reference.params} if reference and renewed else None
+    loop = Loop(run, SHOWN, command.profile, judge, also)
     run = loop.run_
     if reference and renewed:
         reference = replace(reference, params=loop.also[REFERENCE])
@@ -91,9 +92,9 @@ def main(command: settings.Command) -> int:
         return run.decoder.answers(weights, tasks, jax.random.fold_in(key, again) if again else key, **taking_turns)
 
     # --- one microbatch: what its completions are worth
-    def judged(micro: Microbatch, host: Sampled) -> Judgement:
+    def judged(step: int, micro: Microbatch, host: Sampled) -> Judgement:
         rows, texts = rows_of(micro.bucket, group, shuffled), texts_of(run.tokenizer, host)
-        scores = shared_scores(judge(micro, texts, host, rows), run.share)
+        scores = judge(micro, texts, host, rows, step=step, share=run.share)
         check_rewards(scores.rollout)
         sent = (micro.arrays, *ordered(host, group), scores.rollout)
         arrays, ids, sampled, length, ended, worth = put_batch(sent, mesh)
@@ -109,7 +110,7 @@ def main(command: settings.Command) -> int:
             with loop.phase("generate"):
                 completions = sample(step, again, weights, microbatches)
             with loop.phase("reward"):
-                new = [judged(micro, host) for micro, host in zip(microbatches, completions, strict=True)]
+                new = [judged(step, micro, host) for micro, host in zip(microbatches, completions, strict=True)]
                 answered += new
                 groups += [float(varied(one.scores)) for one in new] if config.rl.refill else []
             if again == config.rl.refill or sum(groups) >= enough:

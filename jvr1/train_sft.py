@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from jvr1 import config as settings
 from jvr1.data.batch import Microbatch
 from jvr1.processes.guard import run_distributed
+from jvr1.rl.judge import make_judge
 from jvr1.train.loop import Loop
 from jvr1.train.metrics import Tally
 from jvr1.train.setup import open_run
@@ -25,7 +26,9 @@ def main(command: settings.Command) -> int:
     config = command.config
 
     # --- mesh, model, optimizer, data; the state of a run that goes on
-    loop = Loop(open_run(config, command.workdir, targets=True), SHOWN, command.profile)
+    run = open_run(config, command.workdir, targets=True)
+    judge = make_judge(config, run.pipeline.store) if config.reward.user_accuracy else None  # of validation
+    loop = Loop(run, SHOWN, command.profile, judge)
 
     # --- step: pure, compiled once a bucket
     learn = make_learn(loop, on_prompt=config.sft.loss_on_prompt)

@@ -30,9 +30,15 @@ def main() -> None:
         "--temporal", type=int, default=default.temporal, metavar="N",
         help="also temporal.json: N questions of each kind whose frames' order matters",
     )  # fmt: skip
+    parser.add_argument(
+        "--grounding", type=int, default=default.grounding, metavar="N",
+        help="also grounding_sft, _rl and _valid.json: N questions for SFT, N for RL, when a square is blue",
+    )  # fmt: skip
     parser.add_argument("--family", choices=TINY_FORMS, default=default.family, help="of the tiny model; %(default)s")
     args = parser.parse_args()
-    settings = Settings(args.train, args.valid, args.test, args.seed, args.shortcut, args.temporal, args.family)
+    settings = Settings(
+        args.train, args.valid, args.test, args.seed, args.shortcut, args.temporal, args.grounding, args.family
+    )
     if not wanted(args.out, settings):
         print(f"{args.out} is already made with these settings")
         return

@@ -22,7 +22,7 @@ from jvr1.data.vision import frame_pairs
 from jvr1.model.config import ModelConfig
 from jvr1.model.inputs import Grid
 from jvr1.model.media import PixelLimits, Probe, VideoSampling
-from jvr1.problems.kinds import load_kinds
+from jvr1.problems.kinds import Kind, load_kinds
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Encoder:
         # an index made before there were families and own kinds stays good
         own: dict[str, Any] = {"family": self.model.model_type} if self.model.family.marked else {}
         if self.kinds:
-            own["kinds"] = [(k.name, k.suffix, k.lists_options) for k in load_kinds(self.kinds)]
+            own["kinds"] = [_wording(k) for k in load_kinds(self.kinds)]
         style = {name: value for name, value in asdict(self.style).items() if value or name != "form"}
         return own | {
             "vision": self.model.vision,
@@ -155,3 +155,9 @@ def step_times(seconds: Float64[np.ndarray, " N"]) -> tuple[float, ...]:
     """When each temporal step is shown: the mean of its two frames' seconds, an odd last frame twice."""
     pairs = seconds[frame_pairs(len(seconds))]
     return tuple(float(mean) for mean in pairs.mean(axis=1))
+
+
+def _wording(kind: Kind) -> tuple:
+    """What of a kind its prompts depend on."""
+    units = ((kind.unit, kind.suffixes),) if kind.unit else ()
+    return (kind.name, kind.suffix, kind.lists_options, *units)

@@ -12,7 +12,7 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass, is_dataclass
+from dataclasses import asdict, astuple, dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +106,16 @@ class _Prober:
             tokens, bucket, reason = 0, None, str(error)
         cause = None if bucket is not None else reason or "no-bucket"
         return IndexEntry(row, seen, tokens, bucket, cause)
+
+
+def with_seconds(records: Sequence[Record], entries: Sequence[IndexEntry]) -> list[Record]:
+    """The records, those of videos with their length in seconds where it is known."""
+
+    def length(entry: IndexEntry) -> float | None:
+        known = len(entry.media) == 1 and not entry.media[0].is_image and entry.media[0].fps > 0
+        return entry.media[0].frames / entry.media[0].fps if known else None
+
+    return [replace(record, seconds=length(entry)) for record, entry in zip(records, entries, strict=True)]
 
 
 def failed(row: int, error: MediaError | UserError) -> IndexEntry:

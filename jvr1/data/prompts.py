@@ -68,7 +68,7 @@ def messages(record: Record, style: PromptStyle, media: int) -> list[dict]:
     """The conversation up to the answer, in the form chat templates take: media first, then the question."""
     text = style.template.replace("{Question}", question_text(record))
     if style.suffixes:
-        text += kind_of(record.problem_type).suffix
+        text += kind_of(record.problem_type).ending(record.further)
     content = [{"type": record.data_type} for _ in range(media)] + [{"type": "text", "text": text}]
     system = [] if style.system is None else [{"role": "system", "content": style.system}]
     return [*system, {"role": "user", "content": content}]

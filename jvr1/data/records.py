@@ -33,7 +33,8 @@ class Record:
     """One question. path: of its medium, relative to the media root; a tuple of paths for several images; None for
     data_type "text" (an extension of ours). process: the chain of thought, in the cold-start file only. task: the kind
     of question within its source, where the file says (`TASK_FIELDS`); aspect: what else its benchmark groups by
-    (`ASPECT_FIELDS`)."""
+    (`ASPECT_FIELDS`). extra: what else the file has of it, a JSON object, read by `further`; '' where it has nothing.
+    seconds: length of its video, where an index knows it (`data.index.with_seconds`)."""
 
     problem_id: int | str
     problem: str
@@ -46,6 +47,13 @@ class Record:
     data_source: str
     task: str = ""
     aspect: str = ""
+    extra: str = ""
+    seconds: float | None = None
+
+    @property
+    def further(self) -> dict[str, Any]:
+        """Fields of the file's record beside those it must or may have."""
+        return json.loads(self.extra) if self.extra else {}
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -117,7 +125,8 @@ def read_records(file: str | Path) -> tuple[dict[int, Record], list[Fault]]:
 
 
 def parse_record(raw: Any) -> Record:
-    """One record from its JSON object; fields it does not know are ignored. Raises UserError that names the field."""
+    """One record from its JSON object; fields it does not know are kept as `extra`. Raises UserError that names the
+    field."""
     if not isinstance(raw, dict):
         raise UserError(f"is {_kind(raw)} where an object with fields is expected")
     problem_id = raw.get("problem_id")
@@ -140,10 +149,14 @@ def parse_record(raw: Any) -> Record:
         data_source=sys.intern(_optional_text(raw, "data_source") or ""),
         task=sys.intern(_first_text(raw, TASK_FIELDS)),
         aspect=sys.intern(_first_text(raw, ASPECT_FIELDS)),
+        extra=json.dumps(further) if (further := {k: v for k, v in raw.items() if k not in _OWN}) else "",
     )
 
 
-_READ = {"problem_id", "problem", "options", "solution", "process", "path", "data_source", *TASK_FIELDS, *ASPECT_FIELDS}
+_OWN = {
+    "problem_id", "problem", "data_type", "problem_type", "options", "solution", "process", "path", "data_source",
+}  # fmt: skip
+_READ = _OWN - {"data_type", "problem_type"} | {*TASK_FIELDS, *ASPECT_FIELDS}
 _HALF = re.compile("[\ud800-\udfff]")
 
 

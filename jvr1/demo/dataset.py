@@ -18,7 +18,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from jvr1.demo import scenes
-from jvr1.demo.questions import HARD, LETTERS, TASKS, WARMUP, DemoQuestion, DemoTask, Draw
+from jvr1.demo.questions import GROUNDING, HARD, LETTERS, TASKS, WARMUP, DemoQuestion, DemoTask, Draw
 from jvr1.demo.scenes import FPS, FRAMES, Frames
 from jvr1.errors import UserError
 from jvr1.model.families import FAMILIES
@@ -35,8 +35,9 @@ class Settings:
     train: questions of the SFT file, and as many others for RL and for the warm-up. test: half as many are hard ones.
     shortcut: share of training clips of `order` whose border has the answer's colour, the rest having another
     option's; in validation and test one in four agrees, as by chance. None: no borders.
-    temporal: questions of each kind whose frames' order matters, in a file of their own; 0: no such file. family: of
-    the tiny model beside it.
+    temporal: questions of each kind whose frames' order matters, in a file of their own; 0: no such file.
+    grounding: questions of temporal grounding for SFT, and as many for RL, an eighth for validation; 0: no such files.
+    family: of the tiny model beside it.
     """
 
     train: int = 4096
@@ -45,6 +46,7 @@ class Settings:
     seed: int = 0
     shortcut: float | None = None
     temporal: int = 0
+    grounding: int = 0
     family: str = next(iter(FAMILIES))
 
     def __post_init__(self) -> None:
@@ -55,8 +57,9 @@ class Settings:
             raise UserError(f"--seed is {self.seed}; it must be 0 or more")
         if self.shortcut is not None and not 0 <= self.shortcut <= 1:
             raise UserError(f"--shortcut is {self.shortcut}; it must be a share from 0 to 1")
-        if self.temporal < 0:
-            raise UserError(f"--temporal is {self.temporal}; it must be 0 or more")
+        for name in ("temporal", "grounding"):
+            if getattr(self, name) < 0:
+                raise UserError(f"--{name} is {getattr(self, name)}; it must be 0 or more")
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,9 @@ def splits(settings: Settings) -> tuple[Split, ...]:
         Split("test", TASKS, settings.test, shortcut=chance),
         Split("hard", HARD, max(LEAST, settings.test // 2)),
         Split("temporal", equal, len(temporal) * settings.temporal, shortcut=chance),
+        Split("grounding_sft", GROUNDING, settings.grounding, thoughts=True),
+        Split("grounding_rl", GROUNDING, settings.grounding),
+        Split("grounding_valid", GROUNDING, settings.grounding and max(LEAST, settings.grounding // 8)),
     )
     return tuple(split for split in files if split.size)
 

@@ -13,7 +13,7 @@ from itertools import combinations
 import numpy as np
 
 from jvr1.demo import scenes
-from jvr1.demo.scenes import FRAMES, PALETTE, Frames
+from jvr1.demo.scenes import FPS, FRAMES, PALETTE, Frames
 
 COLOURS = tuple(PALETTE)
 ORDINALS = ("first", "second", "third", "fourth")
@@ -21,6 +21,7 @@ DIRECTIONS = ("left", "right", "up", "down")
 OPPOSITE = {"left": "right", "right": "left", "up": "down", "down": "up"}
 SHAPES = ("square", "circle", "cross")
 LETTERS = "ABCD"
+SECONDS = FRAMES // FPS
 
 
 @dataclass(frozen=True)
@@ -164,6 +165,20 @@ def after(rng: np.random.Generator, draw: Draw) -> DemoQuestion:
     )
 
 
+def grounding(rng: np.random.Generator, draw: Draw) -> DemoQuestion:
+    """From which second to which a square is blue: all ten spans of a clip of four seconds are equally likely, so the
+    mean IoU of who sees how long it is blue, but not when, is 31/60 at best."""
+    start, end = list(combinations(range(SECONDS + 1), 2))[draw.kind]
+    other = str(rng.choice([c for c in COLOURS if c != "blue"]))
+    colours = ["blue" if start <= second < end else other for second in range(SECONDS)]
+    return DemoQuestion(
+        problem="when is it blue?",
+        think=" ".join(colours),
+        answer=f"{start} to {end}",
+        frames=scenes.changing_square(rng, colours),
+    )
+
+
 # --- one frame is enough ------------------------------------------------------------------------------------
 
 
@@ -271,3 +286,5 @@ WARMUP = (
     DemoTask("told_order", CHOICE, False, 1.0, 24, 0.5, told_order),
 )
 """What the text-only warm-up holds."""
+GROUNDING = (DemoTask("blue", "temporal grounding", True, 31 / 60, 10, 1.0, grounding),)
+"""What the files of temporal grounding hold."""

@@ -90,6 +90,13 @@ def blinking_square(rng: np.random.Generator, colour: str, lit: Sequence[bool]) 
     return np.stack([block(canvas(), colour, *spot, SQUARE, SQUARE) if on else canvas() for on in lit])
 
 
+def changing_square(rng: np.random.Generator, colours: Sequence[str]) -> Frames:
+    """A square that stays where it is, in each second of the clip in one of the colours."""
+    spot = random_spot(rng)
+    seconds = [block(canvas(), colour, *spot, SQUARE, SQUARE) for colour in colours]
+    return np.stack(seconds).repeat(FPS, axis=0)
+
+
 def scattered_squares(rng: np.random.Generator, count: int) -> Frame:
     """`count` small squares of random colours in different cells of a 3x3 grid."""
     frame, cell, side = canvas(), 16, 10

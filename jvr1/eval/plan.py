@@ -10,7 +10,7 @@ from typing import Any
 
 from jvr1.data.batch import Bucket, Need, choose_bucket
 from jvr1.data.encode import Encoder
-from jvr1.data.index import IndexEntry, Measure
+from jvr1.data.index import IndexEntry, Measure, with_seconds
 from jvr1.data.records import Record
 from jvr1.errors import UserError
 from jvr1.eval.report import AskedSuite
@@ -54,7 +54,7 @@ def plan_evaluation(suites: Sequence[Suite], encoder: Encoder, index_of: Index, 
     for at, suite in enumerate(suites):
         own = list(suite.records.values())
         entries = index_of(suite.file, own, measure, measure.fingerprint()) if own else []
-        for index, record, entry in zip(suite.records, own, entries, strict=True):
+        for index, record, entry in zip(suite.records, with_seconds(own, entries), entries, strict=True):
             number = len(records)
             records.append(record)
             places.append((at, index))

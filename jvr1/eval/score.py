@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jvr1.eval.breakdown import Breakdown
-from jvr1.problems.kinds import KINDS, Metric
+from jvr1.problems.kinds import KINDS, Metric, kind_of
 from jvr1.questions.replies import SCORED_MODES, Question, Reply, grouped, task_of
 from jvr1.rl.rewards import measured
 
@@ -185,8 +185,9 @@ def metric_value(question: Question, metric: Metric, mode: str) -> float:
     """Mean over a question's samples."""
     if metric.of is None:
         return value(question, "ordered", mode)
-    gold, options = question.record.solution, question.record.options
-    found = [measured(metric.of, r.completion, gold, mode, options) for r in replies(question, "ordered")]
+    record = question.record
+    given = kind_of(record.problem_type).given(record.options, record.further)
+    found = [measured(metric.of, r.completion, record.solution, mode, given) for r in replies(question, "ordered")]
     return math.fsum(found) / len(found)
 
 

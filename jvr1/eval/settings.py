@@ -127,4 +127,11 @@ def describe_evaluation(
         "buckets": "fitted to the questions" if fitted else [b.name for b in buckets],
         "modes": list(SCORED_MODES),
         "primary_mode": mode_of(config.reward.mode),
+        **_own_accuracy(config),
     }
+
+
+def _own_accuracy(config: ConfigDict) -> dict[str, Any]:
+    """Of problem types whose accuracy a user's reward gives: which, and what gives them."""
+    reward = config.reward
+    return {"reward": reward.user, "accuracy": list(reward.user_accuracy)} if reward.user_accuracy else {}

@@ -21,7 +21,16 @@ from jvr1.data.cache import MediaCache, MediaReader
 from jvr1.data.chat import check_tokenizer
 from jvr1.data.encode import Encoder
 from jvr1.data.frame_cache import FrameCache
-from jvr1.data.index import IndexEntry, Measure, build_index, file_stamp, load_index, save_index, settings_hash
+from jvr1.data.index import (
+    IndexEntry,
+    Measure,
+    build_index,
+    file_stamp,
+    load_index,
+    save_index,
+    settings_hash,
+    with_seconds,
+)
 from jvr1.data.index_summary import summarise_index
 from jvr1.data.prompts import placeholders_of
 from jvr1.data.records import Record, load_records
@@ -84,7 +93,8 @@ def open_index(
 ) -> tuple[list[Record], list[IndexEntry]]:
     """The records of a file (relative to data.root) and their index: made before with the same settings, or now."""
     records = load_records(str(epath.Path(config.data.root) / file))
-    return records, index_of(file, records, config, encoder, encoder.measure, encoder.fingerprint(), workdir)
+    entries = index_of(file, records, config, encoder, encoder.measure, encoder.fingerprint(), workdir)
+    return with_seconds(records, entries), entries
 
 
 def index_of(

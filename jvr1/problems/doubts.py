@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from jvr1.problems.answers import chosen_options
 from jvr1.problems.measures import Options
 from jvr1.problems.quantities import numbers
 
-Doubt: TypeAlias = Callable[[str, Options], str | None]
-"""(gold, the record's options) -> what is wrong, such as 'names no option'; None where nothing is."""
+Doubt: TypeAlias = Callable[[str, Any], str | None]
+"""(gold, the record's options, or its facts where the kind goes by these) -> what is wrong, such as 'names no option';
+None where nothing is."""
 
 _LETTERED = re.compile(r"\(?([A-Z])[).:]")
 

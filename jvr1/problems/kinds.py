@@ -6,19 +6,19 @@ Everything that depends on a record's `problem_type` asks this table: prompts, r
 from __future__ import annotations
 
 import importlib
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from jvr1.errors import UserError
-from jvr1.problems import measures
-from jvr1.problems.answers import tidy
+from jvr1.problems import grounding, measures
 from jvr1.problems.doubts import Doubt, no_doubt, not_a_number, not_an_option
+from jvr1.problems.grounding import NO_FACTS, Facts, at_least
 from jvr1.problems.measures import Options
 
-Scorer: TypeAlias = Callable[[str, str, Options], float]
-"""(answer, gold, the record's options) -> a value in [0,1]; raises for no answer, whatever it is."""
+Scorer: TypeAlias = Callable[[str, str, Any], float]
+"""(answer, gold, the record's options, or its facts where the kind goes by these) -> a value in [0,1]; raises for no
+answer, whatever it is."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,9 @@ class Kind:
     robust: accuracy in the mode of that name, of an answer and a gold that are not empty. evaluated: the same where a
     model is evaluated (None: `robust`). reference, eval_reference: accuracy as Video-R1's training and evaluation have
     it, of any texts (None: it has none, and scores are `robust`'s). doubt: what is wrong with a solution.
-    apart: whether reports have the accuracy of the other kinds alone, too.
+    apart: whether reports have the accuracy of the other kinds alone, too. by_facts: whether scorers, metrics and
+    `doubt` are given the record's facts in the place of its options. unit, suffixes: the fact that says how an answer
+    is to be written, and what a prompt then ends in; `suffix` where it says nothing.
     """
 
     name: str
@@ -52,57 +54,40 @@ class Kind:
     doubt: Doubt = no_doubt
     metrics: tuple[Metric, ...] = ()
     apart: bool = False
+    by_facts: bool = False
+    unit: str = ""
+    suffixes: tuple[tuple[str, str], ...] = ()
 
-    def accuracy(self, answer: str, gold: str, options: Options, mode: str, *, evaluated: bool = False) -> float:
+    def ending(self, facts: Facts) -> str:
+        """What the prompt of a record ends in."""
+        said = facts.get(self.unit) if self.unit else None
+        return next((suffix for name, suffix in self.suffixes if name == said), self.suffix)
+
+    def given(self, options: Options, facts: Facts) -> Options | Facts:
+        """What scorers are given beside answer and gold."""
+        return facts if self.by_facts else options
+
+    def accuracy(
+        self, answer: str, gold: str, options: Options, mode: str, *, evaluated: bool = False, facts: Facts = NO_FACTS
+    ) -> float:
         """In a mode of `rl.rewards`."""
         exact = {"reference": self.reference, "eval-reference": self.eval_reference}.get(mode)
+        given = self.given(options, facts)
         if exact is not None:
-            return exact(answer, gold, options)
+            return exact(answer, gold, given)
         robust = (evaluated and self.evaluated) or self.robust
-        return robust(answer, gold, options) if answer and gold else 0.0
-
-
-# --- temporal grounding -----------------------------------------------------------------------------------------------
-
-_TIME = r"(\d{1,9}(?:\.\d{1,9})?|\d{1,4}(?::[0-5]\d){1,2}(?:\.\d{1,9})?) ?(?:s|secs?|seconds?)?"
-_INTERVAL = re.compile(rf"[\[(]? ?(?:(?:from|between) )?{_TIME} ?(?:,|-|to|and) ?{_TIME} ?[\])]?\.?", re.I)
-
-
-def interval(text: str) -> tuple[float, float] | None:
-    """Start and end in seconds: '[12.5, 17.0]', 'from 12.5 to 17 s', '1:05 - 1:20'; None for anything else."""
-    found = _INTERVAL.fullmatch(tidy(text))
-    start, end = (_seconds(time) for time in found.groups()) if found else (0.0, 0.0)
-    return (start, end) if start < end else None
-
-
-def _seconds(clock: str) -> float:
-    seconds = 0.0
-    for part in clock.split(":"):
-        seconds = 60 * seconds + float(part)
-    return seconds
-
-
-def temporal_iou(answer: str, gold: str, options: Options = ()) -> float:
-    """Intersection over union of two intervals (TALL, arXiv 1705.02101); 0 where one of the texts is none."""
-    a, g = interval(answer), interval(gold)
-    if a is None or g is None:
-        return 0.0
-    # in this form never above 1, however it is rounded
-    return max(0.0, (min(a[1], g[1]) - max(a[0], g[0])) / (max(a[1], g[1]) - min(a[0], g[0])))
-
-
-def _recall(threshold: float) -> Metric:
-    """R@1 at an IoU of at least so much, as TALL's code counts it."""
-    return Metric(f"R@{threshold}", lambda answer, gold, options: float(temporal_iou(answer, gold) >= threshold))
-
-
-def _not_an_interval(gold: str, options: Options) -> str | None:
-    return None if interval(gold) else "is not one interval"
+        return robust(answer, gold, given) if answer and gold else 0.0
 
 
 # --- the table --------------------------------------------------------------------------------------------------------
 
 _WITHIN = " within the <answer> </answer> tags."
+
+
+def _ious(iou: Scorer) -> tuple[Metric, ...]:
+    return (Metric("mIoU"), *(Metric(f"R@{least}", at_least(least, iou)) for least in (0.3, 0.5, 0.7)))
+
+
 _NUMBER = f" Please provide the numerical value (e.g., 42 or 3.14){_WITHIN}"
 
 _ROWS = (
@@ -151,9 +136,43 @@ _ROWS = (
     Kind(
         "temporal grounding",
         suffix=f" Please provide the start and end time in seconds (e.g., [12.5, 17.0]){_WITHIN}",
-        robust=temporal_iou,
-        doubt=_not_an_interval,
-        metrics=(Metric("mIoU"), _recall(0.3), _recall(0.5), _recall(0.7)),
+        robust=grounding.temporal_iou,
+        doubt=grounding.not_spans,
+        metrics=_ious(grounding.temporal_iou),
+        by_facts=True,
+        unit="time_unit",
+        suffixes=(
+            ("mm:ss", f" Please provide the start and end time as minutes and seconds (e.g., [00:12, 01:05]){_WITHIN}"),
+            ("frames", f" Please provide the first and last frame (e.g., [12, 40]){_WITHIN}"),
+        ),
+    ),
+    Kind(
+        "spatial grounding",
+        suffix=f" Please provide the bounding box in pixels (e.g., [10, 20, 110, 220]){_WITHIN}",
+        robust=grounding.spatial_iou,
+        doubt=grounding.not_boxes,
+        metrics=_ious(grounding.spatial_iou),
+        by_facts=True,
+        unit="box_unit",
+        suffixes=(
+            ("thousandths", f" Please provide the bounding box from 0 to 1000 (e.g., [100, 200, 350, 800]){_WITHIN}"),
+        ),
+    ),
+    Kind(
+        "counting",
+        suffix=f" Please provide the count as a whole number (e.g., 4){_WITHIN}",
+        robust=measures.close_count,
+        doubt=not_a_number,
+        metrics=(Metric("exact", measures.same_count), Metric("off by one at most", measures.near_count)),
+    ),
+    Kind(
+        "multiple choice, several answers",
+        suffix=f" Please provide the letters of all correct options (e.g., A, C){_WITHIN}",
+        lists_options=True,
+        robust=measures.right_choices,
+        evaluated=measures.same_choice,
+        doubt=not_an_option,
+        metrics=(Metric("share found, none wrong", measures.right_choices),),
     ),
 )
 KINDS = {kind.name: kind for kind in _ROWS}

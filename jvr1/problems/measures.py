@@ -97,6 +97,41 @@ def same_choice(answer: str, gold: str, options: Options) -> float:
     return float(chosen_options(answer, options) == letters if letters else plain(answer) in names_of(gold))
 
 
+def right_choices(answer: str, gold: str, options: Options) -> float:
+    """The share of the right options that are named; 0 where a wrong one is."""
+    named, right = chosen_options(answer, options), chosen_options(gold, options)
+    return len(named) / len(right) if named and named <= right else 0.0
+
+
+def close_count(answer: str, gold: str, options: Options = ()) -> float:
+    """1 - |answer - gold| / max(gold, 1), at least 0."""
+    return _count_score(answer, gold, lambda a, g: max(0.0, 1.0 - abs(a - g) / max(g, 1.0)))
+
+
+def same_count(answer: str, gold: str, options: Options = ()) -> float:
+    return _count_score(answer, gold, lambda a, g: float(a == g))
+
+
+def near_count(answer: str, gold: str, options: Options = ()) -> float:
+    """Off by one at most, as repetition counting has it (RepNet, arXiv 2006.15418)."""
+    return _count_score(answer, gold, lambda a, g: float(abs(a - g) <= 1))
+
+
+_COUNTS = (
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+)  # fmt: skip
+_COUNT_WORD = re.compile(rf"\b({'|'.join(_COUNTS)})\b", re.I)
+
+
+def _count_score(answer: str, gold: str, compare: Callable[[float, float], float]) -> float:
+    """Of two whole numbers, in digits or words; 0 where one of the texts has not one."""
+    a, g = (numbers(_COUNT_WORD.sub(lambda word: str(_COUNTS.index(word[1].lower())), text)) for text in (answer, gold))
+    counts = [one.value for one in (*a, *g)]
+    if len(a) != 1 or len(g) != 1 or not all(n >= 0 and n == int(n) for n in counts if math.isfinite(n)):
+        return 0.0
+    return compare(*counts) if all(map(math.isfinite, counts)) else 0.0
+
+
 def same_number(answer: str, gold: str, options: Options = ()) -> float:
     return _number_score(answer, gold, lambda a, g: float(_equal_numbers(a, g)))
 

@@ -82,7 +82,7 @@ def _question(done: Done, tokenizer: PreTrainedTokenizerBase, asking: Asking) ->
     replies = [
         reply(
             variants[r // samples], r % samples, text, int(sampled.length[r]), bool(sampled.ended[r]),
-            record.solution, record.problem_type, record.options,
+            record.solution, record.problem_type, record.options, record.further,
         )
         for r, text in enumerate(texts)
     ]  # fmt: skip

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 
 from jvr1.data.records import Record
 from jvr1.data.store import RecordStore
+from jvr1.problems.grounding import NO_FACTS, Facts
 from jvr1.rl.rewards import score
 
 SCORED_MODES = ("eval-reference", "robust")
@@ -44,10 +45,13 @@ class Question:
         return self.error.partition(":")[0] if self.error else None
 
 
-def accuracies(completion: str, gold: str, problem_type: str, options: Sequence[str] = ()) -> dict[str, float]:
+def accuracies(
+    completion: str, gold: str, problem_type: str, options: Sequence[str] = (), facts: Facts = NO_FACTS
+) -> dict[str, float]:
     """Accuracy in [0,1] by mode. Regression is mean relative accuracy in both, as VSI-Bench has it."""
     return {
-        mode: score(completion, gold, problem_type, mode, options, evaluated=True).accuracy for mode in SCORED_MODES
+        mode: score(completion, gold, problem_type, mode, options, evaluated=True, facts=facts).accuracy
+        for mode in SCORED_MODES
     }
 
 
@@ -58,11 +62,11 @@ def mode_of(reward_mode: str) -> str:
 
 def reply(
     variant: str, sample: int, completion: str, length: int, ended: bool, gold: str, problem_type: str,
-    options: Sequence[str] = (),
+    options: Sequence[str] = (), facts: Facts = NO_FACTS,
 ) -> Reply:  # fmt: skip
     """A completion, scored."""
-    robust = score(completion, gold, problem_type, "robust", options)
-    found = accuracies(completion, gold, problem_type, options)
+    robust = score(completion, gold, problem_type, "robust", options, facts=facts)
+    found = accuracies(completion, gold, problem_type, options, facts)
     return Reply(variant, sample, completion, robust.answer, robust.format, length, ended, found)
 
 

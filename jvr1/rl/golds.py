@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable
-from typing import Protocol, runtime_checkable
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol, runtime_checkable
 
 from jvr1.problems.answers import final_answer, first_answer
 from jvr1.problems.kinds import kind_of
@@ -21,6 +21,8 @@ class Posed(Protocol):
     def options(self) -> tuple[str, ...]: ...
     @property
     def solution(self) -> str: ...
+    @property
+    def further(self) -> Mapping[str, Any]: ...
 
 
 _NO_VALUE = re.compile(r"[-+]?(?:nan|inf(?:inity)?|none|null|n/a)", re.I)
@@ -33,7 +35,8 @@ def doubt(record: Posed) -> str | None:
     gold = final_answer(record.solution)
     if _NO_VALUE.fullmatch(gold):
         return "is no value"
-    return kind_of(record.problem_type).doubt(gold, record.options)
+    kind = kind_of(record.problem_type)
+    return kind.doubt(gold, kind.given(record.options, record.further))
 
 
 def doubts(records: Iterable[Posed]) -> str:

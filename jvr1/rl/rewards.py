@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from jvr1.errors import UserError
 from jvr1.problems.answers import final_answer, first_answer
+from jvr1.problems.grounding import NO_FACTS, Facts
 from jvr1.problems.kinds import KINDS, Scorer, kind_of
 
 MODES = ("reference", "robust", "eval-reference")
@@ -36,13 +37,14 @@ def score(
     options: Sequence[str] = (),
     *,
     evaluated: bool = False,
+    facts: Facts = NO_FACTS,
 ) -> Score:
     """Scores a completion against a record's `solution`.
 
     `gold` is as published, `<answer>A</answer>`; robust mode also takes it without tags, the reference modes then
     find no gold answer, as theirs do. eval-reference scores the whole output where there is no answer. options: the
     record's, by whose texts robust mode knows them, too. evaluated: as a model is evaluated, not trained, where the
-    kind makes a difference.
+    kind makes a difference. facts: what else the record says (`Record.further`), such as the unit of a time.
     Nothing in a completion raises. Errors: UserError for an unknown mode, in robust mode for an unknown problem
     type, which the reference scores 0, and for a value of a user's own kind that is not in [0,1].
     """
@@ -50,17 +52,17 @@ def score(
         raise UserError(f"reward mode {mode!r} is unknown; use one of {', '.join(MODES)}")
     answer, gold = _read(completion, gold, mode)
     kind = kind_of(problem_type) if mode == "robust" else KINDS.get(problem_type)
-    accuracy = 0.0 if kind is None else kind.accuracy(answer, gold, options, mode, evaluated=evaluated)
+    accuracy = 0.0 if kind is None else kind.accuracy(answer, gold, options, mode, evaluated=evaluated, facts=facts)
     if not 0 <= accuracy <= 1:
         raise UserError(f"the problem kind {problem_type!r} scores {answer!r} {accuracy}; it must be from 0 to 1")
     found = answer if mode == "eval-reference" else answer or None
     return Score(accuracy, format_reward(completion), found)
 
 
-def measured(of: Scorer, completion: str, gold: str, mode: str, options: Sequence[str]) -> float:
-    """A metric of a completion, of the texts that the mode scores; 0 where one is empty."""
+def measured(of: Scorer, completion: str, gold: str, mode: str, given: Sequence[str] | Facts) -> float:
+    """A metric of a completion, of the texts that the mode scores; 0 where one is empty. given: `Kind.given`."""
     answer, gold = _read(completion, gold, mode)
-    return of(answer, gold, options) if answer and gold else 0.0
+    return of(answer, gold, given) if answer and gold else 0.0
 
 
 def _read(completion: str, gold: str, mode: str) -> tuple[str, str]:

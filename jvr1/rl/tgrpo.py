@@ -107,6 +107,8 @@ class RolloutScores(NamedTuple):
     `reward` sums the row's rewards before temporal and length bonus (accuracy + format, and a user's own).
     `length` counts completion tokens with the end token. `valid` is False for a row that failed or pads a batch,
     `shuffled_valid` for shuffled rows that do not exist (all of an image's). Invalid entries may hold anything.
+    `scored` is False for a completion that no reward could say anything of (None: there is none): no mean or deviation
+    of its group counts it, and its advantage is 0.
     """
 
     accuracy: Float[Array, "B G"]
@@ -117,6 +119,7 @@ class RolloutScores(NamedTuple):
     valid: Bool[Array, " B"]
     is_video: Bool[Array, " B"]
     distinct_frames: Int[Array, " B"]
+    scored: Bool[Array, "B G"] | None = None
 
 
 class Beside(NamedTuple):
@@ -128,7 +131,7 @@ class Beside(NamedTuple):
     """
 
     parts: Float[Array, "B G K"] | None = None
-    weights: Float[Array, " K"] | None = None
+    weights: Float[Array, "B K"] | None = None
     divisor: Float[Array, " B"] | None = None
     penalty: Float[Array, "B G"] | None = None
     credit: Float[Array, "B G"] | None = None
@@ -160,7 +163,7 @@ def temporal_signal(rollout: RolloutScores, config: TGRPOConfig) -> Float[Array,
     strict: s = 1[o > factor u + margin];  none: s = 0. Zero for images, invalid prompts, clips of fewer than
     `min_distinct_frames` distinct frames, and without a valid shuffled completion.
     """
-    ordered = rollout.accuracy.mean(axis=1)
+    ordered = _mean_scored(rollout.accuracy, rollout.scored)
     shuffled, count = _shuffled_mean(rollout)
     bar = config.factor * shuffled + config.margin
     if config.gate == "gap":
@@ -170,7 +173,16 @@ def temporal_signal(rollout: RolloutScores, config: TGRPOConfig) -> Float[Array,
     else:
         signal = (ordered >= bar if config.gate == "reference" else ordered > bar).astype(jnp.float32)
     counts = rollout.valid & rollout.is_video & (rollout.distinct_frames >= config.min_distinct_frames)
+    if rollout.scored is not None:
+        counts &= rollout.scored.any(axis=1)
     return stop_gradient(jnp.where(counts & (count > 0), signal, 0.0))
+
+
+def _mean_scored(x: Float[Array, "B G"], scored: Bool[Array, "B G"] | None) -> Float[Array, " B"]:
+    """Of a group's scored completions; 0 where it has none."""
+    if scored is None:
+        return x.mean(axis=1)
+    return jnp.where(scored, x, 0.0).sum(axis=1) / jnp.maximum(scored.astype(jnp.float32).sum(axis=1), 1.0)
 
 
 def _shuffled_mean(rollout: RolloutScores) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
@@ -183,19 +195,23 @@ def _shuffled_mean(rollout: RolloutScores) -> tuple[Float[Array, " B"], Float[Ar
 def shaped_rewards(rollout: RolloutScores, signal: Float[Array, " B"], config: TGRPOConfig) -> Float[Array, "B G"]:
     """r_i = reward_i + temporal_reward s c_i + length_reward c_i 1[n > 1] 1[length_min <= length_i <= length_max].
 
-    n is the number of correct completions of the group. Invalid prompts get 0.
+    n is the number of correct completions of the group. Invalid prompts get 0, completions that are not scored too.
     """
     c = correct(rollout.accuracy, config)
+    size: Float[Array, "*b"] | float = float(c.shape[1])
+    if rollout.scored is not None:
+        c, size = jnp.where(rollout.scored, c, 0.0), rollout.scored.astype(jnp.float32).sum(axis=1)
     count = c.sum(axis=1)
     paid = count > 1.0
     if not config.length_images:
         paid &= rollout.is_video
     if not config.length_all_right:
-        paid &= count < c.shape[1]
+        paid &= count < size
     in_range = (rollout.length >= config.length_min) & (rollout.length <= config.length_max)
     length_bonus = config.length_reward * c * (in_range & paid[:, None]).astype(jnp.float32)
     rewards = rollout.reward + config.temporal_reward * signal[:, None] * c + length_bonus
-    return jnp.where(rollout.valid[:, None], rewards, 0.0)
+    counted = rollout.valid[:, None] if rollout.scored is None else rollout.valid[:, None] & rollout.scored
+    return jnp.where(counted, rewards, 0.0)
 
 
 def group_advantages(
@@ -205,38 +221,58 @@ def group_advantages(
     valid: Bool[Array, " B"],
     config: TGRPOConfig,
     divisor: Float[Array, " B"] | None = None,
+    scored: Bool[Array, "B G"] | None = None,
 ) -> Float[Array, "B G"]:
     """A_i = (r_i - mean r) / (std r + std_eps) + alpha s (c_i - mean c); 0 for invalid prompts.
 
     Without `normalise_std` the first term is r_i - mean r; divisor: in place of std r. The second sums to zero over a
     group, is at most alpha, and vanishes where all or none are correct: unlike a bonus inside r it is not divided away.
+    Means and deviation are those of the completions that are `scored`; the others get 0.
     """
-    base = _centred(rewards)
+    base = _centred(rewards, scored)
     if config.normalise_std:
-        base = base / (_std(base, config) if divisor is None else divisor[:, None] + config.std_eps)
+        base = base / (_std(base, config, scored) if divisor is None else divisor[:, None] + config.std_eps)
     c = correct(accuracy, config)
-    bonus = config.alpha * signal[:, None] * (c - c.mean(axis=1, keepdims=True))
-    return stop_gradient(jnp.where(valid[:, None], base + bonus, 0.0))
+    advantage = base + config.alpha * signal[:, None] * (c - _mean_scored(c, scored)[:, None])
+    counted = valid[:, None] if scored is None else valid[:, None] & scored
+    return stop_gradient(jnp.where(counted, advantage, 0.0))
 
 
-def _centred(rewards: Float[Array, "B G"]) -> Float[Array, "B G"]:
+def _centred(rewards: Float[Array, "B G"], scored: Bool[Array, "B G"] | None = None) -> Float[Array, "B G"]:
+    """r_i - mean r over the completions that are scored; 0 for the others."""
     # measured from the first reward: equal rewards then give exactly 0, where rounding over std_eps gave 1e-3
-    shifted = rewards - rewards[:, :1]
-    return shifted - shifted.mean(axis=1, keepdims=True)
+    if scored is None:
+        shifted = rewards - rewards[:, :1]
+        return shifted - shifted.mean(axis=1, keepdims=True)
+    shifted = rewards - jnp.take_along_axis(rewards, jnp.argmax(scored, axis=1)[:, None], axis=1)
+    return jnp.where(scored, shifted - _mean_scored(shifted, scored)[:, None], 0.0)
 
 
-def _std(centred: Float[Array, "B G"], config: AdvantageConfig) -> Float[Array, "B 1"]:
-    size = centred.shape[1]
-    freedom = max(size - 1, 1) if config.unbiased_std else size
-    return jnp.sqrt(jnp.square(centred).sum(axis=1, keepdims=True) / freedom) + config.std_eps
+def _std(
+    centred: Float[Array, "B G"], config: AdvantageConfig, scored: Bool[Array, "B G"] | None = None
+) -> Float[Array, "B 1"]:
+    squares = jnp.square(centred).sum(axis=1, keepdims=True)
+    if scored is None:
+        size = centred.shape[1]
+        return jnp.sqrt(squares / (max(size - 1, 1) if config.unbiased_std else size)) + config.std_eps
+    count = scored.astype(jnp.float32).sum(axis=1, keepdims=True)
+    return jnp.sqrt(squares / jnp.maximum(count - 1.0 if config.unbiased_std else count, 1.0)) + config.std_eps
 
 
 def normalised_sum(
-    parts: Float[Array, "B G K"], weights: Float[Array, " K"], config: AdvantageConfig
+    parts: Float[Array, "B G K"],
+    weights: Float[Array, "B K"],
+    config: AdvantageConfig,
+    scored: Bool[Array, "B G"] | None = None,
 ) -> Float[Array, "B G"]:
-    """sum_k weight_k (r_ik - mean_i r_ik) / (std_i r_ik + std_eps): GDPO (arXiv 2601.05242)."""
-    each = [_centred(parts[:, :, k]) for k in range(parts.shape[2])]
-    return jnp.stack([x / _std(x, config) for x in each], axis=-1) @ weights
+    """sum_k weight_k (r_ik - mean_i r_ik) / (std_i r_ik + std_eps): GDPO (arXiv 2601.05242). A reward without an
+    opinion of a completion, nan, is no term of its sum; means and deviations are those of the others."""
+    total = jnp.zeros(parts.shape[:2], jnp.float32)
+    for k in range(parts.shape[2]):
+        there = ~jnp.isnan(parts[:, :, k]) if scored is None else ~jnp.isnan(parts[:, :, k]) & scored
+        centred = _centred(jnp.where(there, parts[:, :, k], 0.0), there)
+        total = total + weights[:, k, None] * centred / _std(centred, config, there)
+    return total
 
 
 def overlong_penalty(length: Int[Array, "B G"], room: int, config: AdvantageConfig) -> Float[Array, "B G"]:
@@ -249,13 +285,15 @@ def overlong_penalty(length: Int[Array, "B G"], room: int, config: AdvantageConf
 def compared_rewards(
     rollout: RolloutScores, shaped: Float[Array, "B G"], config: TGRPOConfig, beside: Beside
 ) -> Float[Array, "B G"]:
-    """What advantages compare: shaped rewards, their parts combined as `combine` says, less penalties."""
+    """What advantages compare: shaped rewards, their parts combined as `combine` says, less penalties; 0 for
+    completions without a reward."""
     if beside.parts is not None:
         assert beside.weights is not None
-        shaped = shaped - rollout.reward + normalised_sum(beside.parts, beside.weights, config)
+        shaped = shaped - rollout.reward + normalised_sum(beside.parts, beside.weights, config, rollout.scored)
     if beside.penalty is not None:
         shaped = shaped - beside.penalty
-    return jnp.where(rollout.valid[:, None], shaped, 0.0)
+    counted = rollout.valid[:, None] if rollout.scored is None else rollout.valid[:, None] & rollout.scored
+    return jnp.where(counted, shaped, 0.0)
 
 
 def advantages(rollout: RolloutScores, config: TGRPOConfig, beside: Beside = NOTHING_BESIDE) -> Advantages:
@@ -263,10 +301,12 @@ def advantages(rollout: RolloutScores, config: TGRPOConfig, beside: Beside = NOT
     signal = temporal_signal(rollout, config)
     shaped = shaped_rewards(rollout, signal, config)
     rewards = compared_rewards(rollout, shaped, config, beside)
-    advantage = group_advantages(rewards, rollout.accuracy, signal, rollout.valid, config, beside.divisor)
+    scored = rollout.scored
+    advantage = group_advantages(rewards, rollout.accuracy, signal, rollout.valid, config, beside.divisor, scored)
     if beside.credit is not None:
         assert beside.credited is not None
         right = correct(rollout.accuracy, config) > 0.0
+        right = right if scored is None else right & scored
         term = completion_credit(beside.credit, right, beside.credited, config)
         advantage = advantage + jnp.where(rollout.valid[:, None], term, 0.0)
     used = rollout.valid
@@ -293,21 +333,25 @@ def needed_tokens(
 def group_statistics(rollout: RolloutScores, result: Advantages, config: TGRPOConfig) -> dict[str, Mean]:
     """What a step's groups looked like. Temporal entries count videos with valid shuffled completions, no images."""
     valid = rollout.valid.astype(jnp.float32)
-    rows = jnp.broadcast_to(valid[:, None], rollout.accuracy.shape)
-    share = correct(rollout.accuracy, config).mean(axis=1)
-    accuracy = rollout.accuracy.mean(axis=1)
+    completions = jnp.broadcast_to(valid[:, None], rollout.accuracy.shape)
+    rows, groups_scored = completions, valid
+    if rollout.scored is not None:
+        rows = completions * rollout.scored.astype(jnp.float32)
+        groups_scored = valid * rollout.scored.any(axis=1).astype(jnp.float32)
+    share = _mean_scored(correct(rollout.accuracy, config), rollout.scored)
+    accuracy = _mean_scored(rollout.accuracy, rollout.scored)
     shuffled, count = _shuffled_mean(rollout)
-    video = valid * (rollout.is_video & (count > 0.0)).astype(jnp.float32)
+    video = groups_scored * (rollout.is_video & (count > 0.0)).astype(jnp.float32)
     silent = jnp.all(result.advantage == 0.0, axis=1)
 
     def groups(value: Array, weight: Array = valid) -> Mean:
         return Mean(jnp.where(weight > 0.0, value.astype(jnp.float32), 0.0).sum(), weight.sum())
 
     return {
-        "accuracy": groups(accuracy),
+        "accuracy": groups(accuracy, groups_scored),
         "reward": groups(result.reward, rows),
-        "all_right": groups(share == 1.0),
-        "all_wrong": groups(share == 0.0),
+        "all_right": groups(share == 1.0, groups_scored),
+        "all_wrong": groups(share == 0.0, groups_scored),
         "zero_variance": groups(silent),
         "advantage": groups(result.advantage, rows),
         "advantage_square": groups(jnp.square(result.advantage), rows),
@@ -316,5 +360,5 @@ def group_statistics(rollout: RolloutScores, result: Advantages, config: TGRPOCo
         "temporal/gap": groups(accuracy - shuffled, video),
         "temporal/signal": groups(result.signal, video),
         "temporal/bonus_rate": groups(result.signal > 0.0, video),
-        "length": groups(rollout.length, rows),
+        "length": groups(rollout.length, completions),
     }

@@ -1,89 +1,98 @@
-"""A user's own reward, 'module:function' in the config, run in a process of its own.
+"""A user's own reward, 'module:function' in the config, run in a process of its own (`rl.reward_worker`).
 
-The one part of `rl/` with side effects. The function may raise, loop for ever (in C too), print, exit or crash: the
-worker is killed and replaced, the cause counted, and the row scores a stated value. The worker imports this module
-and the user's, not jax. A call costs one line each way over a pipe, about 50 microseconds.
+The one part of `rl/` with side effects. The function may raise, loop for ever (in C too), print, exit or crash: what
+hung is killed and replaced, and its row has a failure instead of a value. The worker imports the user's module, not
+jax.
 """
 
 from __future__ import annotations
 
-import collections
 import contextlib
-import importlib
 import json
-import math
 import os
 import select
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from typing import IO
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import IO, Any
 
 from jvr1.errors import UserError
-from jvr1.lifeline import end_with_parent
+from jvr1.rl.reward_rows import RewardRow, failure, row_to_json
 
 _START_SECONDS = 120.0  # imports of the user's module included
+_IDLE_SECONDS = 10.0  # that a worker with nothing begun may be silent
 
 
-def load_reward(spec: str) -> Callable[..., float]:
-    """The function that 'module:function' names. Errors: UserError that says which part does not exist."""
-    module, _, name = spec.partition(":")
-    if not module or not name:
-        raise UserError(f"reward.user is {spec!r}, not of the form module:function, e.g. my_rewards:brevity")
-    try:
-        found = importlib.import_module(module)
-        for part in name.split("."):
-            found = getattr(found, part)
-    except BaseException as error:
-        raise UserError(f"reward.user {spec!r} cannot be loaded: {type(error).__name__}: {error}") from error
-    if not callable(found):
-        raise UserError(f"reward.user {spec!r} is a {type(found).__name__}, not a function")
-    return found
+@dataclass(frozen=True)
+class Outcome:
+    """What a reward gave a row: values by name (None: no opinion), or the cause (`reward_rows.CAUSES`) and message of
+    its failure."""
+
+    values: Mapping[str, float | None] = field(default_factory=dict)
+    cause: str = ""
+    error: str = ""
 
 
-CAUSES = ("exception", "timeout", "value", "died")
+@dataclass
+class _Round:
+    """A line of calls under way: when each began, what those that ended gave, and why the rest will not."""
+
+    count: int
+    quiet: float = field(default_factory=time.monotonic)
+    began: dict[int, float] = field(default_factory=dict)
+    ended: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
+    why: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def done(self) -> bool:
+        return len(self.ended) == self.count
+
+    def note(self, line: bytes) -> None:
+        reply = json.loads(line)
+        if "begun" in reply:
+            self.began[reply["begun"]] = time.monotonic()
+        else:
+            self.ended[reply["call"]] = reply["rows"]
+        self.quiet = time.monotonic()
+
+    def deadline(self, limit: float | int) -> float:
+        begun = [at for i, at in self.began.items() if i not in self.ended]
+        return min(begun) + limit if begun else self.quiet + _IDLE_SECONDS
 
 
 class UserReward:
-    """Calls `function(completion, gold, problem_type) -> float` (three strings) in the worker. Not thread-safe.
+    """Calls the function of `spec` for rows, up to `concurrency` at a time, each call for at most `timeout` seconds.
 
-    A call that raises, takes more than `timeout` seconds, returns no finite number or ends the process scores
-    `on_failure`. `failures` counts them by cause (`CAUSES`), `last_failure` says the latest.
-    Use as a context manager, or `close()` it.
+    Not thread-safe. Use as a context manager, or `close()` it. Errors: UserError where it cannot be loaded.
     """
 
-    def __init__(self, spec: str, *, timeout: float = 2.0, on_failure: float = 0.0):
-        self.spec, self.timeout, self.on_failure = spec, timeout, on_failure
-        self.failures: collections.Counter[str] = collections.Counter()
-        self.last_failure = ""
-        self._reported: collections.Counter[str] = collections.Counter()
+    def __init__(self, spec: str, *, timeout: float | int = 2.0, concurrency: int = 32):
+        self.spec, self.timeout, self.concurrency = spec, timeout, concurrency
         self._worker: subprocess.Popen[bytes] | None = None
         self._lifeline = -1
+        self._whole, self._grace = False, 0.0
         self._start()
 
-    def __call__(self, completion: str, gold: str, problem_type: str) -> float:
-        """The function's value, or `on_failure`; returns within about `timeout`, a restart aside."""
-        try:
-            if self._worker is None:
-                self._start()
-            reply = self._exchange(json.dumps([completion, gold, problem_type]), self.timeout)
-        except TimeoutError:
-            return self._fail("timeout", f"no value after {self.timeout} s")
-        except (OSError, ValueError, UserError) as error:
-            return self._fail("died", str(error))
-        if "value" in reply:
-            return reply["value"]
-        self.failures[reply["cause"]] += 1
-        self.last_failure = reply["error"]
-        return self.on_failure
-
-    def new_failures(self) -> dict[str, int]:
-        """Failures since this was last asked, by every cause."""
-        new = {cause: self.failures[cause] - self._reported[cause] for cause in CAUSES}
-        self._reported = self.failures.copy()
-        return new
+    def __call__(self, rows: Sequence[RewardRow]) -> list[Outcome]:
+        """One a row, in their order. Never raises for what the function does."""
+        sent = [row_to_json(row) for row in rows]
+        calls = [[*range(len(rows))]] if self._whole and rows else [[i] for i in range(len(rows))]
+        found: list[Any] = [None] * len(rows)
+        while calls:
+            fresh = self._worker is None
+            made = self._round([[sent[i] for i in call] for call in calls])
+            if made.why and not made.began and not fresh:
+                continue  # it had ended while it had nothing to do
+            if made.why and not made.began:
+                made.began = dict.fromkeys(range(len(calls)), 0.0)
+            for at in made.began:
+                for i, one in zip(calls[at], made.ended.get(at) or [made.why] * len(calls[at]), strict=True):
+                    found[i] = one
+            calls = [call for at, call in enumerate(calls) if at not in made.began]
+        return [Outcome(**one) for one in found]
 
     def close(self) -> None:
         """Ends the worker and whatever it started in its process group."""
@@ -103,11 +112,23 @@ class UserReward:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _fail(self, cause: str, message: str) -> float:
+    def _round(self, calls: list[list[dict]]) -> _Round:
+        """Has calls answered until all are, or the worker had to be ended: then `why` says for those that had begun."""
+        made = _Round(len(calls))
+        try:
+            if self._worker is None:
+                self._start()
+            limit, made.quiet = self.timeout + self._grace, time.monotonic()
+            for line in self._lines(json.dumps(calls), lambda: made.deadline(limit)):
+                made.note(line)
+                if made.done:
+                    return made
+        except TimeoutError:
+            made.why = failure("timeout", f"no value after {self.timeout:g} s")
+        except (OSError, ValueError, UserError) as error:
+            made.why = failure("died", str(error))
         self.close()
-        self.failures[cause] += 1
-        self.last_failure = message
-        return self.on_failure
+        return made
 
     def _pipes(self) -> tuple[IO[bytes], IO[bytes]]:
         assert self._worker is not None
@@ -119,8 +140,9 @@ class UserReward:
         # a plain interpreter: multiprocessing's spawn would import the run's main module, and jax with it
         path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
         theirs, self._lifeline = os.pipe()
+        told = [self.spec, str(self.timeout), str(self.concurrency), str(theirs)]
         self._worker = subprocess.Popen(
-            [sys.executable, "-m", "jvr1.rl.user_reward", self.spec, str(self.timeout), str(theirs)],
+            [sys.executable, "-m", "jvr1.rl.reward_worker", *told],
             pass_fds=(theirs,),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -130,27 +152,28 @@ class UserReward:
         )
         os.close(theirs)
         os.set_blocking(self._pipes()[0].fileno(), False)
+        deadline = time.monotonic() + _START_SECONDS
         try:
-            reply = self._exchange("", _START_SECONDS)
+            reply = json.loads(next(self._lines("", lambda: deadline)))
         except (OSError, ValueError) as error:
             self.close()
             raise UserError(f"reward.user {self.spec!r}: its process did not start ({error})") from error
         if "error" in reply:
             self.close()
             raise UserError(reply["error"])
+        self._whole, self._grace = reply["whole"], reply["grace"]
 
-    def _exchange(self, request: str, timeout: float) -> dict:
-        """Sends a line (none if empty) and reads one. TimeoutError: too late; OSError: the worker ended."""
-        send, reply = (request + "\n").encode() if request else b"", b""
+    def _lines(self, request: str, deadline: Any) -> Iterator[bytes]:
+        """Sends a line (none if empty) and gives what comes back, line by line. TimeoutError: none by `deadline()`;
+        OSError: the worker ended."""
+        send, said = (request + "\n").encode() if request else b"", b""
         inlet, outlet = (pipe.fileno() for pipe in self._pipes())
-        deadline = time.monotonic() + timeout
-        while not reply.endswith(b"\n"):
-            left = deadline - time.monotonic()
+        while True:
             poll = select.poll()
             poll.register(outlet, select.POLLIN)
             if send:
                 poll.register(inlet, select.POLLOUT)
-            ready = dict(poll.poll(max(left, 0.0) * 1000))
+            ready = dict(poll.poll(max(deadline() - time.monotonic(), 0.0) * 1000))
             if not ready:
                 raise TimeoutError("no reply in time")
             if inlet in ready:
@@ -159,49 +182,5 @@ class UserReward:
                 chunk = os.read(outlet, 1 << 16)
                 if not chunk:
                     raise OSError("the reward's process ended")
-                reply += chunk
-        return json.loads(reply)
-
-
-# --- the worker's side ------------------------------------------------------------------------------------------------
-
-
-def _evaluate(function: Callable[..., float], row: list[str]) -> dict:
-    try:
-        value = function(*row)
-        number = float(value)
-    except BaseException as error:
-        return {"cause": "exception", "error": f"{type(error).__name__}: {error}"[:500]}
-    if not math.isfinite(number):
-        return {"cause": "value", "error": f"the reward returned {value!r}"[:500]}
-    return {"value": number}
-
-
-def _serve(spec: str, timeout: float, lifeline: int) -> None:
-    """Answers lines until stdin ends. The function sees an empty stdin, and what it prints goes to stderr."""
-    end_with_parent(lifeline, group=True)
-    requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    null = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(null, 0)
-    os.dup2(2, 1)
-
-    def send(reply: dict) -> None:
-        replies.write(json.dumps(reply).encode() + b"\n")
-        replies.flush()
-
-    try:
-        function = load_reward(spec)
-    except UserError as error:
-        send({"error": str(error)})
-        return
-    send({})
-    for line in requests:
-        # should the run be killed where `end_with_parent` does nothing, nobody else ends a function that never returns
-        signal.setitimer(signal.ITIMER_REAL, timeout + 10)
-        reply = _evaluate(function, json.loads(line))
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        send(reply)
-
-
-if __name__ == "__main__":
-    _serve(sys.argv[1], float(sys.argv[2]), int(sys.argv[3]))
+                *lines, said = (said + chunk).split(b"\n")
+                yield from lines

@@ -29,6 +29,7 @@ from jvr1.processes.peers import gather, processes
 from jvr1.questions.replies import mode_of
 from jvr1.questions.summary import as_metrics, summarise
 from jvr1.questions.together import answer_all
+from jvr1.rl.judge import Judge
 from jvr1.train.checkpoint import Checkpoints
 from jvr1.train.hooks import Hook
 from jvr1.train.metrics import MetricsWriter, PhaseClock, Profiler, Sums, Tally
@@ -56,15 +57,21 @@ class Stopped(Exception):
 class Loop:
     """State of a run and what goes on around its steps.
 
-    A step calls `phase` and `update`, and `more` for further rows; `show` names what the progress bar prints. also:
-    trees of arrays by name, saved beside the optimizer's; a step may put others of their shape in their place, as in
-    `kept`, JSON values that are saved too.
+    A step calls `phase` and `update`, and `more` for further rows; `show` names what the progress bar prints. judge:
+    whose failures may end the run, and whose user's rewards give accuracies of validation. also: trees of arrays by
+    name, saved beside the optimizer's; a step may put others of their shape in their place, as in `kept`, JSON values
+    that are saved too.
     """
 
     def __init__(
-        self, run: Run, show: Mapping[str, str], profile: range = range(0), also: Mapping[str, Any] | None = None
+        self,
+        run: Run,
+        show: Mapping[str, str],
+        profile: range = range(0),
+        judge: Judge | None = None,
+        also: Mapping[str, Any] | None = None,
     ):
-        self.run_, self.show, self.also = run, dict(show), dict(also or {})
+        self.run_, self.show, self.judge, self.also = run, dict(show), judge, dict(also or {})
         self.kept: dict[str, Any] = {}
         self.watchdog, self.profiler = Watchdog(run.settings.train.step_limit), Profiler(run.workdir, profile)
         train = run.settings.train
@@ -248,7 +255,8 @@ class Loop:
         failures = self.journal.note(self.step, microbatches)
         self._count_rows(microbatches, failures)
         failed = [(row.micro, row.place) for row in failures]
-        every = gather([self._stop, lost(self.run_.workdir) or self.journal.excess, failed, time.monotonic()])
+        wrong = lost(self.run_.workdir) or self.journal.excess or (self.judge.excess() if self.judge else None)
+        every = gather([self._stop, wrong, failed, time.monotonic()])
         self._now = every[0][3]
         problem = next((excess for _, excess, _, _ in every if excess), None)
         if problem:
@@ -306,7 +314,8 @@ class Loop:
         assert run.questions is not None  # where validate_every is set
         self.watchdog.beat("validation")
         decode = run.decoder.answering(run.decoder.weights(combine(self.state.params, run.frozen)), run.key)
-        questions = answer_all(*run.questions, decode, run.tokenizer, run.share)
+        user = self.judge.user if self.judge else None
+        questions = answer_all(*run.questions, decode, run.tokenizer, run.share, user)
         metrics = as_metrics(summarise(questions, mode_of(run.settings.reward.mode)))
         wanted = run.settings.train.stop_metric
         if wanted and wanted not in metrics:

@@ -156,8 +156,8 @@ class Policy:
         for one, scored in zip(answered, passes, strict=True):
             beside = tgrpo.Beside()
             if algorithm.combine == "normalise":
-                parts, weights = reward_parts(one.judged, one.rows[0], self._run.settings)
-                beside = beside._replace(parts=put_batch(parts, self._run.mesh), weights=jnp.asarray(weights))
+                parts, weights = put_batch(reward_parts(one.judged, one.rows[0], self._run.settings), self._run.mesh)
+                beside = beside._replace(parts=parts, weights=weights)
             if algorithm.kl_in == "reward" and scored.anchor is not None:
                 beside = beside._replace(penalty=self._penalty(one.sampled, scored.anchor, one.length))
             if algorithm.credit_alpha > 0 and scored.credit is not None:
@@ -170,8 +170,12 @@ class Policy:
         algorithm, groups = self.algorithm, []
         for one, beside in zip(answered, every, strict=True):
             rewards = take_local(self._rewards(one.scores, one.length, one.ids.shape[-1], beside))
-            rows = zip(one.micro.rows, np.asarray(one.judged.rollout.valid), rewards, strict=True)
-            groups += [(row.record.problem_type, own) for row, valid, own in rows if valid and row.record is not None]
+            rows = zip(one.micro.rows, one.judged.scored, rewards, strict=True)
+            groups += [
+                (row.record.problem_type, own[scored])
+                for row, scored, own in rows
+                if row.record is not None and scored.any()
+            ]
         own_sums = spread.reward_sums(groups) if self._run.share.owner else {}
         sums = spread.joined(gather(own_sums))
         if algorithm.std_of == "batch":

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 from ml_collections import ConfigDict
+from tqdm import tqdm
 
 from jvr1 import config as settings
 from jvr1.data.batch import Arrays, Bucket, Microbatch
@@ -102,19 +103,22 @@ def ordered(sampled: Sampled, group: int) -> tuple[np.ndarray, np.ndarray, np.nd
 
 
 def reward_parts(judged: Judged, group: int, config: ConfigDict) -> tuple[np.ndarray, np.ndarray]:
-    """The rewards [B,G,K] of ordered completions, accuracy, format and the user's own, and their weights [K]."""
-    given = [judged.rollout.accuracy, [[score.format for score in row[:group]] for row in judged.rows]]
-    weights = [1.0, config.rl.format_weight]
-    if judged.user is not None:
-        given, weights = [*given, judged.user], [*weights, config.reward.user_weight]
-    return np.stack([np.asarray(x, np.float32) for x in given], axis=-1), np.asarray(weights, np.float32)
+    """The rewards [B,G,K] of ordered completions, accuracy, format and the user's own, nan for no opinion, and their
+    weights [B,K]."""
+    form = np.asarray([[score.format for score in row[:group]] for row in judged.rows])
+    given = np.stack([judged.rollout.accuracy, form], axis=-1).astype(np.float32)
+    weights = np.tile(np.asarray([1.0, config.rl.format_weight], np.float32), (len(given), 1))
+    if judged.values is not None and judged.weighing is not None:
+        given = np.concatenate([given, judged.values[:, :group]], axis=-1)
+        weights = np.concatenate([weights, judged.weighing], axis=-1)
+    return given, weights
 
 
 def rollout_rows(step: int, rollouts: Sequence[Rollout]) -> list[dict[str, Any]]:
     """Every sampled completion with its scores, one dict each."""
     rows = []
     for rollout in rollouts:
-        user = rollout.judged.user
+        values, scored = rollout.judged.values, rollout.judged.scored
         for b, row in enumerate(rollout.micro.rows):
             if row.record is None or row.error is not None:
                 continue
@@ -136,8 +140,8 @@ def rollout_rows(step: int, rollouts: Sequence[Rollout]) -> list[dict[str, Any]]
                         "format": score.format,
                         "tokens": int(rollout.host.length[b, r]),
                         "ended": bool(rollout.host.ended[b, r]),
-                        "user_reward": float(user[b, r]) if ordered and user is not None else None,
-                        "reward": float(rollout.result.reward[b, r]) if ordered else None,
+                        "rewards": {} if values is None else _opinions(rollout.judged.names, values[b, r]),
+                        "reward": float(rollout.result.reward[b, r]) if ordered and scored[b, r] else None,
                         "advantage": float(rollout.result.advantage[b, r]) if ordered else None,
                         "temporal_signal": float(rollout.result.signal[b]),
                     }
@@ -145,49 +149,62 @@ def rollout_rows(step: int, rollouts: Sequence[Rollout]) -> list[dict[str, Any]]
     return rows
 
 
+def _opinions(names: Sequence[str], values: np.ndarray) -> dict[str, float | None]:
+    return {name: float(v) if np.isfinite(v) else None for name, v in zip(names, values, strict=True)}
+
+
 def check_rewards(scored: tgrpo.RolloutScores) -> None:
     """Raises UserError for a valid row's reward that is no number: the gradient of its whole step would be none."""
     if not np.isfinite(np.asarray(scored.reward)[np.asarray(scored.valid)]).all():
-        raise UserError("a reward is not finite; what reward.user gives must be a number for every answer")
+        raise UserError("a reward is not finite: values of reward.user by their weights are too large")
 
 
 def score_sums(rollout: Rollout) -> dict[str, tuple[float, float]]:
     """Sums for the log, of valid ordered rows: rewards by kind and problem type, accuracy by modality, problem type and
-    source, completion lengths. `reward/bonus` is what T-GRPO added for length and order."""
+    source, completion lengths. `reward/bonus` is what T-GRPO added for length and order. Completions without a reward
+    are in none but those of lengths."""
     sums: dict[str, tuple[float, float]] = {}
 
     def add(name: str, total: float, count: float) -> None:
         before = sums.get(name, (0.0, 0.0))
         sums[name] = (before[0] + total, before[1] + count)
 
-    g, judged, sampled = rollout.rows[0], rollout.judged, rollout.host
+    g, judged, sampled, scored = rollout.rows[0], rollout.judged, rollout.host, rollout.judged.scored
     for b, row in enumerate(rollout.micro.rows):
         if row.record is None or row.error is not None:
             continue
-        scores = judged.rows[b][:g]
-        accuracy, reward = sum(s.accuracy for s in scores), float(rollout.result.reward[b].sum())
-        add("reward/accuracy", accuracy, g)
-        add("reward/format", sum(s.format for s in scores), g)
-        add("reward/bonus", reward - float(judged.rollout.reward[b].sum()), g)
-        if judged.user is not None:
-            add("reward/user", float(judged.user[b].sum()), g)
-        add(f"reward/{row.record.problem_type}", reward, g)
-        add(f"accuracy/{rollout.micro.bucket.kind}", accuracy, g)
-        add(f"accuracy/{row.record.problem_type}", accuracy, g)
-        add(f"accuracy/{row.record.data_source}", accuracy, g)
+        keep, kind = scored[b], row.record.problem_type
+        scores, n = [s for s, kept in zip(judged.rows[b][:g], keep, strict=True) if kept], int(keep.sum())
+        accuracy, reward = sum(s.accuracy for s in scores), float(rollout.result.reward[b][keep].sum())
+        add("reward/accuracy", accuracy, n)
+        add("reward/format", sum(s.format for s in scores), n)
+        add("reward/bonus", reward - float(judged.rollout.reward[b][keep].sum()), n)
+        if judged.values is not None:
+            add("reward/unscored", g - n, g)
+            for k, name in enumerate(judged.names):
+                given = judged.values[b, :g, k]
+                given = given[np.isfinite(given)]
+                add(f"reward/user/{name}", float(given.sum()), len(given))
+        add(f"reward/{kind}", reward, n)
+        for group in (rollout.micro.bucket.kind, kind, row.record.data_source):
+            add(f"accuracy/{group}", accuracy, n)
+        cut = float((~sampled.ended[b, :g]).sum())
         add("completion/length", float(sampled.length[b, :g].sum()), g)
-        add("completion/cut_off", float((~sampled.ended[b, :g]).sum()), g)
+        add("completion/cut_off", cut, g)
+        add(f"completion/cut_off/{kind}", cut, g)
         add("completion/tokens", float(sampled.length[b].sum()), 1.0)
     return sums
 
 
 def user_failures(judge: Judge, share: Share) -> Sums:
-    """How often a user's reward failed since the last call, by cause."""
+    """How often the user's rewards failed since the last call, by cause. What failed as none did before is shown."""
     if judge.user is None:
         return {}
-    # a step's count, not a mean: every process names every cause, and rows that several hold count once
-    parts, own = 1 / jax.process_count(), float(share.owner)
-    return {f"reward/user_failed/{cause}": (own * n, parts) for cause, n in judge.user.new_failures().items()}
+    for line in judge.user.failures.take_told():
+        tqdm.write(f"process {jax.process_index()}: {line}" if jax.process_count() > 1 else line)
+    # a step's count, not a mean: over the owners of rows, whose numbers alone are added up, `parts` makes 1
+    parts = len(share.parts) / share.ways
+    return {f"reward/user_failed/{cause}": (n, parts) for cause, n in judge.user.failures.take().items()}
 
 
 def score_maxima(rollout: Rollout) -> dict[str, float]:

@@ -15,7 +15,8 @@ from jvr1.model.families import from_hf
 from jvr1.questions.asking import IDENTITIES, VALIDATION, Asking, answer_questions, frame_streams, identity
 from jvr1.questions.summary import TaskSummary, as_metrics, summarise
 from jvr1.rl.judge import Judge
-from jvr1.rl.user_reward import UserReward
+from jvr1.rl.user_reward import Outcome, UserReward
+from jvr1.rl.user_values import UserValues
 from jvr1.rollout.tasks import Done, Sampled, texts_of
 
 VIDEO, IMAGE = Bucket("video", 4, 1, 66, 4), Bucket("image", 1, 1, 54, 4)
@@ -227,20 +228,26 @@ def test_a_judge_adds_accuracy_format_and_a_user_s_own():
     calls = []
 
     class Own(UserReward):
+        spec = "own"
+
         def __init__(self):
             pass
 
-        def __call__(self, completion, gold, problem_type):
-            calls.append((gold, problem_type))
-            return 3.0
+        def __call__(self, rows):
+            calls.extend((row.gold, row.problem_type) for row in rows)
+            return [Outcome({"own": 3.0}) for _ in rows]
 
-    judge = Judge("robust", format_weight=0.5, user=Own(), user_weight=0.1)
+    user = UserValues([Own()], weight=0.1)
+    user.try_out([MICROBATCHES[0].rows[0].record], "robust")
+    calls.clear()
+    judge = Judge("robust", format_weight=0.5, user=user)
     done = ANSWERS[0]
     judged = judge(MICROBATCHES[0], texts_of(Tokenizer(), done), done, (1, 1))
     np.testing.assert_allclose(judged.rollout.reward, [[1 + 0.5 + 0.3], [0.3]], rtol=1e-6)
     np.testing.assert_array_equal(judged.rollout.accuracy, [[1], [0]])
     np.testing.assert_array_equal(judged.rollout.shuffled_accuracy, [[0], [1]])
-    np.testing.assert_array_equal(judged.user, [[3], [3]])
+    np.testing.assert_array_equal(judged.values[:, 0], [[3], [3]])
+    assert np.isnan(judged.values[:, 1]).all()
     assert len(calls) == 2  # the shuffled rows earn no reward
     assert judged.rollout.is_video.all()
     failed = judge(MICROBATCHES[1], texts_of(Tokenizer(), ANSWERS[1]), ANSWERS[1], (1, 1))

@@ -1,6 +1,6 @@
 """Solutions that cannot be scored are counted by kind before a run."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pytest
 
@@ -12,6 +12,7 @@ class One:
     problem_type: str
     solution: str
     options: tuple[str, ...] = ("A. red", "B. blue")
+    further: dict = field(default_factory=dict)
 
 
 @pytest.mark.parametrize(

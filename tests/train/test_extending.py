@@ -17,9 +17,11 @@ import jax
 import numpy as np
 import pytest
 from runs import REPOSITORY, scalars
+from scipy.stats import kendalltau
 
 from jvr1 import config, train_bestofn
 from jvr1.config_page import settings_table
+from jvr1.data.records import Record
 from jvr1.errors import UserError
 from jvr1.setting import settings_of
 
@@ -84,8 +86,8 @@ def test_its_setting_is_one_as_all_others_are(tmp_path, monkeypatch):
         config.parse([*argv, "--config.reward.accuracy_weight=-1"])
     told = config.parse([*argv, "--config.reward.accuracy_weight=0.5"]).config
 
-    judge = loaded(changed("jvr1/rl/judge.py", tmp_path), monkeypatch).make_judge(told)
-    record = SimpleNamespace(solution="<answer>B</answer>", problem_type="multiple choice", options=())
+    judge = loaded(changed("jvr1/rl/judge.py", tmp_path), monkeypatch).make_judge(told, [])
+    record = Record(0, "?", "text", "multiple choice", (), "<answer>B</answer>", None, None, "own")
     micro = SimpleNamespace(
         rows=[SimpleNamespace(record=record, error=None)],
         arrays=SimpleNamespace(valid=np.array([True]), distinct=np.array([1])),
@@ -94,6 +96,18 @@ def test_its_setting_is_one_as_all_others_are(tmp_path, monkeypatch):
     texts = [["<think>a</think><answer>B</answer>", "<think>a</think><answer>C</answer>", "B"]]
     judged = judge(micro, texts, SimpleNamespace(length=np.full((1, 3), 5)), (3,))
     np.testing.assert_array_equal(judged.rollout.reward, [[1.5, 1.0, 0.0]])
+
+
+def test_its_problem_kind_is_kendall_s_tau(tmp_path, monkeypatch):
+    kinds = loaded(changed("jvr1/problems/kinds.py", tmp_path), monkeypatch).KINDS
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        said, right = ([*map("ABCDE".__getitem__, rng.permutation(5))] for _ in range(2))
+        tau = kendalltau([said.index(c) for c in "ABCDE"], [right.index(c) for c in "ABCDE"]).statistic
+        for mode in ("robust", "eval-reference"):
+            got = kinds["ordering"].accuracy(", ".join(said), " ".join(right), (), mode)
+            assert got == pytest.approx((1 + tau) / 2)
+    assert kinds["ordering"].accuracy("A, B", "B, C", (), "robust") == 0
 
 
 def test_its_mesh_axis_splits_the_batch(demo, tmp_path):

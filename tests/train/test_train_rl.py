@@ -39,7 +39,9 @@ EVERY_STEP = [
     "reward/accuracy",
     "reward/format",
     "reward/bonus",
-    "reward/user",
+    "reward/user/vowels",
+    "reward/unscored",
+    "reward/user_failed/exception",
     "accuracy",
     "advantage",
     "advantage_std",
@@ -169,9 +171,12 @@ def test_what_is_logged_is_the_mean_of_what_was_sampled(rollouts, logged):
     for step, reward in logged["reward"]:
         rows = [row for row in rollouts[step] if row["frames"] == "ordered"]
         assert np.mean([row["reward"] for row in rows]) == pytest.approx(reward, abs=1e-5)
-        assert np.mean([row["user_reward"] for row in rows]) == pytest.approx(
-            dict(logged["reward/user"])[step], abs=1e-5
+        assert np.mean([row["rewards"]["vowels"] for row in rows]) == pytest.approx(
+            dict(logged["reward/user/vowels"])[step], abs=1e-5
         )
+        for kind in {row["problem_type"] for row in rows}:
+            cut = [not row["ended"] for row in rows if row["problem_type"] == kind]
+            assert np.mean(cut) == pytest.approx(dict(logged[f"completion/cut_off/{kind}"])[step], abs=1e-6)
 
 
 def test_images_have_no_shuffled_twin_and_no_temporal_signal(rollouts, logged):
