@@ -94,7 +94,7 @@ def attend_shared(
     kernel computes it if it takes these lengths.
     """
     b, r, _, size = q.shape
-    form: flash_decoding.Form = "gpu" if backend == "cudnn" else "tpu"
+    form: flash_decoding.Accelerator = "gpu" if backend == "cudnn" else "tpu"
     if backend != "xla" and _kernel_takes(form, [own[0], *(k for k, _ in prefix)]):
         parts = partial(flash_decoding.attend_parts, form=form, interpret=backend == "interpreted")
         return _shared_by_kernel(parts, q, prefix, prefix_mask, own, own_mask, rows)
@@ -120,7 +120,7 @@ def attend_shared(
     return ((of_prefix + own_mixed) / total).astype(q.dtype).reshape(q.shape)
 
 
-def _kernel_takes(form: flash_decoding.Form, keys: Sequence[Float[Array, "... K H _"]]) -> bool:
+def _kernel_takes(form: flash_decoding.Accelerator, keys: Sequence[Float[Array, "... K H _"]]) -> bool:
     """Whether `flash_decoding` takes the lengths, and a device has whole heads of keys."""
     tensor = jax.sharding.get_abstract_mesh().shape.get("tensor", 1)
     return all(flash_decoding.takes(form, x.shape[-1], x.shape[-2]) and x.shape[-3] % tensor == 0 for x in keys)

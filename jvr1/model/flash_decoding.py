@@ -18,8 +18,9 @@ from jax.experimental.pallas import triton
 from jaxtyping import Array, Bool, Float
 
 from jvr1.model.blockwise import MASKED
+from jvr1.model.splash import LANES
 
-Form = Literal["gpu", "tpu"]
+Accelerator = Literal["gpu", "tpu"]
 LEAST_BLOCK, MOST_BLOCK = 16, 128
 """Keys of a block on a GPU, a power of two: its tensor cores take 16 at least."""
 PROGRAMS, MOST_PARTS = 128, 8
@@ -27,7 +28,6 @@ PROGRAMS, MOST_PARTS = 128, 8
 most."""
 TPU_BYTES = 1 << 21
 """Keys and values that a TPU's program reads at a time: its fast memory holds them twice, with their scores."""
-LANES = 128
 
 
 class Part(NamedTuple):
@@ -39,7 +39,7 @@ class Part(NamedTuple):
     top: Float[Array, "*X M 1"]
 
 
-def takes(form: Form, keys: int, head_size: int) -> bool:
+def takes(form: Accelerator, keys: int, head_size: int) -> bool:
     """Whether the kernel takes so many keys, of this size."""
     if form == "tpu":
         return head_size % LANES == 0 and keys % LEAST_BLOCK == 0
@@ -73,7 +73,7 @@ def attend_parts(
     k: Float[Array, "X H T"],
     v: Float[Array, "X T H"],
     mask: Bool[Array, "Y T"],
-    form: Form,
+    form: Accelerator,
     *,
     interpret: bool = False,
 ) -> Part:

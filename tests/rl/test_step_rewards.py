@@ -50,12 +50,33 @@ def test_rewards_normalised_each_by_itself_are_gdpo_s():
     total = (each * torch.tensor(weights).double()).sum(-1)
     want = (total - total.mean()) / (total.std() + 1e-4)
 
-    given = Beside(jnp.asarray(parts), jnp.asarray(weights))
+    given = Beside(jnp.asarray(parts), jnp.asarray(np.tile(weights, (6, 1))))
     compared = tgrpo.compared_rewards(rollout, rollout.reward, config, given)
     sums = spread.reward_sums(("any", row) for row in np.asarray(compared))
     std = spread.batch_std(sums, unbiased=True)
     got = advantages(rollout, config, given._replace(divisor=jnp.full(6, std, jnp.float32)))
     np.testing.assert_allclose(got.advantage, want, rtol=1e-5, atol=1e-5)
+
+
+def test_a_reward_without_an_opinion_is_no_term_and_completions_without_any_reward_take_no_part():
+    """nan in one reward of two; completion 5 is not scored: numpy over what is left."""
+    rng = np.random.default_rng(5)
+    parts, weights = rng.normal(size=(3, 8, 2)).astype(np.float32), np.float32([[1, 2], [1, 0], [0.5, 3]])
+    parts[0, 2, 1] = parts[2, :, 1] = np.nan
+    scored = np.ones((3, 8), bool)
+    scored[:, 5] = False
+    rollout = make_rollout(4, 3)._replace(valid=jnp.ones(3, bool), scored=jnp.asarray(scored))
+    config = TGRPOConfig(**PLAIN, combine="normalise", normalise_std=False)
+    want = np.zeros((3, 8))
+    for b in range(3):
+        for k in range(2):
+            here = scored[b] & ~np.isnan(parts[b, :, k])
+            if here.any():
+                values = parts[b, here, k].astype(np.float64)
+                want[b, here] += weights[b, k] * (values - values.mean()) / (values.std(ddof=1) + 1e-4)
+        want[b, scored[b]] -= want[b, scored[b]].mean()
+    got = advantages(rollout, config, Beside(jnp.asarray(parts), jnp.asarray(weights)))
+    np.testing.assert_allclose(got.advantage, np.where(scored, want, 0), rtol=1e-5, atol=1e-5)
 
 
 def test_the_batch_s_deviation_is_torch_s_however_it_is_split():
