@@ -58,7 +58,7 @@ def step_work(step: Shapes, bucket: Bucket, tokens: int | None = None) -> dict[s
     passed, scores = _scoring(step, bucket, read)
     again = passed.head + (passed.layers if config.model.remat == "full" else 0.0)
     copied, gathered = step.copied(), memory.value_bytes(step) * _values(step)
-    read = gathered + (math.ceil(bucket.completion / config.model.logit_chunk) - 1) * memory.head_bytes(step)
+    layer_reads = gathered + (math.ceil(bucket.completion / config.model.logit_chunk) - 1) * memory.head_bytes(step)
     weights = chip_bytes([place.shape(x) for x, place in copied])
     fsdp = step.mesh.shape["fsdp"]
     received = gathered * (fsdp - 1) / fsdp
@@ -70,10 +70,10 @@ def step_work(step: Shapes, bucket: Bucket, tokens: int | None = None) -> dict[s
         "weights": Work(0.0, chip_bytes([x for x, _ in copied]) + weights, max(weights - weights / chips, 0.0)),
         "prefill": sampling.prefill.times(times),
         "decode": sampling.step.times(drawn)._replace(flops=rows * completions),
-        "reference": Work(rows * anchor.forward, times * (read + TOUCHED["forward"] * scores), times * received),
+        "reference": Work(rows * anchor.forward, times * (layer_reads + TOUCHED["forward"] * scores), times * received),
         "gradients": Work(
             updates * rows * (passed.both + again),
-            updates * times * (3 * read + TOUCHED["backward"] * scores),
+            updates * times * (3 * layer_reads + TOUCHED["backward"] * scores),
             updates * times * 3 * received,
         ),
         "update": Work(0.0, updates * (2 * chip_bytes(step.state) + chip_bytes(step.total)), 0.0),
