@@ -62,7 +62,7 @@ def row_from_json(raw: Mapping[str, Any]) -> RewardRow:
 
 
 @dataclass(frozen=True)
-class Form:
+class RewardForm:
     """How a reward is written. name: of its value where it gives one number. whole: it takes a list `rows` and gives a
     list; else one completion, as `row`, or those fields of it that its parameters name (`every`: all of them).
     waits: it is a coroutine."""
@@ -138,7 +138,7 @@ def failure(cause: str, error: str) -> dict[str, Any]:
     return {"cause": cause, "error": error[:500]}
 
 
-def reward_form(function: Callable[..., Any], spec: str) -> Form:
+def reward_form(function: Callable[..., Any], spec: str) -> RewardForm:
     """Raises UserError for a function whose parameters cannot be filled."""
     try:
         parameters = list(inspect.signature(function).parameters.values())
@@ -154,7 +154,7 @@ def reward_form(function: Callable[..., Any], spec: str) -> Form:
     optional = frozenset(p.name for p in parameters if p.default is not inspect.Parameter.empty)
     needed = [name for name in names if name not in optional]
     call = getattr(function, "__call__", None)  # noqa: B004  (of an object, its method may be the coroutine)
-    return Form(
+    return RewardForm(
         function,
         spec.partition(":")[2].rpartition(".")[2],
         whole=needed == ["rows"],

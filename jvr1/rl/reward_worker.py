@@ -24,7 +24,7 @@ from typing import IO, Any
 
 from jvr1.errors import UserError
 from jvr1.lifeline import end_with_parent
-from jvr1.rl.reward_rows import Form, failure, reward_form, row_from_json
+from jvr1.rl.reward_rows import RewardForm, failure, reward_form, row_from_json
 
 Send = Callable[[dict[str, Any]], None]
 
@@ -75,7 +75,7 @@ def main(spec: str, timeout: float, concurrency: int, lifeline: int) -> None:
                 send({"call": i, "rows": _outcomes(form, rows, timeout)})
 
 
-def _outcomes(form: Form, rows: list[dict], timeout: float) -> list[dict[str, Any]]:
+def _outcomes(form: RewardForm, rows: list[dict], timeout: float) -> list[dict[str, Any]]:
     # should the run be killed where `end_with_parent` does nothing, nobody else ends a function that never returns
     signal.setitimer(signal.ITIMER_REAL, timeout + 10)
     try:
@@ -97,7 +97,7 @@ def _raised(error: BaseException, count: int) -> list[dict[str, Any]]:
 # --- coroutines -------------------------------------------------------------------------------------------------------
 
 
-def _serve_waiting(form: Form, timeout: float, concurrency: int, requests: IO[bytes], send: Send) -> None:
+def _serve_waiting(form: RewardForm, timeout: float, concurrency: int, requests: IO[bytes], send: Send) -> None:
     loop = asyncio.new_event_loop()  # one for all calls: a client that the module keeps belongs to its loop
     asyncio.set_event_loop(loop)
     gate = asyncio.Semaphore(concurrency)
@@ -151,7 +151,7 @@ class _Fork:
 
 @dataclass
 class _Forks:
-    form: Form
+    form: RewardForm
     timeout: float
     most: int
     own: tuple[int, ...]
