@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import partial
+from functools import partial, reduce
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -152,6 +152,6 @@ def normalised(parts: Sequence[Part]) -> Float[Array, "*X M H"]:
     """Parts over all keys of the same queries, each with its own on a leading axis -> softmax(q k^T) v, in fp32."""
     top = jnp.max(jnp.concatenate([part.top for part in parts]), axis=0, keepdims=True)
     weights = [jnp.exp(part.top - top) for part in parts]
-    mixed = sum(jnp.sum(part.mixed * w, axis=0) for part, w in zip(parts, weights, strict=True))
-    total = sum(jnp.sum(part.total * w, axis=0) for part, w in zip(parts, weights, strict=True))
+    mixed = reduce(jnp.add, [jnp.sum(part.mixed * w, axis=0) for part, w in zip(parts, weights, strict=True)])
+    total = reduce(jnp.add, [jnp.sum(part.total * w, axis=0) for part, w in zip(parts, weights, strict=True)])
     return mixed / total

@@ -253,15 +253,15 @@ def make_answer_gradients(graphdef: nnx.GraphDef, shardings: Any, *, chunk: int,
     def losses(params: dict, arrays: Arrays, denominator: Array) -> tuple[Array, dict]:
         model = merge(graphdef, params)
         ids = arrays.target[:, None]
-        prompt, own = model.prompt_and_completions(arrays.prompt, arrays.visual, ids)
+        prompt, hidden = model.prompt_and_completions(arrays.prompt, arrays.visual, ids)
         mask = answer_mask(arrays)[:, None].astype(jnp.float32)
-        weight, before = mask, 0
+        targets, weight, before = jnp.asarray(ids), mask, 0
         if on_prompt:
-            own = jnp.concatenate([prompt[:, None, :-1], own], axis=2)
-            ids = jnp.concatenate([arrays.prompt.ids[:, None, 1:], ids], axis=2)
+            hidden = jnp.concatenate([prompt[:, None, :-1], hidden], axis=2)
+            targets = jnp.concatenate([arrays.prompt.ids[:, None, 1:], ids], axis=2)
             following = prompt_mask(arrays)[:, None].astype(jnp.float32)
             weight, before = jnp.concatenate([following, mask], axis=2), following.shape[2]
-        scores = token_scores(model.head_kernel(), own, ids, chunk=chunk)
+        scores = token_scores(model.head_kernel(), hidden, targets, chunk=chunk)
         loss = supervised_loss(scores.logprobs, weight, denominator)
         answer = jax.tree.map(lambda x: x[:, :, before:], scores)
         tokens = jnp.sum(mask)

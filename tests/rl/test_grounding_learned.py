@@ -17,6 +17,7 @@ from jvr1.demo.dataset import Split, items, record
 from jvr1.demo.questions import GROUNDING
 from jvr1.rl import tgrpo
 from jvr1.rl.judge import Judge
+from jvr1.rl.objectives import policy_loss
 from jvr1.rollout.tasks import Sampled
 
 BUCKET = make_buckets((("video", 4, 1, 66, 6),))[0]
@@ -31,9 +32,7 @@ def gradient(logits, chosen, scores):
 
     def loss(logits):
         logp = jnp.take_along_axis(jax.nn.log_softmax(logits), chosen, axis=1)[..., None]
-        return tgrpo.policy_loss(
-            logp, None, None, result.advantage, jnp.ones(logp.shape, bool), jnp.float32(80), CONFIG
-        )[0]
+        return policy_loss(logp, None, None, result.advantage, jnp.ones(logp.shape, bool), jnp.float32(80), CONFIG)[0]
 
     return jax.grad(loss)(logits)
 
