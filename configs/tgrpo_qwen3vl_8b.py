@@ -1,7 +1,7 @@
 """T-GRPO of Qwen3-VL-8B on Video-R1-260k: --config configs/tgrpo_qwen3vl_8b.py --config.data.root=DIR
 
-configs/tgrpo_7b.py but for what stands here. Its budget of tokens, 128 of a video's step and 256 of a picture, is carried
-over to tokens of 32 x 32 pixels. There is no published cold start: configs/sft_qwen3vl_8b.py makes one.
+configs/tgrpo_7b.py but for what stands here. Its budget of tokens, 128 of a video's step and 256 of a picture, is
+carried over to tokens of 32 x 32 pixels. There is no published cold start: configs/sft_qwen3vl_8b.py makes one.
 """
 
 from ml_collections import ConfigDict
