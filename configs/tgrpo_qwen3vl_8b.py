@@ -13,6 +13,7 @@ TOKEN = 32 * 32
 # larger, for the processor counts 4, 8 and 12 of them. Each step has 8 to 10 tokens for its time and its marks.
 BUCKETS = (
     ("image", 1, 16, 448, COMPLETION),
+    ("image", 1, 16, 544, COMPLETION),
     ("image", 1, 16, 832, COMPLETION),
     ("video", 5, 8, 896, COMPLETION),
     ("video", 5, 10, 960, COMPLETION),

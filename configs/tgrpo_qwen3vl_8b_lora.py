@@ -1,4 +1,4 @@
-"""T-GRPO of Qwen3-VL-8B with LoRA on one GPU of 80 GB: configs/tgrpo_7b_lora.py with its model, sizes and buckets."""
+"""T-GRPO of Qwen3-VL-8B with LoRA on one GPU of 80 GB: configs/tgrpo_7b_lora.py with this model and its buckets."""
 
 from ml_collections import ConfigDict
 from tgrpo_7b_lora import get_config as of_7b
