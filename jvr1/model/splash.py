@@ -6,13 +6,15 @@ block at a time, forward and backward.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental.pallas.ops.tpu.splash_attention import (
     BlockSizes,
+    Mask,
     MultiHeadMask,
-    NumpyMask,
     SegmentIds,
     make_splash_mha,
 )
@@ -24,26 +26,48 @@ SPLASH_BLOCK = 512
 """Queries and keys a block: larger ones keep the matrix unit busier, smaller ones skip more."""
 
 
-def packed_mask(prompt: int, rows: int, length: int, total: int) -> np.ndarray:
-    """[total, total], true where a query sees a key: P prompt tokens, G completions of C tokens, and what pads them.
+class Seen(Mask):
+    """[total, total], true where a query sees a key, made a block at a time: of a long video all of it would be
+    gigabytes. `rule` of numbers of queries [q,1] and of keys [1,k], which are no later."""
+
+    def __init__(self, rule: Callable[[np.ndarray, np.ndarray], np.ndarray], total: int):
+        self.rule, self.total = rule, total
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.total, self.total
+
+    def __getitem__(self, place: tuple[slice, slice]) -> np.ndarray:
+        query, key = (np.arange(self.total)[part] for part in place)
+        query, key = query[:, None], key[None]
+        return (key <= query) & self.rule(query, key)
+
+
+def packed_mask(prompt: int, rows: int, length: int, total: int) -> Seen:
+    """P prompt tokens, G completions of C tokens, and what pads them.
 
     The prompt is causal; a completion sees the prompt and itself causally. Padding sees the padding before it, so that
     every query sees itself: without any key the kernel divides by 0.
     """
-    own = np.minimum(np.maximum(np.arange(total) - prompt, -1) // max(length, 1), rows)  # -1 prompt, 0..G-1, G padding
-    same = own[:, None] == own[None]
-    prefix = (own[None] == -1) & (own[:, None] < rows)
-    return np.tril(same | prefix)
+
+    def rule(query: np.ndarray, key: np.ndarray) -> np.ndarray:
+        # -1 prompt, 0..G-1, G padding
+        of_query, of_key = (np.minimum(np.maximum(x - prompt, -1) // max(length, 1), rows) for x in (query, key))
+        return (of_query == of_key) | ((of_key == -1) & (of_query < rows))
+
+    return Seen(rule, total)
 
 
-def tape_mask(prompt: int, tape: int, longest: int, total: int) -> np.ndarray:
+def tape_mask(prompt: int, tape: int, longest: int, total: int) -> Seen:
     """As `packed_mask`, where completions lie on a tape: what a token of it might see. Of the tape that is as many
     tokens, itself the last, as the longest completion has; which of them are of its own is known when it runs."""
-    at = np.arange(total)
-    near = (at[:, None] - at[None] < longest) & (at[None] >= prompt)
-    prefix = (at[None] < prompt) & (at[:, None] < prompt + tape)
-    padding = at >= prompt + tape
-    return np.tril(np.where(padding[:, None] | padding[None], padding[:, None] & padding[None], near | prefix))
+
+    def rule(query: np.ndarray, key: np.ndarray) -> np.ndarray:
+        padded = query >= prompt + tape
+        near = (query - key < longest) & (key >= prompt)
+        return np.where(padded, key >= prompt + tape, near | (key < prompt))
+
+    return Seen(rule, total)
 
 
 FAR = 2.0**17
@@ -98,9 +122,9 @@ def attend_packed(
 
     q = (q.astype(jnp.float32) * jnp.float32(size**-0.5)).astype(q.dtype)
     if row is None:
-        mask = NumpyMask(packed_mask(prompt, rows, length, padded))
+        mask = packed_mask(prompt, rows, length, padded)
     else:
-        mask = NumpyMask(tape_mask(prompt, total - prompt, length, padded))
+        mask = tape_mask(prompt, total - prompt, length, padded)
         q, k = (marked(x, mark) for x, mark in zip((q, k), marks(row, rows), strict=True))
     kernel = make_splash_mha(
         MultiHeadMask([mask]),  # of all heads

@@ -90,12 +90,12 @@ def test_who_sees_whom():
     .......1.
     .......11
     """
-    got = ["".join(".1"[x] for x in row) for row in splash.packed_mask(3, 2, 2, 9).astype(int)]
+    got = ["".join(".1"[x] for x in row) for row in splash.packed_mask(3, 2, 2, 9)[:, :].astype(int)]
     assert got == want.split()
-    np.testing.assert_array_equal(splash.packed_mask(5, 0, 0, 5), np.tril(np.ones((5, 5), bool)))
+    np.testing.assert_array_equal(splash.packed_mask(5, 0, 0, 5)[:, :], np.tril(np.ones((5, 5), bool)))
     # completions of at most two, on a tape of four
     want = want.replace("111..1...", "111.11...")
-    got = ["".join(".1"[x] for x in row) for row in splash.tape_mask(3, 4, 2, 9).astype(int)]
+    got = ["".join(".1"[x] for x in row) for row in splash.tape_mask(3, 4, 2, 9)[:, :].astype(int)]
     assert got == want.split()
 
 
@@ -128,7 +128,7 @@ def group(rows: int, length: int, heads: int, left: bool) -> tuple[QKV, jax.Arra
 def dense(packed: QKV, mask: jax.Array, rows: int, length: int) -> jax.Array:
     total = packed.q.shape[1]
     real = jnp.pad(mask, ((0, 0), (0, total - P)), constant_values=True)
-    seen = splash.packed_mask(P, rows, length, total)[None] & real[:, None]
+    seen = splash.packed_mask(P, rows, length, total)[:, :][None] & real[:, None]
     return DENSE(*packed, mask=seen[:, None], implementation="xla")
 
 
