@@ -21,6 +21,10 @@ LOOP = "decode/while"
 """What the loops over tokens are traced under: `jvr1.rollout.generate.advance`."""
 
 
+KERNEL = "__gpu$xla.gpu.triton"
+"""What Pallas calls `flash_decoding` by on GPUs."""
+
+
 @dataclass(frozen=True)
 class TokenBytes:
     """Of one token of all rows that a chip decodes at a time, on that chip, the mean over completions of full length.
@@ -79,7 +83,7 @@ def token_bytes(program: CompiledProgram, bucket: Bucket, attention: Backend) ->
         for source, count in one.read.items():
             name = parameter_name(source)
             kind = "caches" if name in ("prefix", "ring") else "weights" if name.startswith(_WEIGHTS) else "other"
-            in_use = mean_read(size, size, attention) / size if name == "ring" and attention == "cudnn" else 1.0
+            in_use = mean_read(size, size, attention) / size if name == "ring" and KERNEL in one.calls else 1.0
             sums[kind] += share * in_use * count
         for source, count in one.copied.items():
             name = parameter_name(source)
