@@ -96,7 +96,7 @@ def check_reading(step: Shapes, program: CompiledProgram) -> None:
 
 
 def test_on_gpus_a_kernel_attends_to_prefix_and_ring_in_decoding(topology):
-    """One call a layer for each stream's prefix and one for the rows' own, each of which reads what it is given once."""
+    """One call a layer for each stream's prefix and one for the rows' own, which read what they are given once."""
     config = small_config(**{"mesh.decode_tensor": 4, "data.buckets": (("video", 2, 1, 48, 32),)})
     (bucket,) = settings.buckets(config)
     step = step_shapes(config, SMALL, make_mesh(settings.mesh_shape(config), topology("h100-80:8")))
