@@ -130,7 +130,8 @@ def working(step: Shapes, bucket: Bucket, direction: str) -> int:
         VISION_SCORES[direction if trains_vision(step) else "forward"] * vision_scores(model, bucket, here),
         MLP[direction] * mlp * value_bytes(step),
     )
-    head = head_bytes(step) * (1 if direction == "forward" else 1 + FLOAT / value_bytes(step))  # and its gradient, fp32
+    gradient = FLOAT / value_bytes(step) if direction == "backward" and trains_head(step) else 0.0  # added up in fp32
+    head = head_bytes(step) * (1 + gradient)
     return int(max(layer, LOGITS[direction] * chunk_logits(step, here) + head))
 
 
@@ -217,6 +218,11 @@ def kept_bytes(step: Shapes, bucket: Bucket) -> int:
 def trains_vision(step: Shapes) -> bool:
     """Whether there is a backward pass through the tower."""
     return "visual" in step.state.params
+
+
+def trains_head(step: Shapes) -> bool:
+    """Whether there is a gradient of what makes logits."""
+    return ("embedding" if step.model.tied else "head") in step.state.params.get("text", {})
 
 
 def head_bytes(step: Shapes) -> int:
