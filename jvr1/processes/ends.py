@@ -130,11 +130,15 @@ class Watch:
         turn, told = 0, None
         while told is None:
             time.sleep(self._every)
-            with contextlib.suppress(RuntimeError):  # process 0 is gone, or slow to answer
+            try:
                 told = told_end()
                 if turn % 4 == 0:
                     self._beat(turn)
                 turn += 1
+            except RuntimeError:
+                continue  # process 0 is gone, or slow to answer
+            except AttributeError:
+                return  # this process is leaving: JAX's client is gone already
         time.sleep(GRACE_SECONDS)
         self._follow(*told)
 

@@ -52,7 +52,8 @@ def token_scores(
     targets = jnp.pad(targets, ((0, 0), (0, 0), (0, pad)))
     score = partial(_scores, temperature, size, truncation)
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1 or hidden.shape[0] % batch_ways(mesh):
+    ways = 1 if mesh.empty else batch_ways(mesh)
+    if ways == 1 or hidden.shape[0] % ways:
         scores = score(constrain_head(head.astype(hidden.dtype)), hidden, targets)
     else:
         scores = _on_each_device(score, mesh)(head.astype(hidden.dtype), hidden, targets)

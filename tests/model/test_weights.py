@@ -125,7 +125,7 @@ def test_tying_is_read_from_either_level():
     ("change", "message"),
     [
         ({"model_type": "qwen2_vl"}, "model_type is 'qwen2_vl'; jvr1 reads 'qwen2_5_vl'"),
-        ({"model_type": "qwen3_vl"}, "model_type is 'qwen3_vl'"),
+        ({"model_type": "qwen3_vl_moe"}, "model_type is 'qwen3_vl_moe'"),
         ({"hidden_size": None}, "config.json: "),
         ({"num_attention_heads": 0}, "num_attention_heads"),
         ({"num_hidden_layers": -1}, "num_hidden_layers is -1; it must be at least 1"),
