@@ -90,7 +90,10 @@ class DeepTower(nnx.Module):
         self.merge_in = Linear((joined,), (joined,), bias=True, **kw)
         self.merge_out = Linear((joined,), (config.out_hidden,), bias=True, **kw)
         levels = len(config.deep_blocks)
-        make = lambda rngs: DeepMerger(config, std=std, param_dtype=param_dtype, rngs=rngs)  # noqa: E731
+
+        def make(rngs: nnx.Rngs) -> DeepMerger:
+            return DeepMerger(config, std=std, param_dtype=param_dtype, rngs=rngs)
+
         self.deepstack = stack(make, levels, rngs) if levels else None
 
     def __call__(self, visual: Visual) -> Float[Array, "B F W U D"]:
@@ -117,8 +120,11 @@ class DeepTower(nnx.Module):
         tokens = apart(merged(self, last, config.merge**2, joined_norm=False))
         if self.deepstack is None:
             return tokens, None
-        every = lambda layer, carry, x: (carry, constrain_batch(layer(x)))  # noqa: E731
-        return tokens, apart(scan_layers(self.deepstack, every, None, jnp.stack(deep), remat=self.remat)[1])
+
+        def level(layer: DeepMerger, carry: None, x: Array) -> tuple[None, Array]:
+            return carry, constrain_batch(layer(x))
+
+        return tokens, apart(scan_layers(self.deepstack, level, None, jnp.stack(deep), remat=self.remat)[1])
 
     def placed(self, hw: Int[Array, "b S 2"]) -> Float[Array, "b S D"]:
         """The table of positions resampled to each step's own rows and columns, in fp32.
