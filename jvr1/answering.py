@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from jvr1 import config as settings
 from jvr1.data.chat import ends_of
 from jvr1.data.encode import Encoder
+from jvr1.data.index_file import IndexEntry
 from jvr1.data.pipeline import Pipeline, ahead
 from jvr1.data.records import Record
 from jvr1.data.schedule import Sequential
@@ -31,7 +32,8 @@ from jvr1.eval.suites import open_suites
 from jvr1.model.families import FACTOR
 from jvr1.model.hf import CONFIG, read_carried, read_config
 from jvr1.model.layers import batch_ways
-from jvr1.opening.data import check_batch, index_of, make_encoder
+from jvr1.opening.data import check_batch, make_encoder
+from jvr1.opening.indices import index_of
 from jvr1.opening.models import CHECKPOINTS, locate, make_tokenizer, open_model
 from jvr1.opening.places import check_writable, local_cache, use_compilation_cache
 from jvr1.processes.peers import PEER_SECONDS, Peers, gather, share_of
@@ -237,8 +239,8 @@ def answer_files(config: ConfigDict, asking: Asking, mesh: Mesh, out: epath.Path
     told = describe_evaluation(config, asking, suites, weights, fitted)
     claim(out, told, write=jax.process_index() == 0)
 
-    def index(file: Any, records: Any, measure: Any, fingerprint: Mapping[str, Any]) -> Any:
-        return index_of(file, records, config, encoder, measure, fingerprint, out, "measured")
+    def index(file: str, records: Sequence[Record]) -> list[IndexEntry]:
+        return index_of(file, records, config, encoder, out)
 
     plan = plan_evaluation(suites, encoder, index, fitted=fitted)
     journal = AnswerJournal(out, jax.process_index())

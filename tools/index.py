@@ -16,15 +16,16 @@ from pathlib import Path
 from etils import epath
 
 from jvr1.data.cache import MediaCache
-from jvr1.data.index import VisualTokens, as_json_values, build_index, file_stamp, save_index, settings_hash
+from jvr1.data.index import VisualTokens, build_index
+from jvr1.data.index_file import as_json_values, file_stamp, save_index, settings_hash
 from jvr1.data.index_summary import summarise_index
+from jvr1.data.inspection import counted_lines, inspect_records
 from jvr1.data.memory import MAX_DECODED_MB
 from jvr1.data.records import load_records
 from jvr1.errors import UserError, run_main
 from jvr1.model.families import TOKEN_PIXELS
 from jvr1.model.media import PixelLimits, VideoSampling
 from jvr1.problems.kinds import load_kinds
-from jvr1.rl.golds import doubts
 from jvr1.setting import written_as
 
 
@@ -49,8 +50,7 @@ def main(arguments: list[str] | None = None) -> None:
     save_index(out, entries, settings)
     partial.unlink(missing_ok=True)
     print(summarise_index(entries))
-    if doubtful := doubts(records):
-        print(doubtful)
+    print("\n".join(counted_lines(inspect_records(dict(enumerate(records))))), end="")
     print(f"index: {out}")
 
 
@@ -58,20 +58,25 @@ def index_for(flags: argparse.Namespace) -> None:
     """The index of a training config: its tokenizer, template, sampling, limits and buckets."""
     from jvr1 import config as settings
     from jvr1.model.hf import read_config
-    from jvr1.opening.data import make_encoder, open_index
+    from jvr1.opening.data import make_encoder
+    from jvr1.opening.indices import findings_of, fit_run, in_buckets_of, measure_questions, summary_lines, with_buckets
     from jvr1.opening.models import locate, read_tokenizer
 
-    config = settings.from_file(flags.config)
+    config = settings.from_file(flags.config, flags.overrides)
     load_kinds(config.data.kinds)
     config.data.root, config.data.index_workers = flags.root, flags.workers
-    config.data.index = flags.out or f"{flags.root}/index"
+    config.data.index = flags.out or config.data.index or f"{flags.root}/index"
     config.data.media_cache = flags.cache or config.data.media_cache
     config.model.source = flags.model or config.model.source
     if flags.max_decoded_mb is not None:
         config.data.max_decoded_mb = flags.max_decoded_mb
     model = read_config(locate(config.model.source).folder)
     encoder = make_encoder(config, model, read_tokenizer(config.model.source), targets=flags.sft)
-    open_index(flags.data, config, encoder, epath.Path(config.data.index))
+    questions = measure_questions(os.path.abspath(flags.data), config, encoder, epath.Path(config.data.index))
+    if settings.fits_buckets(config):
+        fit_run(config, [questions], [], encoder)
+    questions = in_buckets_of(questions, with_buckets(encoder, config))
+    print("\n".join(summary_lines(questions, findings_of(questions), config)))
     print(f"runs take it with --config.data.index={config.data.index}")
 
 
@@ -103,7 +108,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--max-frames", type=int, default=16)
     parser.add_argument("--frame-tokens", type=int, default=128, help="most visual tokens of a video frame")
     parser.add_argument("--image-tokens", type=int, default=256, help="most visual tokens of an image")
-    return parser.parse_args(arguments)
+    flags, rest = parser.parse_known_args(arguments)
+    flags.overrides = rest
+    if flags.overrides and not (flags.config and all(one.startswith("--config.") for one in flags.overrides)):
+        parser.error(f"unrecognized arguments: {' '.join(flags.overrides)}")
+    return flags
 
 
 if __name__ == "__main__":

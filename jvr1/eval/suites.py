@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from etils import epath
 
-from jvr1.data.index import file_stamp
+from jvr1.data.index_file import file_stamp
 from jvr1.data.records import Fault, Record, read_records
 from jvr1.errors import UserError
 from jvr1.eval import breakdown

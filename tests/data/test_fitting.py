@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from oracle import raw_config
 
 from jvr1.data.batch import MAX_BUCKETS, Bucket, Need, choose_bucket
-from jvr1.eval.shapes import MAX_SHAPES, fit_buckets
+from jvr1.data.fitting import MAX_SHAPES, fit_buckets
 from jvr1.model.families import from_hf
 
 CONFIG = from_hf(raw_config())
