@@ -46,7 +46,7 @@ def _resumed(one: Setting) -> str:
 
 def usage(run: Any, about: str, flags: Mapping[str, str]) -> str:
     """What --help prints: what the main does, its flags (name -> help), every setting with default, values and help."""
-    lines = [about.strip(), "", "flags:"]
+    lines = [_by_page(about.strip()), "", "flags:"]
     for name, told in flags.items():
         lines += [f"  --{name}", *_indented(told)]
     lines += ["", "settings, as --config.NAME=VALUE:"]

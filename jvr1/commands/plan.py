@@ -3,7 +3,7 @@
 jvr1 plan --config FILE[:ARG] --mesh data=1,fsdp=8[,tensor=N][,decode_tensor=N] --chip NAME
     [--model SIZE|DIR] [--tokens N] [--compile] [--config.section.name=value ...]
 jvr1 plan --config FILE[:ARG] --table
-jvr1 plan --against docs/compiled/*.json
+jvr1 plan --against FILE.json ...
 jvr1 plan --chips
 
 Counts, from shapes alone. With --compile (needs libtpu or, for GPUs, XLA's compiler for CUDA; takes minutes) the chip's

@@ -1,4 +1,4 @@
-"""tools/convert.py and jvr1 export: HF folder -> converted -> HF folder; mistakes are one line and exit code 2."""
+"""jvr1 convert and jvr1 export: HF folder -> converted -> HF folder; mistakes are one line and exit code 2."""
 
 from __future__ import annotations
 
