@@ -15,7 +15,7 @@ from jvr1.problems.answers import final_answer, first_answer
 from jvr1.problems.grounding import time_spans
 from jvr1.problems.kinds import kind_of
 
-GUIDE = "docs/your_data.md"
+GUIDE = "the page on your own data"
 NAMED = 8
 """Records that a line of counts names at most."""
 

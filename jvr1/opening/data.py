@@ -21,7 +21,9 @@ from jvr1.data.prompts import placeholders_of
 from jvr1.data.sandbox import Sandbox
 from jvr1.errors import UserError
 from jvr1.model.config import ModelConfig
+from jvr1.model.hf import read_config
 from jvr1.model.layers import BATCH, batch_ways
+from jvr1.opening.models import locate, read_tokenizer
 from jvr1.sharding import decode_mesh
 
 
@@ -68,6 +70,12 @@ def make_encoder(
         kept=FrameCache(kept, config.data.frame_cache_gb * 2**30).open() if kept else None,
         kinds=tuple(config.data.kinds),
     )
+
+
+def encoder_of(config: ConfigDict, *, targets: bool) -> Encoder:
+    """The encoder of a config whose model is not opened. Raises UserError."""
+    model = read_config(locate(config.model.source).folder)
+    return make_encoder(config, model, read_tokenizer(config.model.source), targets=targets)
 
 
 def by_bucket(entries: list[IndexEntry], names: dict[str, Bucket]) -> dict[Bucket, np.ndarray]:
