@@ -62,8 +62,9 @@ class IndexSummary:
     def __str__(self) -> str:
         return self.told("kept")
 
-    def told(self, kept_as: str) -> str:
-        """kept_as: what became of those not dropped; an evaluation that has only measured them keeps none yet."""
+    def told(self, kept_as: str, *, buckets: bool = True) -> str:
+        """kept_as: what became of those not dropped; an evaluation that has only measured them keeps none yet. buckets:
+        whether these are listed too."""
         kept = self.records - sum(self.dropped.values())
         lines = [f"{self.records} records, {kept} {kept_as}, {self.records - kept} dropped"]
         for cause, count in sorted(self.dropped.items(), key=lambda item: (-item[1], item[0])):
@@ -71,11 +72,11 @@ class IndexSummary:
             for one in self.misfits.get(cause, ()):
                 needed = f"{one.least} to {one.most}" if one.least < one.most else f"{one.most}"
                 lines.append(f"{'':18}  {one.records} of kind {one.kind} need {needed}, {one.allowed} are allowed")
-        for name, use in sorted(self.buckets.items()):
+        for name, use in sorted(self.buckets.items()) if buckets else ():
             share = f", {use.padding:.1%} padding of {use.length}" if use.padding is not None else ""
             mean = use.tokens / use.records
             lines.append(f"  bucket  {use.records:>8}  {name}: {mean:.0f} prompt tokens on average{share}")
-        if self.padding is not None:
+        if self.padding is not None and buckets:
             lines.append(f"expected padding of prompts: {self.padding:.1%}")
         return "\n".join(lines)
 

@@ -8,7 +8,7 @@ run starts.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ from jvr1.data.index import Measure, build_index, only_probed, with_seconds
 from jvr1.data.index_file import IndexEntry, file_stamp, load_index, save_index, settings_hash
 from jvr1.data.index_summary import keeps_them, summarise_index
 from jvr1.data.inspection import Finding, counted_lines, doubtful_rows, inspect_entries, inspect_records
-from jvr1.data.records import Record, load_records
+from jvr1.data.records import DATA_TYPES, Record, load_records
 from jvr1.errors import UserError
 from jvr1.opening.places import local_cache
 from jvr1.processes.peers import agree
@@ -53,16 +53,16 @@ def measure_questions(file: str, config: ConfigDict, encoder: Encoder, workdir: 
 
 
 def put_in_buckets(
-    questions: Questions, config: ConfigDict, encoder: Encoder, drawn: Callable[[str], bool] = lambda kind: True
+    questions: Questions, config: ConfigDict, encoder: Encoder, kinds: Collection[str] = DATA_TYPES
 ) -> Questions:
-    """The same in the encoder's buckets, with a summary on stdout of what is dropped or doubtful. drawn: whether
-    records with this kind of media are asked for. Raises UserError where too many are dropped (`data.max_dropped`) or
+    """The same in the encoder's buckets, with a summary on stdout of what is dropped or doubtful. kinds: of
+    media of the records that are asked for. Raises UserError where too many are dropped (`data.max_dropped`) or
     doubtful (`data.max_doubtful`)."""
     there = in_buckets_of(questions, encoder)
     findings, entries = findings_of(there), there.entries
     if jax.process_index() == 0:
-        print("\n".join(summary_lines(there, findings, config)), flush=True)
-    asked = [e for e, r in zip(entries, questions.records, strict=True) if drawn(r.data_type)]
+        print("\n".join(summary_lines(there, findings, config, listed=False)), flush=True)
+    asked = [e for e, r in zip(entries, questions.records, strict=True) if r.data_type in kinds]
     lost = Counter(str(entry.cause) for entry in asked if entry.bucket is None)
     _refuse_above(config, "max_dropped", "dropped", questions.file, lost.total(), len(asked), lost)
     doubtful = Counter(f"{f.field} {f.what}" for f in findings if f.counted)
@@ -76,12 +76,14 @@ def in_buckets_of(questions: Questions, encoder: Encoder) -> Questions:
     return questions._replace(entries=in_buckets(questions.entries, encoder.buckets, encoder.model))
 
 
-def summary_lines(questions: Questions, findings: Sequence[Finding], config: ConfigDict) -> Iterator[str]:
-    """What became of a file's records in the config's buckets: kept, dropped, why and what would keep them, padding;
-    what is doubtful of those kept."""
+def summary_lines(
+    questions: Questions, findings: Sequence[Finding], config: ConfigDict, *, listed: bool = True
+) -> Iterator[str]:
+    """What became of a file's records in the config's buckets: kept, dropped, why and what would keep them; what is
+    doubtful of those kept. listed: with the buckets and their padding."""
     buckets = settings.buckets(config)
     summary = summarise_index(questions.entries, {b.name: b.prompt for b in buckets})
-    yield f"{questions.file}: {summary}"
+    yield f"{questions.file}: {summary.told('kept', buckets=listed)}"
     yield from keeps_them(summary, buckets, config.data.auto.prompt, config.data.auto.completion)
     yield from counted_lines([one for one in findings if not one.unusable])
 

@@ -20,9 +20,9 @@ from jvr1 import config as settings
 from jvr1.data.batch import Bucket
 from jvr1.data.chat import ends_of
 from jvr1.data.encode import Encoder
-from jvr1.data.index_file import file_stamp
+from jvr1.data.index_file import IndexEntry, file_stamp
 from jvr1.data.pipeline import Pipeline
-from jvr1.data.records import Record
+from jvr1.data.records import DATA_TYPES, Record
 from jvr1.data.schedule import Pool, Schedule, Sequential
 from jvr1.data.share import Share
 from jvr1.data.store import RecordStore
@@ -41,8 +41,10 @@ from jvr1.opening.restore import check_fits, folder_of
 from jvr1.opening.staging import write_file
 from jvr1.optimizers.config import OptimizerConfig
 from jvr1.processes.peers import agree, processes, share_of
+from jvr1.rl.user_values import UserValues
 from jvr1.rollout.decoder import Decoder, make_decoder
 from jvr1.sharding import make_mesh, param_shardings
+from jvr1.train.early import check_early
 from jvr1.train.optimizer import make_optimizer, partition
 from jvr1.train.state import abstract_state, beside_params
 from jvr1.train.workdir import Begun, Origin, check_unchanged, find_run, keep_buckets, open_weights
@@ -54,7 +56,8 @@ class Run:
     weights it began from. `params` are all, `frozen` those no gradient touches, `shardings` where the trainable ones
     lie; of a run to be resumed they are shapes, or the source's where KL is measured from it. `lora`: the adapters,
     which alone are then trainable. `rows` is a hash of what it trains on; `changed` says which settings of the
-    objective differ from those the workdir was made with."""
+    objective differ from those the workdir was made with; `entries` is the index of its rows; `user` are the rewards
+    of the user's own."""
 
     settings: ConfigDict
     workdir: epath.Path
@@ -78,6 +81,8 @@ class Run:
     pipeline: Pipeline
     share: Share
     rows: str
+    entries: tuple[IndexEntry, ...]
+    user: UserValues | None
     questions: tuple[Pipeline, int] | None
     changed: tuple[str, ...]
 
@@ -103,6 +108,7 @@ def _open_held(config: ConfigDict, folder: epath.Path, stage: str, *, targets: b
     if processes() > 1:
         agree("files", files_of(config))
     check_schedule(config, config.rl.updates * config.rl.minibatches if stage == "rl" else 1)
+    user = check_early(config, stage)
     use_compilation_cache()
     mesh = make_mesh(settings.mesh_shape(config))
     check_batch(config, mesh)
@@ -116,7 +122,7 @@ def _open_held(config: ConfigDict, folder: epath.Path, stage: str, *, targets: b
     if begun is not None:  # before the data are opened
         state = beside_params(abstract_state(tx, trainable, mesh))
         check_fits(folder_of(folder) / str(begun.step), model.params, state)
-    pipeline, rows, questions = open_data(config, model.config, tokenizer, folder, share, targets=targets)
+    (pipeline, rows, entries), questions = open_data(config, model.config, tokenizer, folder, share, targets=targets)
     return Run(
         settings=config,
         workdir=folder,
@@ -147,6 +153,8 @@ def _open_held(config: ConfigDict, folder: epath.Path, stage: str, *, targets: b
         pipeline=pipeline,
         share=share,
         rows=rows,
+        entries=entries,
+        user=user,
         questions=questions,
         changed=changed,
     )
@@ -198,9 +206,9 @@ def open_data(
     share: Share,
     *,
     targets: bool,
-) -> tuple[Pipeline, str, tuple[Pipeline, int] | None]:
-    """The rows to train on and a hash of them, and the questions of validation with the number of their microbatches.
-    Buckets that are to be fitted are put into the config."""
+) -> tuple[tuple[Pipeline, str, tuple[IndexEntry, ...]], tuple[Pipeline, int] | None]:
+    """The rows to train on, as of `open_training_rows`, and the questions of validation. Buckets that are to be fitted
+    are put into the config."""
     encoder = make_encoder(config, model, tokenizer, targets=targets)
     trained = [measure_questions(file, config, encoder, workdir) for file in config.data.train]
     asking, validated = encoder, []
@@ -212,25 +220,29 @@ def open_data(
     questions = None
     if validated:
         questions = open_questions(config, validated, with_buckets(asking, config), workdir, "valid", share)
-    return *open_training_rows(config, trained, with_buckets(encoder, config), workdir, share), questions
+    return open_training_rows(config, trained, with_buckets(encoder, config), workdir, share), questions
 
 
 def open_training_rows(
     config: ConfigDict, files: Sequence[Questions], encoder: Encoder, workdir: epath.Path, share: Share
-) -> tuple[Pipeline, str]:
-    """The mixture of data.train, put into buckets, drawn by data.weights and data.modality; and a hash of its rows."""
+) -> tuple[Pipeline, str, tuple[IndexEntry, ...]]:
+    """The mixture of data.train, put into buckets, drawn by data.weights and data.modality; a hash of its rows; their
+    index."""
     digest = hashlib.sha256()
     names = {b.name: b for b in encoder.buckets}
     weights = config.data.weights or (1.0,) * len(config.data.train)
     records: list[Record] = []
+    found: list[IndexEntry] = []
     pools = []
     for questions, weight in zip(files, weights, strict=True):
-        file, own, entries, _ = put_in_buckets(questions, config, encoder, lambda kind: config.data.modality[kind] > 0)
+        often = {kind: weight * config.data.modality[kind] for kind in DATA_TYPES}
+        file, own, entries, _ = put_in_buckets(questions, config, encoder, [kind for kind in often if often[kind]])
         digest.update(file_stamp(str(epath.Path(config.data.root) / file))["sha256"].encode())
         for bucket, rows in by_bucket(entries, names).items():
             digest.update(bucket.name.encode() + rows.tobytes())
-            pools.append(Pool(bucket, rows + len(records), weight * config.data.modality[bucket.kind]))
+            pools.append(Pool(bucket, rows + len(records), often[bucket.kind]))
         records += own
+        found += entries
     store = RecordStore.write(local_cache(workdir) / "train", records)
     pipeline = Pipeline(
         Schedule(pools, config.batch.micro, config.seed),
@@ -241,7 +253,7 @@ def open_training_rows(
         workers=config.data.workers,
         share=share,
     )
-    return pipeline, digest.hexdigest()
+    return pipeline, digest.hexdigest(), tuple(found)
 
 
 def open_questions(

@@ -52,20 +52,20 @@ def plans(pipeline, count=40):
 def test_the_same_batches_after_a_restart(root, tmp_path, capsys):
     """Before its first checkpoint they are fitted again from the index; after it they are the kept ones."""
     first = config_of(root)
-    pipeline, digest, _ = opened(first, root, tmp_path)
+    (pipeline, digest, _), _ = opened(first, root, tmp_path)
     told = capsys.readouterr().out
     assert "data.buckets=auto: " in told
     assert "32 records, 32 kept, 0 dropped" in told
     assert all(f"  {row}," in told for row in first.data.buckets)
     again = config_of(root)
-    pipeline_again, digest_again, _ = opened(again, root, tmp_path)
+    (pipeline_again, digest_again, _), _ = opened(again, root, tmp_path)
     assert (again.data.buckets, digest_again, plans(pipeline_again)) == (first.data.buckets, digest, plans(pipeline))
     (tmp_path / "config.json").write_text(settings.to_json(first))
     for begun in (Begun(1, "rl", json.loads(settings.to_json(first)), None), Begun(1, "rl", None, None)):
         resumed = config_of(root)
         keep_buckets(resumed, epath.Path(tmp_path), begun)
         assert settings.to_json(resumed) == settings.to_json(first)
-    kept, digest_kept, _ = opened(resumed, root, tmp_path)
+    (kept, digest_kept, _), _ = opened(resumed, root, tmp_path)
     assert (digest_kept, plans(kept)) == (digest, plans(pipeline))
     fresh = config_of(root)
     keep_buckets(fresh, epath.Path(tmp_path), None)
@@ -75,7 +75,7 @@ def test_the_same_batches_after_a_restart(root, tmp_path, capsys):
 def test_validation_s_questions_and_answers_to_learn_fit_too(root, tmp_path):
     config = config_of(root, "data.train=sft.json", "data.valid=hard.json", "train.validate_every=5")
     config.data.auto.completion = 40
-    _, _, questions = opened(config, root, tmp_path, targets=True)
+    _, questions = opened(config, root, tmp_path, targets=True)
     assert questions[1] > 0
     longest = max(entry[7] for entry in index_lines(root, "sft-"))
     assert {row[4] for row in config.data.buckets} == {40}
