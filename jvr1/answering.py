@@ -228,7 +228,7 @@ class Answered(NamedTuple):
 def answer_files(config: ConfigDict, asking: Asking, mesh: Mesh, out: epath.Path, *, fitted: bool) -> Answered:
     """Answers the questions of `data.train`, those without an answer in the folder `out`; weights are read when there
     is something left to ask. All processes call it. Raises UserError."""
-    suites = open_suites(config.data.train, config.data.root)
+    suites = open_suites(config.data.train, config.data.root, settings.question_fields(config))
     encoder, weights = open_encoder(config)
     told = describe_evaluation(config, asking, suites, weights, fitted)
     claim(out, told, write=jax.process_index() == 0)

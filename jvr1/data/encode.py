@@ -103,7 +103,7 @@ class Encoder:
         rules, patch, sampling = self.model.frames, self.model.vision.patch, self.sampling(record)
         numbers = rules.numbers(probe, sampling)
         height, width = rules.resized(probe, sampling, self.limits(record))
-        times = () if probe.is_image else step_times((numbers - _zero(record, numbers)) / probe.fps)
+        times = () if probe.is_image else step_times(_own_clock(record, numbers / probe.fps))
         return Grid((len(numbers) + 1) // 2, height // patch, width // patch, times=times)
 
     def _ids(self, record: Record, grids: Sequence[Grid]) -> np.ndarray:
@@ -136,7 +136,7 @@ class Encoder:
         media = self.frames(record, path)
         if record.data_type != "video":
             return Clip(media.frames, 0.0)
-        times = step_times(media.nominal - _zero(record, media.nominal))
+        times = step_times(_own_clock(record, media.nominal))
         return Clip(media.frames, media.seconds_per_step if self.real_seconds else 1.0, times)
 
     def try_encode(
@@ -151,10 +151,10 @@ class Encoder:
             return None, f"does not fit: {error}"
 
 
-def _zero(record: Record, times: np.ndarray) -> Any:
-    """Where a clip's time begins, in the unit of `times`: a part of a video that a record names is a clip by itself,
-    whose first frame is shown at 0."""
-    return times[0] if record.start is not None else 0
+def _own_clock(record: Record, seconds: Float64[np.ndarray, " N"]) -> Float64[np.ndarray, " N"]:
+    """When frames are shown: the part of a video that a record names is a clip by itself, whose first frame is at 0.
+    Rounded to what floats keep of a difference, so that texts of seconds are those of a file cut there."""
+    return seconds if record.start is None else np.round(seconds - seconds[0], 9)
 
 
 def step_times(seconds: Float64[np.ndarray, " N"]) -> tuple[float, ...]:
