@@ -1,6 +1,7 @@
 """A run that fits its own buckets: to its questions, the same when it goes on, refused where too many are lost."""
 
 import json
+import re
 
 import pytest
 from etils import epath
@@ -56,6 +57,7 @@ def test_the_same_batches_after_a_restart(root, tmp_path, capsys):
     told = capsys.readouterr().out
     assert "data.buckets=auto: " in told
     assert "32 records, 32 kept, 0 dropped" in told
+    assert all(float(share) <= 15.0 for share in re.findall(r"([\d.]+)%", told.partition("\n")[0]))
     assert all(f"  {row}," in told for row in first.data.buckets)
     again = config_of(root)
     (pipeline_again, digest_again, _), _ = opened(again, root, tmp_path)
