@@ -32,7 +32,9 @@ class AutoSettings:
         least=1,
     )
     prompt: int = setting(32768, "Most prompt tokens, visual ones with them; longer ones are dropped", least=1)
-    shapes: int = setting(8, "At most so many buckets; each compiles once", least=1, most=MAX_BUCKETS)
+    shapes: int = setting(
+        8, "At most so many buckets, of each kind of media one at least; each compiles once", least=1, most=MAX_BUCKETS
+    )
     padding: float = setting(
         0.15,
         "Share of padding, of prompt tokens and of windows, up to which fewer buckets than that are made",
