@@ -24,6 +24,7 @@ COMMANDS = {
     "evaluate": Entry("jvr1.evaluate", "accuracy on benchmarks or question files, with a report"),
     "ask": Entry("jvr1.ask", "one question about a video or images"),
     "annotate": Entry("jvr1.annotate", "chains of thought for your own questions, by any model"),
+    "report": Entry("jvr1.commands.report", "a training run as one page: curves, validations, completions with frames"),
     "convert": Entry("jvr1.commands.convert", "a model in a form that many hosts open faster"),
     "export": Entry("jvr1.commands.export", "a trained model as an HF folder, for transformers and vLLM"),
     "prepare-data": Entry("jvr1.commands.prepare_data", "Video-R1's published data: fetch, unpack, check, index"),

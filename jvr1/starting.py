@@ -39,7 +39,8 @@ def start_lines(run: Run) -> Iterator[tuple[str, str]]:
     yield "devices", device_line()
     yield "mesh", mesh_line(run)
     config = run.settings.model
-    kept = "" if run.settings.lora.rank else f", parameters kept in {config.param_dtype}"
+    apart = config.param_dtype != config.dtype and not run.settings.lora.rank
+    kept = f", parameters kept in {config.param_dtype}" if apart else ""
     yield "model", f"{run.config.family.title} from {run.origin.named}, {config.dtype}{kept}"
     yield "parameters", parameter_line(run)
     yield from row_lines(run)
@@ -69,12 +70,12 @@ def parameter_line(run: Run) -> str:
     """How many there are and how many of them are trained."""
     total, trained = (sum(x.size for x in jax.tree.leaves(tree)) for tree in (run.params, run.trainable))
     if trained == total:
-        return f"{number(total)}, all trained"
+        return f"{amount(total)}, all trained"
     how = f", LoRA of rank {run.lora.rank}" if run.lora is not None else ""
-    return f"{number(total)}, {number(trained)} trained ({trained / total:.2%}{how})"
+    return f"{amount(total)}, {amount(trained)} trained ({trained / total:.2%}{how})"
 
 
-def number(count: int) -> str:
+def amount(count: int) -> str:
     """8.29 B, 880 k."""
     for size, name in ((1e9, " B"), (1e6, " M"), (1e3, " k")):
         if count >= size:

@@ -61,19 +61,19 @@ class MetricsWriter:
 
     def text(self, step: int, tag: str, text: str) -> None:
         """A text as it is, whatever markdown it contains."""
-        self.markdown(step, tag, "\n".join("    " + line for line in text.splitlines()))
+        self._note(step, tag, "\n".join("    " + line for line in text.splitlines()), text)
 
     def table(self, step: int, tag: str, head: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A text and a table below it. Cells are shown as they are, line breaks as spaces."""
         cells = [[_cell(text) for text in row] for row in (columns, *rows)]
         cells.insert(1, ["---"] * len(columns))
         lines = [*(f"**{_cell(line)}**\n" for line in head.splitlines()), *(f"| {' | '.join(row)} |" for row in cells)]
-        self.markdown(step, tag, "\n".join(lines))
+        self._note(step, tag, "\n".join(lines), "\n".join(lines))
 
-    def markdown(self, step: int, tag: str, text: str) -> None:
+    def _note(self, step: int, tag: str, markdown: str, text: str) -> None:
         if self._board is None:
             return
-        self._add(Event(step=step, summary=text_pb(tag, text)))
+        self._add(Event(step=step, summary=text_pb(tag, markdown)))
         if self._wandb is not None:
             self._wandb.log({tag: text}, step=step)
 

@@ -19,6 +19,8 @@ from jvr1.opening.staging import write_file
 
 RECENT = 20
 """Steps whose median is what a step takes, for the time that is left."""
+FIRST = 3
+"""Steps that compile, before which nothing is said of the time left."""
 LONG = 3.0
 """Seconds after which a compilation is spoken of."""
 COMPILED = "compiled.json"
@@ -44,6 +46,11 @@ def duration(seconds: float) -> str:
     return f"{minutes}:{rest:02}" if minutes else f"{whole} s"
 
 
+def short(value: float) -> str:
+    """Three digits: 0.0123, 1.23, 123, 12,300."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
 class Progress:
     """show: metric -> its short name, in the order shown. On process 0; elsewhere nothing."""
 
@@ -66,9 +73,11 @@ class Progress:
 
     def told(self, step: int, values: Mapping[str, float]) -> str:
         """The numbers of a step, what it took, and the time left at the recent steps' median."""
-        parts = [f"{label} {values[name]:.3g}" for name, label in self.show.items() if name in values]
-        left = statistics.median(self._seconds) * (self.total - step)
-        return "  ".join([*parts, f"{values['seconds/step']:.3g} s", f"left {duration(left)}"])
+        parts = [f"{label} {short(values[name])}" for name, label in self.show.items() if name in values]
+        parts.append(f"{short(values['seconds/step'])} s")
+        if len(self._seconds) > FIRST:
+            parts.append(f"left {duration(statistics.median(self._seconds) * (self.total - step))}")
+        return "  ".join(parts)
 
     def close(self) -> None:
         if self.bar is not None:

@@ -124,6 +124,7 @@ def _open_held(config: ConfigDict, folder: epath.Path, stage: str, *, targets: b
     if config.train.validate_every:
         asking = make_encoder(config, model.config, tokenizer, targets=False)
         questions = open_questions(config, config.data.valid, asking, folder, "valid", share)
+    ends, tensor = ends_of(tokenizer, model.carried, model.config), config.mesh.decode_tensor
     pipeline, rows, entries = open_training_rows(config, encoder, folder, share)
     return Run(
         settings=config,
@@ -144,14 +145,7 @@ def _open_held(config: ConfigDict, folder: epath.Path, stage: str, *, targets: b
         optimizer=optimizer,
         tx=tx,
         key=jax.random.key(config.seed),
-        decoder=make_decoder(
-            model.graphdef,
-            mesh,
-            model.config,
-            ends_of(tokenizer, model.carried, model.config),
-            tensor=config.mesh.decode_tensor,
-            dtype=config.model.dtype,
-        ),
+        decoder=make_decoder(model.graphdef, mesh, model.config, ends, tensor=tensor, dtype=config.model.dtype),
         pipeline=pipeline,
         share=share,
         rows=rows,

@@ -14,14 +14,14 @@ from jvr1.questions.asking import VARIANTS
 from jvr1.questions.replies import Question, task_of
 from jvr1.train.metrics import MetricsWriter
 
-VALIDATION = "validation"
+VALIDATION_FOLDER = "validation"
 """Folder of a workdir: step-N.jsonl has what each question of a validation was answered."""
 SHOWN_ANSWERS = 12
 
 
 def keep_answers(workdir: epath.Path, step: int, questions: Sequence[Question], mode: str) -> None:
     """Writes WORKDIR/validation/step-N.jsonl, a line a question that was asked."""
-    folder = workdir / VALIDATION
+    folder = workdir / VALIDATION_FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(answers_of(q, mode), ensure_ascii=False) + "\n" for q in questions if q.error is None]
     # a lone surrogate, which JSON can carry, has no UTF-8 form
