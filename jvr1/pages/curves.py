@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from markupsafe import Markup, escape
 
@@ -13,10 +13,11 @@ LINE_COLOURS = 8
 SMOOTHED = 40
 """Points from which a curve is drawn smoothed, its points faint behind it."""
 
-Points = Sequence[tuple[float, float]]
+Number = float | int
+Points = Sequence[tuple[Number, Number]]
 
 
-def curves(series: Mapping[str, Points], *, least: float | None = None, most: float | None = None) -> Markup:
+def curves(series: Mapping[str, Points], *, least: Number | None = None, most: Number | None = None) -> Markup:
     """An SVG element of the named curves, each of (x, y); values that are not finite are left out.
 
     least, most: what the axis reaches at least. Where a few values stand far above all others the axis ends below them.
@@ -28,7 +29,7 @@ def curves(series: Mapping[str, Points], *, least: float | None = None, most: fl
     low, high = span([y for _, y in every], least, most)
     x0, x1 = min(x for x, _ in every), max(x for x, _ in every)
 
-    def at(x: float, y: float) -> str:
+    def at(x: Number, y: Number) -> str:
         right = (x - x0) / (x1 - x0) if x1 > x0 else 0.5
         up = (min(max(y, low), high) - low) / (high - low)
         return (
@@ -48,7 +49,7 @@ def curves(series: Mapping[str, Points], *, least: float | None = None, most: fl
     return Markup("".join([*parts, "</svg>"]))
 
 
-def curve(name: str, points: Points, colour: int, at) -> list[str]:  # type: ignore[no-untyped-def]
+def curve(name: str, points: Points, colour: int, at: Callable[[Number, Number], str]) -> list[str]:
     """One of them: a line, or a dot where there is one value."""
     if not points:
         return []
@@ -80,7 +81,7 @@ def smoothed(points: Points) -> Points:
     return means
 
 
-def span(values: Sequence[float], least: float | None, most: float | None) -> tuple[float, float]:
+def span(values: Sequence[Number], least: Number | None, most: Number | None) -> tuple[Number, Number]:
     """The axis: all values, but for peaks over three times what 95 of 100 stay below."""
     ranked = sorted(values)
     high, usual = ranked[-1], ranked[(len(ranked) - 1) * 95 // 100]
@@ -92,8 +93,8 @@ def span(values: Sequence[float], least: float | None, most: float | None) -> tu
     return (low - (0 if low == least else margin), high + (0 if high == most else margin))
 
 
-def ticks(low: float, high: float) -> list[float]:
-    """Three to six round values within the axis."""
+def ticks(low: Number, high: Number) -> list[Number]:
+    """Three to seven round values within the axis."""
     rough = (high - low) / 4
     size = 10 ** math.floor(math.log10(rough))
     step = min((size * m for m in (1, 2, 5, 10)), key=lambda s: abs(s - rough))
@@ -101,8 +102,8 @@ def ticks(low: float, high: float) -> list[float]:
     return [n * step for n in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def tick_text(value: float) -> str:
+def tick_text(value: Number) -> str:
     """0.25, 12, 1.2k, 3e-07."""
     if value and (abs(value) < 1e-3 or abs(value) >= 1e6):
-        return f"{value:.2g}".replace("e-0", "e-").replace("e+0", "e")
+        return f"{value:.1e}".replace(".0e", "e").replace("e-0", "e-").replace("e+0", "e")
     return f"{value / 1000:.4g}k" if abs(value) >= 10_000 else f"{value:.6g}"

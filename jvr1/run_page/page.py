@@ -15,7 +15,7 @@ from jvr1.run_page.groups import Thumbnails, groups_of
 from jvr1.run_page.reading import RunFiles, Values
 
 CHANGED_SHOWN = 12
-CHARTS: tuple[tuple[str, tuple[str, ...], dict[str, float]], ...] = (
+CHARTS: tuple[tuple[str, tuple[str, ...], dict[str, float | int]], ...] = (
     ("Reward", ("reward", "reward/accuracy", "reward/format", "reward/best"), {"least": 0}),
     ("Rewards of your own", ("reward/user/*",), {}),
     ("Validation, ordered frames", ("valid/*/ordered",), {"least": 0, "most": 1}),
@@ -93,7 +93,7 @@ def chosen(values: Values, patterns: Sequence[str]) -> dict[str, Points]:
     return found
 
 
-def shown_number(value: float) -> str:
+def shown_number(value: float | int) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 

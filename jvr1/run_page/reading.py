@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from jvr1.errors import UserError
 
-Values = dict[str, list[tuple[float, float]]]
+Values = dict[str, list[tuple[float | int, float | int]]]
 """Metric -> (step, value), in order."""
 
 

@@ -36,7 +36,7 @@ def say(text: str) -> None:
         sys.stdout.flush()
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: float | int) -> str:
     """3 s, 2:05, 1:02:05."""
     whole = round(seconds)
     minutes, rest = divmod(whole, 60)
@@ -46,7 +46,7 @@ def duration(seconds: float) -> str:
     return f"{minutes}:{rest:02}" if minutes else f"{whole} s"
 
 
-def short(value: float) -> str:
+def short(value: float | int) -> str:
     """Three digits: 0.0123, 1.23, 123, 12,300."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
@@ -61,7 +61,7 @@ class Progress:
         if sys.stderr.isatty() and jax.process_index() == 0:
             self.bar = tqdm(total=total, initial=done, bar_format=_BAR, dynamic_ncols=True)
 
-    def after(self, step: int, values: Mapping[str, float]) -> None:
+    def after(self, step: int, values: Mapping[str, float | int]) -> None:
         """values: those of the step just taken, `seconds/step` among them."""
         self._seconds.append(values["seconds/step"])
         told = self.told(step, values)
@@ -71,7 +71,7 @@ class Progress:
             self.bar.set_postfix_str(told, refresh=False)
             self.bar.update()
 
-    def told(self, step: int, values: Mapping[str, float]) -> str:
+    def told(self, step: int, values: Mapping[str, float | int]) -> str:
         """The numbers of a step, what it took, and the time left at the recent steps' median."""
         parts = [f"{label} {short(values[name])}" for name, label in self.show.items() if name in values]
         parts.append(f"{short(values['seconds/step'])} s")
