@@ -64,10 +64,13 @@ class MetricsWriter:
         self._note(step, tag, "\n".join("    " + line for line in text.splitlines()), text)
 
     def table(self, step: int, tag: str, head: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """A text and a table below it. Cells are shown as they are, line breaks as spaces."""
+        """A text and a table below it, whose rows are numbered, with their last cells below the table: TensorBoard
+        gives a long one all the width. Cells are shown as they are, line breaks as spaces."""
         cells = [[_cell(text) for text in row] for row in (columns, *rows)]
-        cells.insert(1, ["---"] * len(columns))
-        lines = [*(f"**{_cell(line)}**\n" for line in head.splitlines()), *(f"| {' | '.join(row)} |" for row in cells)]
+        lines = [f"**{_cell(line)}**\n" for line in head.splitlines()]
+        lines += [f"| {' | '.join(['', *cells[0][:-1]])} |", "|---" * len(columns) + "|"]
+        lines += [f"| {' | '.join([str(i), *row[:-1]])} |" for i, row in enumerate(cells[1:], 1)]
+        lines += [f"\n**{i}** {row[-1]}" for i, row in enumerate(cells[1:], 1)]
         self._note(step, tag, "\n".join(lines), "\n".join(lines))
 
     def _note(self, step: int, tag: str, markdown: str, text: str) -> None:

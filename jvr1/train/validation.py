@@ -54,6 +54,7 @@ def log_answers(writer: MetricsWriter, step: int, questions: Sequence[Question],
     for one in there[::every][:SHOWN_ANSWERS]:
         said = [one["replies"].get(variant, {}) for variant in VARIANTS]
         told = [f"{r['answer'] or 'none'} ({r['accuracy']:.3g})" if r else "" for r in said]
-        rows.append([one["task"], one["problem"], one["gold"], *told, said[0].get("completion", "")])
-    columns = ["task", "question", "right", *VARIANTS, "completion on ordered frames"]
+        asked = "  ".join([one["problem"], *one["options"]])
+        rows.append([one["task"], one["gold"], *told, f"{asked}: {said[0].get('completion', '')}"])
+    columns = ["task", "right", *VARIANTS, "question and completion on ordered frames"]
     writer.table(step, "valid/answers", f"{len(there)} questions, {len(rows)} shown", columns, rows)

@@ -104,12 +104,14 @@ def board(tmp_path):
 
 def test_a_table_s_cells_are_texts_whatever_they_hold(board):
     writer, read = board
-    cells = ["<think>a</think> | b", "*x* _y_ `z` [l](m) # ~ \\ & <b>", "two\nlines"]
+    cells = ["<think>a</think> | b", "*x* _y_ `z` [l](m) # ~ \\ & <b>", "two <i>\nlines"]
     writer.table(1, "t", "**asked**\n|x|", ["a", "b", "c"], [cells])
     page = markdown.markdown(read("t"), extensions=["markdown.extensions.tables"])  # as TensorBoard renders it
     shown = [cell.split("</td>")[0].removeprefix(">") for cell in page.split("<td")[1:]]
     escaped = [c.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("\n", " ") for c in cells]
-    assert shown == escaped
+    assert shown == ["1", *escaped[:2]]
+    assert f"<p><strong>1</strong> {escaped[2]}</p>" in page
+    assert page.count("<th") == 1 + 3  # and thead
     assert "<strong>**asked**</strong>" in page
     assert page.count("<table>") == 1
 
@@ -137,5 +139,5 @@ def test_a_validation_is_kept_and_some_of_it_shown(tmp_path, board):
     assert said["replies"]["shuffled"]["accuracy"] == 0.0
     assert (said["number"], said["gold"], said["task"]) == (3, "B", "s")
     log_answers(writer, 7, questions(right=True), "robust")
-    assert read("valid/answers").count("\n| s |") == 12
+    assert read("valid/answers").count(" | s | ") == 12
     assert "30 questions, 12 shown" in read("valid/answers")
