@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -44,6 +44,17 @@ def answers_of(question: Question, mode: str) -> dict[str, Any]:
             for r in question.replies
         },
     }
+
+
+def validation_line(step: int, metrics: Mapping[str, float]) -> str:
+    """Of each task the accuracy on ordered frames, in brackets on shuffled ones."""
+    told = []
+    for name, value in metrics.items():
+        task, _, variant = name.rpartition("/")
+        if variant == VARIANTS[0]:
+            twin = metrics.get(f"{task}/{VARIANTS[1]}")
+            told.append(f"{task} {value:.2f}" + ("" if twin is None else f" ({twin:.2f})"))
+    return f"step {step} valid, ordered (shuffled): {'  '.join(told)}"
 
 
 def log_answers(writer: MetricsWriter, step: int, questions: Sequence[Question], mode: str) -> None:

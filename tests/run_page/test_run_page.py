@@ -8,9 +8,9 @@ import shutil
 
 import numpy as np
 import pytest
+from browser import browse, console
 from PIL import Image
 from runs import STEPS, scalars
-from test_page import browse, console
 
 from jvr1.commands import report
 from jvr1.errors import UserError

@@ -17,7 +17,7 @@ from jvr1.questions.replies import Question, reply
 from jvr1.train.metrics import MetricsWriter
 from jvr1.train.pictures import group_table, one_line, sample_lines
 from jvr1.train.rollouts import Rollout
-from jvr1.train.validation import answers_of, keep_answers, log_answers
+from jvr1.train.validation import answers_of, keep_answers, log_answers, validation_line
 
 TEXTS = ["<think>a</think><answer>A</answer>", "<answer>B|C</answer>", "third", "fourth, shuffled"]
 
@@ -114,6 +114,17 @@ def test_a_table_s_cells_are_texts_whatever_they_hold(board):
     assert page.count("<th") == 1 + 3  # and thead
     assert "<strong>**asked**</strong>" in page
     assert page.count("<table>") == 1
+
+
+def test_a_validation_in_a_line():
+    metrics = {
+        "bar/ordered": 0.5,
+        "bar/format": 1.0,
+        "order/ordered": 0.125,
+        "order/shuffled": 0.25,
+        "order/length": 9.0,
+    }
+    assert validation_line(3, metrics) == "step 3 valid, ordered (shuffled): bar 0.50  order 0.12 (0.25)"
 
 
 def questions(right: bool) -> list[Question]:
