@@ -13,11 +13,11 @@ LINE_COLOURS = 8
 SMOOTHED = 40
 """Points from which a curve is drawn smoothed, its points faint behind it."""
 
-Number = float | int
-Points = Sequence[tuple[Number, Number]]
+_Number = float | int
+Points = Sequence[tuple[_Number, _Number]]
 
 
-def curves(series: Mapping[str, Points], *, least: Number | None = None, most: Number | None = None) -> Markup:
+def curves(series: Mapping[str, Points], *, least: _Number | None = None, most: _Number | None = None) -> Markup:
     """An SVG element of the named curves, each of (x, y); values that are not finite are left out.
 
     least, most: what the axis reaches at least. Where a few values stand far above all others the axis ends below them.
@@ -29,7 +29,7 @@ def curves(series: Mapping[str, Points], *, least: Number | None = None, most: N
     low, high = span([y for _, y in every], least, most)
     x0, x1 = min(x for x, _ in every), max(x for x, _ in every)
 
-    def at(x: Number, y: Number) -> str:
+    def at(x: _Number, y: _Number) -> str:
         right = (x - x0) / (x1 - x0) if x1 > x0 else 0.5
         up = (min(max(y, low), high) - low) / (high - low)
         return (
@@ -49,7 +49,7 @@ def curves(series: Mapping[str, Points], *, least: Number | None = None, most: N
     return Markup("".join([*parts, "</svg>"]))
 
 
-def curve(name: str, points: Points, colour: int, at: Callable[[Number, Number], str]) -> list[str]:
+def curve(name: str, points: Points, colour: int, at: Callable[[_Number, _Number], str]) -> list[str]:
     """One of them: a line, or a dot where there is one value."""
     if not points:
         return []
@@ -81,7 +81,7 @@ def smoothed(points: Points) -> Points:
     return means
 
 
-def span(values: Sequence[Number], least: Number | None, most: Number | None) -> tuple[Number, Number]:
+def span(values: Sequence[_Number], least: _Number | None, most: _Number | None) -> tuple[_Number, _Number]:
     """The axis: all values, but for peaks over three times what 95 of 100 stay below."""
     ranked = sorted(values)
     high, usual = ranked[-1], ranked[(len(ranked) - 1) * 95 // 100]
@@ -93,7 +93,7 @@ def span(values: Sequence[Number], least: Number | None, most: Number | None) ->
     return (low - (0 if low == least else margin), high + (0 if high == most else margin))
 
 
-def ticks(low: Number, high: Number) -> list[Number]:
+def ticks(low: _Number, high: _Number) -> list[_Number]:
     """Three to seven round values within the axis."""
     rough = (high - low) / 4
     size = 10 ** math.floor(math.log10(rough))
@@ -102,7 +102,7 @@ def ticks(low: Number, high: Number) -> list[Number]:
     return [n * step for n in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def tick_text(value: Number) -> str:
+def tick_text(value: _Number) -> str:
     """0.25, 12, 1.2k, 3e-07."""
     if value and (abs(value) < 1e-3 or abs(value) >= 1e6):
         return f"{value:.1e}".replace(".0e", "e").replace("e-0", "e-").replace("e+0", "e")

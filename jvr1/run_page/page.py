@@ -116,8 +116,8 @@ def validation_table(run: RunFiles) -> tuple[list[str], list[dict[str, Any]]]:
 
 
 def validation_changes(validations: Mapping[int, Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """What became right and wrong on ordered frames: from each validation to the next as counts, and from the first to
-    the last with the questions."""
+    """What was answered better and worse on ordered frames: from each validation to the next as counts, and from the
+    first to the last with the questions."""
     steps = list(validations)
     pairs = list(pairwise(steps))
     if len(steps) > 2:
@@ -141,6 +141,6 @@ def turned(
             gained.append(entry)
         elif new["accuracy"] < old["accuracy"]:
             lost.append(entry)
-    every = ((("became right", "right"), gained), (("became wrong", "wrong"), lost))
+    every = ((("answered better", "right"), gained), (("answered worse", "wrong"), lost))
     kinds = [{"title": t, "class": c, "count": len(of), "questions": of[:CHANGED_SHOWN]} for (t, c), of in every]
     return {"before": before, "after": after, "listed": listed, "kinds": kinds}

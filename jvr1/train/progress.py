@@ -8,7 +8,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import jax
 from etils import epath
@@ -26,7 +26,7 @@ LONG = 3.0
 COMPILED = "compiled.json"
 """File of a workdir: seconds by program, of those that took long."""
 _EVENT = "/jax/core/compile/backend_compile_duration"
-_BAR = "{n_fmt}/{total_fmt} {percentage:3.0f}%|{bar:16}| {postfix}"
+_BAR = "{n_fmt}/{total_fmt} |{bar:10}| {desc}"
 
 
 def say(text: str) -> None:
@@ -68,7 +68,7 @@ class Progress:
         if self.bar is None:
             say(f"step {step}/{self.total}  {told}")
         else:
-            self.bar.set_postfix_str(told, refresh=False)
+            self.bar.set_description_str(told, refresh=False)
             self.bar.update()
 
     def told(self, step: int, values: Mapping[str, float | int]) -> str:
@@ -133,8 +133,9 @@ class Compilations:
             say(f"compiled {name} in {duration(seconds)}")
         if seconds >= self.longest:
             self.seconds[name] = seconds
-            if jax.process_index() == 0:
-                write_file(self.file, (json.dumps(self.seconds, indent=1) + "\n").encode())
+            with suppress(OSError):  # a storage that takes no more is told by what needs it
+                if jax.process_index() == 0:
+                    write_file(self.file, (json.dumps(self.seconds, indent=1) + "\n").encode())
 
 
 def program_name(name: str) -> str:
