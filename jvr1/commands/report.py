@@ -8,6 +8,7 @@ data.root, as the model gets them; where they cannot be, the page goes without.
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -28,6 +29,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = options().parse_args(arguments)
     if "JAX_PLATFORMS" not in os.environ:
         jax.config.update("jax_platforms", "cpu")  # an accelerator has no part in this, and may be the run's
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it tells of every restart
     run = read_run(args.workdir)
     config = settings.from_json((run.workdir / "config.json").read_text(), str(run.workdir))
     out = epath.Path(args.out or run.workdir / "report.html")

@@ -17,6 +17,7 @@ from jvr1.train.setup import open_run
         ({"data__root": "/no/root"}, "data.train names rl.json, which is not in data.root /no/root"),
         ({"data__train": "other.json"}, "data.train names other.json, which is not in data.root"),
         ({"data__valid": "other.json"}, "data.valid names other.json, which is not in data.root"),
+        ({"data__train": "early_broken.json"}, "early_broken.json"),
         ({"data__root": ""}, "data.train names rl.json, which is not in this folder: data.root is empty"),
         ({"reward__user": "no_such_module:reward"}, "no_such_module"),
         ({"train__wandb": "video"}, "train.wandb is 'video' but wandb is not installed"),
@@ -25,6 +26,7 @@ from jvr1.train.setup import open_run
 def test_before_the_model_is_opened(demo, tmp_path, monkeypatch, changes, message):
     """The model is none: whoever opened it first would say that."""
     monkeypatch.setitem(sys.modules, "wandb", None)
+    (demo.root / "early_broken.json").write_text('[{"problem_id": 1,')
     changes = {"batch__micro": 8, "model__source": "/no/such/model", "reward__user": ""} | changes
     config, workdir, *_ = settings.parse(["rl", *demo.arguments("rl", tmp_path / "run", **changes)])
     with pytest.raises(UserError, match=r".") as raised:
