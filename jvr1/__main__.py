@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -60,6 +61,8 @@ def run(arguments: Sequence[str]) -> int | None:
         raise UserError(f"there is no command {name!r}; {told}")
     entry = COMMANDS[name]
     sys.argv = [f"jvr1 {name}", *rest]  # what the commands read, and what their messages call them
+    # that torch is missing: it has no part in this
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     module = importlib.import_module(entry.module)
     if entry.module.startswith(OWN):
         code: int | None = module.main(rest)

@@ -153,7 +153,7 @@ def write_rollouts(workdir: epath.PathLike, step: int, process: int, rows: Seque
 
 LEAST_HEIGHT = 112
 """Pixels: smaller frames are shown in whole multiples of their size."""
-FRAMES_A_ROW, MOST_LINES = 4, 14
+FRAMES_BESIDE, MOST_LINES = 4, 14
 _GAP, _MARGIN = 2, 4
 
 
@@ -163,7 +163,7 @@ def frame_strip(frames: UInt8[np.ndarray, "n h w 3"], caption: str, min_width: i
     times = -(-LEAST_HEIGHT // frames.shape[1])
     frames = frames.repeat(times, axis=1).repeat(times, axis=2)
     n, h, w, _ = frames.shape
-    rows, columns = -(-n // FRAMES_A_ROW), min(n, FRAMES_A_ROW)
+    rows, columns = -(-n // FRAMES_BESIDE), min(n, FRAMES_BESIDE)
     width, height = max(columns * (w + _GAP) - _GAP, min_width), rows * (h + _GAP) - _GAP
     size = max(14, width // 30)
     font = ImageFont.load_default(size)
@@ -173,7 +173,7 @@ def frame_strip(frames: UInt8[np.ndarray, "n h w 3"], caption: str, min_width: i
     line_height = round(1.4 * size)
     image = Image.new("RGB", (width, height + 2 * _MARGIN + line_height * len(lines)), "white")
     for i, frame in enumerate(frames):
-        row, column = divmod(i, FRAMES_A_ROW)
+        row, column = divmod(i, FRAMES_BESIDE)
         image.paste(Image.fromarray(frame), (column * (w + _GAP), row * (h + _GAP)))
     draw = ImageDraw.Draw(image)
     for i, line in enumerate(lines):
