@@ -113,6 +113,7 @@ def _open_held(config: ConfigDict, folder: epath.Path, stage: str, *, targets: b
     lora = settings.lora(config)
     model, origin = open_weights(config, folder, begun, mesh, stage)
     tokenizer = make_tokenizer(model.carried, model.config, model.source)
+    ends, tensor = ends_of(tokenizer, model.carried, model.config), config.mesh.decode_tensor
     optimizer = settings.optimizer(config)
     trainable, frozen = partition(model.params, optimizer.freeze, ".*" if lora is None else ADAPTERS)
     tx = make_optimizer(optimizer, trainable)
@@ -124,7 +125,6 @@ def _open_held(config: ConfigDict, folder: epath.Path, stage: str, *, targets: b
     if config.train.validate_every:
         asking = make_encoder(config, model.config, tokenizer, targets=False)
         questions = open_questions(config, config.data.valid, asking, folder, "valid", share)
-    ends, tensor = ends_of(tokenizer, model.carried, model.config), config.mesh.decode_tensor
     pipeline, rows, entries = open_training_rows(config, encoder, folder, share)
     return Run(
         settings=config,
