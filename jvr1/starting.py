@@ -35,7 +35,7 @@ def aligned(lines: Iterator[tuple[str, str]]) -> list[str]:
 
 def start_lines(run: Run) -> Iterator[tuple[str, str]]:
     """(label, text) of each line."""
-    yield "jvr1", f"{__version__}, {run.stage}"
+    yield "run", f"train-{run.stage}, jvr1 {__version__}"
     yield "devices", device_line()
     yield "mesh", mesh_line(run)
     config = run.settings.model

@@ -22,7 +22,7 @@ def run(demo):
 def told(run) -> dict[str, list[str]]:
     """Label -> its lines, of the block that the run begins with."""
     lines = run.out.splitlines()
-    start = next(i for i, line in enumerate(lines) if line.startswith("jvr1 "))
+    start = next(i for i, line in enumerate(lines) if line.startswith("run   "))
     found: dict[str, list[str]] = {}
     label = ""
     for line in lines[start:]:
@@ -34,13 +34,13 @@ def told(run) -> dict[str, list[str]]:
 
 
 LABELS = (
-    "jvr1", "devices", "mesh", "model", "parameters", "rows", "buckets", "steps", "memory", "workdir", "to see"
+    "run", "devices", "mesh", "model", "parameters", "rows", "buckets", "steps", "memory", "workdir", "to see"
 )  # fmt: skip
 
 
 def test_every_line_is_there_in_order(told):
     assert tuple(told) == LABELS
-    assert told["jvr1"] == [f"{__version__}, rl"]
+    assert told["run"] == [f"train-rl, jvr1 {__version__}"]
     assert told["devices"] == ["1 x cpu"]
 
 
