@@ -1,4 +1,4 @@
-"""Question files as other benchmarks publish them, read as they are: a form of FORMS each.
+"""Question files as other benchmarks publish them, read as they are: a form of PUBLISHED_FORMS each.
 
 Where a form was read: Video-Holmes github.com/TencentARC/Video-Holmes (evaluate.py), LVBench github.com/THUDM/LVBench
 (lvbench/metrics), LongVideoBench github.com/longvideobench/LongVideoBench (longvideobench_dataset.py), MLVU
@@ -21,7 +21,7 @@ from etils import epath
 from jvr1.data.records import Fault, Record, parse_record
 from jvr1.errors import UserError, shown
 
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+OPTION_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 class AskedItem(NamedTuple):
@@ -79,7 +79,7 @@ def _lvbench(item: Any, stem: str) -> Iterator[AskedItem]:
 
 def _long_video_bench(item: Any, stem: str) -> Iterator[AskedItem]:
     """Without subtitles. The test set's answers are not published."""
-    answer, group = LETTERS[item["correct_choice"]], str(item["duration_group"])
+    answer, group = OPTION_LETTERS[item["correct_choice"]], str(item["duration_group"])
     options = _lettered(item["candidates"])
     yield AskedItem(item["id"], item["question"], item["video_path"], answer, options, item["question_category"], group)
 
@@ -87,7 +87,7 @@ def _long_video_bench(item: Any, stem: str) -> Iterator[AskedItem]:
 def _mlvu(item: Any, stem: str) -> Iterator[AskedItem]:
     """The multiple-choice tasks of its dev set, a file and a folder of videos each."""
     options = item["candidates"]
-    answer = LETTERS[options.index(item["answer"])]
+    answer = OPTION_LETTERS[options.index(item["answer"])]
     number = f"{stem}/{item['video']}: {item['question']}"
     yield AskedItem(number, item["question"], f"{stem}/{item['video']}", answer, _lettered(options), stem[2:])
 
@@ -95,7 +95,7 @@ def _mlvu(item: Any, stem: str) -> Iterator[AskedItem]:
 def _tvbench(item: Any, stem: str) -> Iterator[AskedItem]:
     """`start` and `end`, which two tasks have, are kept and not used: the whole video is asked about."""
     options = [str(option) for option in item["candidates"]]
-    answer = LETTERS[options.index(str(item["answer"]))]
+    answer = OPTION_LETTERS[options.index(str(item["answer"]))]
     number, more = f"{stem}/{item['video']}: {item['question']}", {k: item[k] for k in ("start", "end") if k in item}
     video = f"{stem}/{item['video']}"
     yield AskedItem(number, item["question"], video, answer, _lettered(options), stem, more=more)
@@ -119,9 +119,9 @@ def _charades_sta(item: Any, stem: str) -> Iterator[AskedItem]:
 def _lettered(options: Sequence[Any]) -> list[str]:
     """'A. text' of each; a letter that an option has already stays."""
     texts = [str(option).strip() for option in options]
-    if all(re.match(rf"\(?{letter}[.):]", text) for letter, text in zip(LETTERS, texts, strict=False)):
+    if all(re.match(rf"\(?{letter}[.):]", text) for letter, text in zip(OPTION_LETTERS, texts, strict=False)):
         return texts
-    return [f"{letter}. {text}" for letter, text in zip(LETTERS, texts, strict=False)]
+    return [f"{letter}. {text}" for letter, text in zip(OPTION_LETTERS, texts, strict=False)]
 
 
 # --- the table --------------------------------------------------------------------------------------------------------
@@ -131,7 +131,7 @@ TVBENCH_TASKS = (
     "action_antonym", "action_count", "action_localization", "action_sequence", "egocentric_sequence",
     "moving_direction", "object_count", "object_shuffle", "scene_transition", "unexpected_action",
 )  # fmt: skip
-FORMS = {
+PUBLISHED_FORMS = {
     "videoholmes": Form(
         ("test_Video-Holmes.json",), ("", "Benchmark", "Video-Holmes", "Video-Holmes/Benchmark"),
         ("videos", "videos_cropped", "video"), _video_holmes,
@@ -163,7 +163,7 @@ class ReadForm(NamedTuple):
 
 def read_form(name: str, title: str, root: str) -> ReadForm:
     """A benchmark's questions, read below the root. Raises UserError; a faulty question is no error."""
-    form = FORMS[name]
+    form = PUBLISHED_FORMS[name]
     folder, files = _find(form, title, root)
     videos = _Videos(root, folder, form.media)
     records: dict[int, Record] = {}

@@ -14,16 +14,17 @@ from jvr1.data.records import Fault, Record, read_records
 from jvr1.errors import UserError
 from jvr1.eval import breakdown
 from jvr1.eval.breakdown import Breakdown
-from jvr1.eval.forms import FORMS, read_form
+from jvr1.eval.forms import PUBLISHED_FORMS, read_form
 
 CITATION = "Video-R1-7B, arXiv 2503.21776, Table 1"
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A benchmark. file: Video-R1's of it; none of a benchmark of `eval.forms`. paper: accuracy in % that CITATION gives,
-    by most frames a video; paper_type: the problem type those rest on (None: all). mean_over_tasks: the benchmark's own
-    score is the mean over its tasks. breakdown: the groups it reports (None: its tasks, which its file names, or none)."""
+    """A benchmark. file: Video-R1's of it; none of a benchmark of `eval.forms`. paper: accuracy in % that CITATION
+    gives, by most frames a video; paper_type: the problem type those rest on (None: all). mean_over_tasks: the
+    benchmark's own score is the mean over its tasks. breakdown: the groups it reports (None: its tasks, which its file
+    names, or none)."""
 
     title: str
     file: str = ""
@@ -101,7 +102,7 @@ def _open(name: str, root: str) -> Suite:
     if benchmark is None and not name.endswith((".json", ".jsonl")):
         known = ", ".join(BENCHMARKS)
         raise UserError(f"there is no suite {name!r}; use {known}, or question files ending in .json or .jsonl")
-    if benchmark is not None and name in FORMS:
+    if benchmark is not None and name in PUBLISHED_FORMS:
         return _of_form(name, benchmark, root)
     file = name if benchmark is None else _published(benchmark, root)
     records, faults = read_records(str(epath.Path(root) / file))

@@ -151,7 +151,7 @@ OF_A_HOST = 8
 """The most ways that weights are split for decoding in a suggestion."""
 ALTERS = ("optimizer.moment_dtype", "model.param_dtype", "rl.beta", "optimizer.freeze", "lora.rank")
 """Settings that change what a run computes, not only where and when."""
-LORA = {"lora.rank": 32, "lora.alpha": 64.0, "lora.patterns": ("text/layers/.*",)}
+SUGGESTED_LORA = {"lora.rank": 32, "lora.alpha": 64.0, "lora.patterns": ("text/layers/.*",)}
 """Adapters as configs/tgrpo_7b_lora.py has them: of all linear maps of the decoder."""
 
 
@@ -173,7 +173,7 @@ def suggestions(plan: RunPlan, tokens: int | None = None) -> list[Suggestion]:
     the same prompts in smaller parts, and of LoRA, the best is listed."""
     config, model = plan.step.config, plan.step.model
     parts = smaller_parts(plan.step)
-    adapters = [LORA | part for part in ({}, *parts)] if not config.lora.rank else []
+    adapters = [SUGGESTED_LORA | part for part in ({}, *parts)] if not config.lora.rank else []
     found = _counted(plan, candidates(config, model), tokens)
     for several in (parts, adapters):
         found += sorted(_counted(plan, several, tokens), key=_rank)[:1]

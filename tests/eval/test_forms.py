@@ -10,7 +10,7 @@ import pytest
 
 from jvr1.errors import UserError
 from jvr1.eval.breakdown import HOLMES_TYPES, LVBENCH_TYPES
-from jvr1.eval.forms import FORMS, MLVU_TASKS, TVBENCH_TASKS
+from jvr1.eval.forms import PUBLISHED_FORMS, MLVU_TASKS, TVBENCH_TASKS
 from jvr1.eval.report import AskedSuite, build
 from jvr1.eval.suites import BENCHMARKS, open_suites
 from jvr1.questions.asking import Asking
@@ -90,7 +90,7 @@ WANTED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", list(FORMS))
+@pytest.mark.parametrize("name", list(PUBLISHED_FORMS))
 def test_a_published_record_is_our_question(tmp_path, name):
     published(tmp_path, name)
     (suite,) = open_suites([name], str(tmp_path))
@@ -115,7 +115,7 @@ def numbers(root, name: str, answer: str) -> dict:
     return build([AskedSuite(suite, asked)], Asking(), settings, "robust", 16)["benchmarks"][name]
 
 
-@pytest.mark.parametrize("name", [name for name in FORMS if name != "charades"])
+@pytest.mark.parametrize("name", [name for name in PUBLISHED_FORMS if name != "charades"])
 def test_right_and_wrong_letters_score(tmp_path, name):
     published(tmp_path, name)
     gold = WANTED[name][2]
