@@ -10,7 +10,7 @@ import pytest
 
 from jvr1.errors import UserError
 from jvr1.eval.breakdown import HOLMES_TYPES, LVBENCH_TYPES
-from jvr1.eval.forms import PUBLISHED_FORMS, MLVU_TASKS, TVBENCH_TASKS
+from jvr1.eval.forms import MLVU_TASKS, PUBLISHED_FORMS, TVBENCH_TASKS
 from jvr1.eval.report import AskedSuite, build
 from jvr1.eval.suites import BENCHMARKS, open_suites
 from jvr1.questions.asking import Asking
