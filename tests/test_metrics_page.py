@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from runs import scalars
 
+from jvr1.questions.summary import TaskSummary
+
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "metrics.md").read_text()
 ROWS = [line.split("|")[1] for line in PAGE.splitlines() if line.startswith("| `")]
@@ -50,7 +52,7 @@ NO_NAMES = {
     "loss/loss/entropy",
     "loss/loss/answer_logprob",
 }
-"""Sums that other numbers are made of, what a checkpoint keeps, and SFT's `gradients`, whose names have their prefix."""
+"""Sums that others are made of, what a checkpoint keeps, and SFT's `gradients`, whose names have their prefix."""
 
 
 def named_in(function: ast.AST) -> Iterator[str]:
@@ -84,8 +86,18 @@ def test_what_the_code_logs_is_on_the_page():
             assert found, f"{file} has no function {name}"
             names = {prefix + said for one in found for said in named_in(one)} - NO_NAMES
             assert names, f"{file} {name} names nothing"
-            missing = {said for said in names if not on_the_page(said) and said != "update/something"}
+            missing = {said for said in names if not on_the_page(said) and said != "seconds/something"}
             assert not missing, f"{file} {name}: {missing} are not on docs/metrics.md"
+
+
+def test_phases_and_what_validation_gives_are_on_the_page():
+    sources = "".join(path.read_text() for path in (ROOT / "jvr1").rglob("train*.py")) + "".join(
+        path.read_text() for path in (ROOT / "jvr1" / "train").glob("*.py")
+    )
+    phases = set(re.findall(r"\.phase\(\"(\w+)\"\)", sources))
+    assert phases >= {"data", "generate", "reward", "update"}
+    assert all(f"seconds/{name}" in NAMES for name in phases)
+    assert all(f"valid/TASK/{name}" in NAMES for name in TaskSummary._fields)
 
 
 @pytest.mark.parametrize("stage", ["sft", "rl"])
