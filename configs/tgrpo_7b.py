@@ -1,7 +1,7 @@
 """T-GRPO of Qwen2.5-VL-7B on Video-R1-260k, our defaults: --config configs/tgrpo_7b.py --config.data.root=DIR
 
-DIR holds Video-R1-260k.json and its media (tools/prepare_data.py). Start from the cold start:
---config.model.source=WORKDIR_OF_SFT. Memory by mesh and chip: tools/plan.py.
+DIR holds Video-R1-260k.json and its media (jvr1 prepare-data). Start from the cold start:
+--config.model.source=WORKDIR_OF_SFT. Memory by mesh and chip: jvr1 plan.
 """
 
 from ml_collections import ConfigDict

@@ -1,4 +1,4 @@
-"""Chains of thought for your own questions: python -m jvr1.annotate --model DIR --data FILE --out FILE
+"""Chains of thought for your own questions: jvr1 annotate --model DIR --data FILE --out FILE
 
 Asks any model the questions of a file in Video-R1's form, keeps the answers that the reward finds right, and writes
 them with their reasoning as `process`: what jvr1.train_sft reads. How questions are put is as in jvr1.evaluate. Every
@@ -21,7 +21,6 @@ import jax
 from etils import epath
 
 from jvr1.answering import (
-    Parser,
     add_batch_options,
     add_model_options,
     answer_files,
@@ -29,6 +28,7 @@ from jvr1.answering import (
     parse_options,
     prepared,
 )
+from jvr1.command_line import Parser
 from jvr1.data.records import Record
 from jvr1.errors import UserError
 from jvr1.eval.journal import ANSWERS, write_whole
@@ -147,7 +147,7 @@ def outcome(asked: AskedSuite, kept: dict[int, list], failed: list[dict[str, Any
 
 
 def options() -> Parser:
-    parser = Parser(prog="python -m jvr1.annotate", description=__doc__)
+    parser = Parser(prog="jvr1 annotate", description=__doc__)
     parser.add_argument("--data", required=True, help="the questions, a .json or .jsonl file")
     parser.add_argument("--root", help="folder that their media's paths start from; default: the file's own")
     parser.add_argument("--out", required=True, help="the cold-start file to write, .json or .jsonl")
@@ -159,5 +159,9 @@ def options() -> Parser:
     return parser
 
 
-if __name__ == "__main__":
+def command() -> None:
     run_distributed(main, lambda: parse_options(options(), sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    command()

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from jvr1 import config as settings
+from jvr1.command_line import Parser
 from jvr1.data.chat import ends_of
 from jvr1.data.encode import Encoder
 from jvr1.data.pipeline import Pipeline, ahead
@@ -45,13 +46,6 @@ from jvr1.setting import written_as
 from jvr1.sharding import decode_mesh, make_mesh
 
 # --- command line -----------------------------------------------------------------------------------------------------
-
-
-class Parser(argparse.ArgumentParser):
-    """Its mistakes are one line, as all others are."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; {self.prog} --help lists what there is")
 
 
 SETTING_OF = {

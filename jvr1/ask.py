@@ -1,4 +1,4 @@
-"""A question to a model: python -m jvr1.ask --model DIR [--video FILE | --image FILE] QUESTION
+"""A question to a model: jvr1 ask --model DIR [--video FILE | --image FILE] QUESTION
 
 DIR is any model: HF folder, hub id, converted folder, workdir. The reasoning and the answer appear as they are
 generated. How the question is put comes from --config or from the workdir that trained the model; for any other model
@@ -19,7 +19,8 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from jvr1.answering import Parser, add_model_options, config_of, fill_devices, mesh_of, open_decoder, open_encoder
+from jvr1.answering import add_model_options, config_of, fill_devices, mesh_of, open_decoder, open_encoder
+from jvr1.command_line import Parser
 from jvr1.data.batch import Arrays, Bucket, choose_bucket, empty_example, stack_examples
 from jvr1.data.encode import Encoder
 from jvr1.data.index import measure_one
@@ -161,7 +162,7 @@ def question_rows(record: Record, encoder: Encoder, bucket: Bucket, rows: int) -
 
 
 def options() -> Parser:
-    parser = Parser(prog="python -m jvr1.ask", description=__doc__)
+    parser = Parser(prog="jvr1 ask", description=__doc__)
     parser.add_argument("question", nargs="?", metavar="QUESTION")
     parser.add_argument("--video", help="a video file")
     parser.add_argument("--image", action="append", help="an image file; given several times, several images")
@@ -176,10 +177,14 @@ def options() -> Parser:
     return parser
 
 
-def command() -> int:
+def explained() -> int:
     with explaining():
         return main(options().parse_args(sys.argv[1:]))
 
 
+def command() -> None:
+    run_main(explained)
+
+
 if __name__ == "__main__":
-    run_main(command)
+    command()

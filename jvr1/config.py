@@ -16,6 +16,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_dict, config_flags
 
 from jvr1.config_checks import check_together
+from jvr1.config_files import config_place, split_config
 from jvr1.config_page import usage
 from jvr1.config_sections import RunSettings
 from jvr1.data.batch import Bucket, make_buckets
@@ -36,9 +37,11 @@ SETTINGS = {one.name: one for one in settings_of(RunSettings())}
 """Every setting, by its name as the user writes it."""
 HELP = {f"{dashes}{flag}" for dashes in ("-", "--") for flag in ("h", "help", "helpfull", "helpshort")}
 
+CONFIG_HELP = "Config file FILE or FILE:ARG, or by its name one that comes with jvr1."
+
 
 def default() -> ConfigDict:
-    """All settings. docs/config.md explains each; configs/*.py set what differs."""
+    """All settings. --help explains each; configs/*.py set what differs."""
     tree: dict[str, Any] = {}
     for one in SETTINGS.values():
         *sections, last = one.name.split(".")
@@ -76,7 +79,7 @@ def parse(argv: Sequence[str], about: str | None = None) -> Command:
     flags.DEFINE_string("profile", None, "Steps FIRST:LAST to trace into WORKDIR/profile.", flag_values=values)
     define_flags(values)
     if HELP & set(argv[1:]):
-        told = {"config": "Config file FILE or FILE:ARG."} | {name: str(values[name].help) for name in values}
+        told = {"config": CONFIG_HELP} | {name: str(values[name].help) for name in values}
         print(usage(RunSettings(), about or "", told))
         sys.exit(0)
     config = _read(values, argv)
@@ -110,16 +113,15 @@ def from_file(name: str, overrides: Sequence[str] = ()) -> ConfigDict:
 
 def _read(values: flags.FlagValues, argv: Sequence[str]) -> ConfigDict | None:
     """The config of a command line whose flags `values` defines. A config file may import its neighbours."""
+    argv, file = _with_file(argv)
     config_flags.DEFINE_config_file(
-        "config", None, "Config file FILE or FILE:ARG.", lock_config=True, flag_values=values, sys_argv=list(argv)
+        "config",
+        None,
+        CONFIG_HELP,
+        lock_config=True,
+        flag_values=values,
+        sys_argv=list(argv),
     )
-    file = _config_file(argv)
-    if file is not None and not file.is_file():
-        raise UserError(f"config file {file} {'is a folder' if file.is_dir() else 'does not exist'}")
-    if file is not None and file.suffix != ".py":
-        raise UserError(
-            f"config file {file} is no Python file; name one with a get_config(), such as those of configs/"
-        )
     for argument in argv[1:]:
         given = re.match(r"--?(?:no)?config\.([\w.]+)", argument)
         if given and not any(name == given[1] or name.startswith(f"{given[1]}.") for name in SETTINGS):
@@ -142,13 +144,15 @@ def _read(values: flags.FlagValues, argv: Sequence[str]) -> ConfigDict | None:
     return config
 
 
-def _config_file(argv: Sequence[str]) -> Path | None:
-    """The file that --config names."""
-    for flag, following in zip(argv, [*argv[1:], ""], strict=True):
-        name = following if flag == "--config" else flag.removeprefix("--config=")
-        if name and name != flag:
-            return Path(name.partition(".py:")[0] + ".py" if ".py:" in name else name)
-    return None
+def _with_file(argv: Sequence[str]) -> tuple[list[str], Path | None]:
+    """The command line with the file that --config names, in FILE[:ARG], and the file. Raises UserError."""
+    argv, file = list(argv), None
+    for i, flag in enumerate(argv):
+        before = "--config=" if flag.startswith("--config=") else ""
+        if before or (i and argv[i - 1] == "--config"):
+            place = config_place(flag.removeprefix(before))
+            argv[i], file = before + place, Path(split_config(place)[0])
+    return argv, file
 
 
 def from_json(text: str, name: str) -> ConfigDict:
@@ -181,7 +185,7 @@ def _unknown(name: str) -> str:
     near = ends.get(last, [])
     near = near or [f"{section}.{end}" for end in get_close_matches(last, beside, 1, 0.7)]
     near = near or [one for end in get_close_matches(last, ends, 1, 0.75) for one in ends[end]]
-    told = f"did you mean {' or '.join(map(repr, near))}?" if near else "docs/config.md and --help list them"
+    told = f"did you mean {' or '.join(map(repr, near))}?" if near else "--help lists them"
     return f"there is no setting {name!r}; {told}"
 
 

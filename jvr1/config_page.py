@@ -46,13 +46,18 @@ def _resumed(one: Setting) -> str:
 
 def usage(run: Any, about: str, flags: Mapping[str, str]) -> str:
     """What --help prints: what the main does, its flags (name -> help), every setting with default, values and help."""
-    lines = [about.strip(), "", "flags:"]
+    lines = [_by_page(about.strip()), "", "flags:"]
     for name, told in flags.items():
         lines += [f"  --{name}", *_indented(told)]
     lines += ["", "settings, as --config.NAME=VALUE:"]
     for one in settings_of(run):
-        lines += [f"  {one.name} = {one.value!r}  ({one.values})", *_indented(one.about.help)]
+        lines += [f"  {one.name} = {one.value!r}  ({one.values})", *_indented(_by_page(one.about.help))]
     return "\n".join(lines)
+
+
+def _by_page(text: str) -> str:
+    """A help without paths of the repository, which an installed package has not."""
+    return re.sub(r"\bdocs/(\w+)\.md(#[\w-]+)?", r"the docs' page \1", text)
 
 
 def _indented(text: str) -> list[str]:

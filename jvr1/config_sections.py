@@ -141,7 +141,7 @@ class DataSettings:
         "docs/families.md); empty: the first",
     )
     index: str = setting(
-        "", "Folder of indexes (tools/index.py) to share between runs; empty: in the workdir", resume="free"
+        "", "Folder of indexes (jvr1 index) to share between runs; empty: in the workdir", resume="free"
     )
     index_workers: int = setting(2, "Processes that probe media when an index is made", least=1, resume="free")
     media_cache: str = setting(

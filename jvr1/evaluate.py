@@ -1,4 +1,4 @@
-"""Accuracy on benchmarks or question files: python -m jvr1.evaluate --model DIR --suite NAMES --data ROOT --out DIR
+"""Accuracy on benchmarks or question files: jvr1 evaluate --model DIR --suite NAMES --data ROOT --out DIR
 
 DIR is any model: HF folder, hub id, converted folder, workdir. NAMES are of vsibench, videommmu, mmvu, mvbench,
 tempcompass, videomme (Video-R1's published eval_*.json under ROOT), or question files, separated by commas. How
@@ -17,7 +17,6 @@ import jax
 from etils import epath
 
 from jvr1.answering import (
-    Parser,
     add_batch_options,
     add_model_options,
     answer_files,
@@ -25,6 +24,7 @@ from jvr1.answering import (
     parse_options,
     prepared,
 )
+from jvr1.command_line import Parser
 from jvr1.eval.journal import ANSWERS, write_whole
 from jvr1.eval.page import frames_seen, html
 from jvr1.eval.report import answer_lines, as_table, build, markdown, rests_on
@@ -59,7 +59,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 def options() -> Parser:
-    parser = Parser(prog="python -m jvr1.evaluate", description=__doc__)
+    parser = Parser(prog="jvr1 evaluate", description=__doc__)
     parser.add_argument("--suite", required=True, help="benchmarks or question files under --data, with commas")
     parser.add_argument("--data", required=True, help="root of the question files and their media")
     parser.add_argument("--out", required=True, help="folder of the answers and the report")
@@ -70,5 +70,9 @@ def options() -> Parser:
     return parser
 
 
-if __name__ == "__main__":
+def command() -> None:
     run_distributed(main, lambda: parse_options(options(), sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    command()

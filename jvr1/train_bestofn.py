@@ -1,4 +1,4 @@
-"""Best-of-n fine-tuning: python -m jvr1.train_bestofn --config FILE[:ARG] [--config.a.b=value ...] --workdir DIR
+"""Best-of-n fine-tuning: jvr1 train-bestofn --config FILE[:ARG] [--config.a.b=value ...] --workdir DIR
 
 Rejection sampling (RAFT, arXiv 2304.06767; a step of ReST, arXiv 2308.08998): sample `rl.group` completions a prompt
 from the model as it is now, keep the best by the run's reward where that is `bestofn.threshold` or more, and take a
@@ -92,5 +92,9 @@ def best_sums(best: Microbatch, sampled: Sampled, reward: Float[np.ndarray, "B G
     }
 
 
-if __name__ == "__main__":
+def command() -> None:
     run_distributed(main, lambda: settings.parse(sys.argv, __doc__))
+
+
+if __name__ == "__main__":
+    command()

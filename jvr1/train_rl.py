@@ -1,4 +1,4 @@
-"""T-GRPO: python -m jvr1.train_rl --config FILE[:ARG] [--config.a.b=value ...] --workdir DIR
+"""T-GRPO: jvr1 train-rl --config FILE[:ARG] [--config.a.b=value ...] --workdir DIR
 
 Reinforcement learning of Qwen2.5-VL on images and videos after Video-R1 (arXiv 2503.21776). A step: sample G
 completions a prompt, and for a video some more on shuffled frames; score them; turn the scores into advantages; take
@@ -150,5 +150,9 @@ def main(command: settings.Command) -> int:
     return loop.run(train_step, Hook(write, steps=1), Hook(pictures, steps=config.train.pictures_every, first=1))
 
 
-if __name__ == "__main__":
+def command() -> None:
     run_distributed(main, lambda: settings.parse(sys.argv, __doc__))
+
+
+if __name__ == "__main__":
+    command()

@@ -1,4 +1,4 @@
-"""Supervised cold start: python -m jvr1.train_sft --config FILE[:ARG] [--config.a.b=value ...] --workdir DIR
+"""Supervised cold start: jvr1 train-sft --config FILE[:ARG] [--config.a.b=value ...] --workdir DIR
 
 Qwen2.5-VL learns chains of thought (Video-R1, arXiv 2503.21776, stage one). The prompt and its answer go through the
 same pass as RL's prompt and completions, with G = 1. Departs from Video-R1's code in that the loss covers the answer
@@ -42,5 +42,9 @@ def main(command: settings.Command) -> int:
     return loop.run(train_step)
 
 
-if __name__ == "__main__":
+def command() -> None:
     run_distributed(main, lambda: settings.parse(sys.argv, __doc__))
+
+
+if __name__ == "__main__":
+    command()

@@ -18,13 +18,14 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import pairwise
+from pathlib import Path, PurePath
 from typing import Any
 
 import yaml
 
 from jvr1 import config as settings
-from jvr1.answering import Parser
+from jvr1.command_line import Parser
 from jvr1.errors import UserError, run_main
 from jvr1.sharding import mesh_sizes
 
@@ -37,7 +38,8 @@ AXES = {"tpu-v4-podslice": 3, "tpu-v5-lite-podslice": 2, "tpu-v5p-slice": 3, "tp
 """Sizes in the topologies of accelerators."""
 INDEX = "$(JOB_COMPLETION_INDEX)"
 """Kubernetes puts the number of the pod here."""
-TRAINING = ("jvr1.train_sft", "jvr1.train_rl")
+TRAINING = ("train-sft", "train-rl", "train-bestofn")
+"""Commands of jvr1, and as python -m jvr1.train_rl modules."""
 
 _LABEL = r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
 _IMAGE = (
@@ -170,16 +172,22 @@ def gpu_pods(args: argparse.Namespace) -> Pods:
 # --- the command
 
 
+def _trains(before: str, word: str) -> bool:
+    """Whether two words after each other begin a training command: jvr1 train-rl, -m jvr1.train_rl."""
+    modules = {f"jvr1.{name.replace('-', '_')}" for name in TRAINING}
+    return word in TRAINING if PurePath(before).name == "jvr1" else before == "-m" and word in modules
+
+
 def fitted(command: Sequence[str], chips: int) -> list[str]:
     """What a training command needs besides, so that its rows split over the chips.
 
     The rows of a step stay as many: 8 a microbatch and 4 microbatches become 16 and 2 on 16 chips. Raises UserError
     for a command that would end with 2 on the chips.
     """
-    module = next((i for i, word in enumerate(command) if word in TRAINING and command[i - 1] == "-m"), None)
-    if module is None:
+    main = next((i for i, two in enumerate(pairwise(command), 1) if _trains(*two)), None)
+    if main is None:
         return []
-    told = settings.parse(command[module:])
+    told = settings.parse(command[main:])
     if "://" not in told.workdir:
         raise UserError(f"--workdir {told.workdir} would be in a pod and end with it; use gs://BUCKET/..")
     data, fsdp, _ = mesh_sizes(settings.mesh_shape(told.config), chips)
@@ -192,7 +200,7 @@ def fitted(command: Sequence[str], chips: int) -> list[str]:
     if rows % ways:
         raise UserError(f"{rows} rows a step do not split over {ways} parts; set --config.batch.micro and per_step")
     more = [f"--config.batch.micro={ways}", f"--config.batch.per_step={rows // ways}"]
-    settings.parse([*command[module:], *more])  # other settings may speak of the batch, too
+    settings.parse([*command[main:], *more])  # other settings may speak of the batch, too
     return more
 
 

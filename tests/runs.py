@@ -94,7 +94,7 @@ class Demo:
         """A trained model, whose answers differ from question to question, as an HF folder."""
         out = self.root / "exported"
         arguments = [str(self.finished("sft").workdir), str(out), "--dtype=float32"]
-        self._once("exported.out", lambda: self.done(["tools/export.py"], arguments))
+        self._once("exported.out", lambda: self.done(["-mjvr1", "export"], arguments))
         return out
 
     def evaluated(self) -> Path:

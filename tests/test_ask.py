@@ -123,7 +123,7 @@ VIDEO = ["--video=CLIP", "what happens?"]
         ([*VIDEO, "--options", "red", "blue"], "--type multiple-choice and --options go together"),
         ([*VIDEO, "--type=multiple-choice"], "--type multiple-choice and --options go together"),
         ([*VIDEO, "--type=essay"], "invalid choice: 'essay'"),
-        ([*VIDEO, "--colour=red"], "unrecognized arguments: --colour=red; python -m jvr1.ask --help"),
+        ([*VIDEO, "--colour=red"], "unrecognized arguments: --colour=red; jvr1 ask --help"),
         (["what?", "--frames-out=frames"], "--frames-out has no frames to show"),
         ([*VIDEO, "--frames-out=CLIP/frames"], "cannot be written"),
         ([*VIDEO, "--frames=5"], "--frames is 5; use an even number"),

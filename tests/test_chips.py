@@ -75,5 +75,5 @@ def test_a_slice_is_named_as_the_compiler_names_it():
 
 
 def test_the_page_shows_the_table():
-    """Written by `python tools/plan.py --chips`."""
+    """Written by `jvr1 plan --chips`."""
     assert "\n".join(table()) in DOCS.read_text()

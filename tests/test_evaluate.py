@@ -312,7 +312,7 @@ def in_process(arguments: list[str], monkeypatch, capsys) -> tuple[int, str]:
         (["--batch=3"], "--batch=3 rows cannot be split 8 ways"),
         (["--mesh=fsdp"], "--mesh fsdp is not of the form data=1,fsdp=4,tensor=2"),
         (["--prompt=loud"], "argument --prompt: invalid choice: 'loud'"),
-        (["--colour=red"], "unrecognized arguments: --colour=red; python -m jvr1.evaluate --help lists what there is"),
+        (["--colour=red"], "unrecognized arguments: --colour=red; jvr1 evaluate --help lists what there is"),
         (["--workers=-1"], "--workers is -1; it must be at least 0"),
         (["--processes=2"], "--coordinator HOST:PORT, --processes N and --process I go together"),
         (["--config=none.py"], "config file none.py does not exist"),

@@ -25,10 +25,11 @@ BELOW: dict[str, set[str]] = {
     "questions": {"errors", "data", "processes", "rollout", "rl", "problems"},
     "config_sections": {"setting", "model", "optimizers", "data", "rl"},
     "config_checks": {"errors"},
+    "config_files": {"errors"},
     "config_page": {"setting"},
     "config": {
-        "errors", "setting", "config_sections", "config_checks", "config_page", "problems", "model", "sharding",
-        "optimizers", "data", "processes", "rl",
+        "errors", "setting", "config_sections", "config_checks", "config_files", "config_page", "problems", "model",
+        "sharding", "optimizers", "data", "processes", "rl",
     },
     "opening": {"errors", "config", "model", "sharding", "data", "processes", "rl"},
     "train": {
@@ -38,6 +39,11 @@ BELOW: dict[str, set[str]] = {
     "eval": {"", "errors", "config", "model", "data", "processes", "rl", "questions", "problems"},
     "plan": {"errors", "chips", "config", "model", "sharding", "data", "rollout", "opening", "train"},
     "demo": {"errors", "model"},
+    "commands": {
+        "errors", "command_line", "chips", "config", "setting", "problems", "model", "sharding", "data", "processes",
+        "rl", "opening", "plan", "demo",
+    },
+    "command_line": {"errors"},
     "chips": {"errors"},
     "mistakes": set(),
     "lifeline": set(),
@@ -136,6 +142,7 @@ def test_files_and_functions_can_be_read_at_a_sitting():
 
 IN_SEVERAL = {
     "main": "each command has one",
+    "command": "of each main: what the command line runs",
     "options": "of each command that has argparse's",
     "SHOWN": "of each training main: the statistics in its progress bar",
     "attend_packed": "one operation, by XLA and by the kernel for TPUs",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import site
 import subprocess
@@ -16,7 +17,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("jvr1", "tests", "tools", "configs", "launch", "docs")
-FILES = ("pyproject.toml", "README.md", "LICENSE", "NOTICE")
+FILES = ("pyproject.toml", "setup.py", "README.md", "LICENSE", "NOTICE")
 pytestmark = pytest.mark.slow
 
 
@@ -63,7 +64,8 @@ def test_the_wheel_holds_the_package_and_nothing_else(installed):
     names = set(zipfile.ZipFile(installed.wheel).namelist())
     about = {name for name in names if name.split("/")[0].endswith(".dist-info")}
     files = [p for p in (ROOT / "jvr1").rglob("*") if p.is_file() and "__pycache__" not in p.parts]
-    assert names - about == {str(p.relative_to(ROOT)) for p in files}
+    configs = {f"jvr1/configs/{p.name}" for p in (ROOT / "configs").glob("*.py")}
+    assert names - about == {str(p.relative_to(ROOT)) for p in files} | configs
     assert "jvr1/eval/report.html.jinja" in names
     assert {Path(name).name for name in about} >= {"METADATA", "LICENSE", "NOTICE"}
 
@@ -74,6 +76,10 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
 
 
 REFUSED: list[tuple[Sequence[str], str]] = [
+    (["jvr1", "train"], "there is no command 'train'; did you mean 'train-rl'?"),
+    (["jvr1", "train-rl", "--config=tgrpo_7", "--workdir=w"], "there is no config 'tgrpo_7'; did you mean tgrpo_7b"),
+    (["jvr1", "train-rl", "--config=tgrpo_7b", "--workdir=w"], "Video-R1/Qwen2.5-VL-7B-COT-SFT is no folder"),
+    (["jvr1", "export", "nosuch", "out"], "nosuch does not exist"),
     (["jvr1.train_sft"], "both --config FILE and --workdir DIR are needed"),
     (["jvr1.train_bestofn"], "both --config FILE and --workdir DIR are needed"),
     (["jvr1.train_rl", "--config=nosuch.py", "--workdir=w"], "config file nosuch.py does not exist"),
@@ -81,13 +87,14 @@ REFUSED: list[tuple[Sequence[str], str]] = [
     (["jvr1.ask", "--model=nosuch", "--image=nosuch.png", "what is seen?"], "nosuch"),
     (["jvr1.annotate", "--no-such-option"], "--"),
 ]
-HELP = ("jvr1.evaluate", "jvr1.ask", "jvr1.annotate")
+HELP = ("train-rl", "evaluate", "index", "plan", "demo-data")
 
 
 def test_its_commands_run_where_there_is_no_source(installed):
     place = installed.start("-c", "import jvr1, jvr1.eval.page as p; print(jvr1.__file__, p.__file__, sep='\\n')")
     refusals = [installed.start("-m", *command) for command, _ in REFUSED]
-    helps = [installed.start("-m", name, "--help") for name in HELP]
+    script = str(installed.python.with_name("jvr1"))
+    helps = [installed.start(script, name, "--help") for name in HELP]
     code, out, error = ended(place)
     assert code == 0, error
     assert all(Path(line).is_relative_to(installed.folder) for line in out.split())
@@ -100,4 +107,5 @@ def test_its_commands_run_where_there_is_no_source(installed):
     for name, process in zip(HELP, helps, strict=True):
         code, out, error = ended(process)
         assert (code, error) == (0, ""), error
-        assert f"python -m {name}" in out, out
+        assert f"jvr1 {name}" in out, out
+        assert not re.search(r"\b(docs|tools|launch)/", out), out

@@ -41,30 +41,30 @@ fi
 say() { printf '\n== %s\n' "$*"; }
 evaluate() { # NAME MODEL
   [[ -f $out/eval/$1/report.json ]] ||
-    python -m jvr1.evaluate --model "$2" --suite test.json --data "$data" --out "$out/eval/$1" \
+    jvr1 evaluate --model "$2" --suite test.json --data "$data" --out "$out/eval/$1" \
       --config "$config":rl --index "$index" --variants ordered,shuffled
 }
 
 say "data: clips, pictures, questions, a tiny model ($family) with random weights"
-[[ -f $data/settings.json ]] || python tools/make_demo_data.py "$data" "${size[@]}" --seed "$seed" --family "$family"
+[[ -f $data/settings.json ]] || jvr1 demo-data "$data" "${size[@]}" --seed "$seed" --family "$family"
 evaluate initial "$data/tiny_model"
 
 say "cold start 1: text only, which letter stands before a colour"
-python -m jvr1.train_sft --config "$config":warmup "${common[@]}" "${warmup[@]}" \
+jvr1 train-sft --config "$config":warmup "${common[@]}" "${warmup[@]}" \
   --config.model.source="$data/tiny_model" --workdir "$out/warmup"
 
 say "cold start 2: chains of thought; stopped early, near 50% on held-out order questions, to leave room for RL"
-python -m jvr1.train_sft --config "$config":sft "${common[@]}" "${sft[@]}" \
+jvr1 train-sft --config "$config":sft "${common[@]}" "${sft[@]}" \
   --config.model.source="$out/warmup" --workdir "$out/sft"
 evaluate sft "$out/sft"
 
 say "T-GRPO"
-python -m jvr1.train_rl --config "$config":rl "${common[@]}" "${rl[@]}" \
+jvr1 train-rl --config "$config":rl "${common[@]}" "${rl[@]}" \
   --config.model.source="$out/sft" --workdir "$out/rl"
 evaluate rl "$out/rl"
 
 say "export to an HF folder, and the same evaluation from there"
-[[ -f $out/hf/config.json ]] || python tools/export.py "$out/rl" "$out/hf" --dtype float32
+[[ -f $out/hf/config.json ]] || jvr1 export "$out/rl" "$out/hf" --dtype float32
 evaluate hf "$out/hf"
 
 say "result"

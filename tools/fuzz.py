@@ -171,7 +171,7 @@ def wrong_refusal(case: Case) -> list[str]:
 
 
 def read_media(cases: list[Case], root: str, canaries: Canaries) -> None:
-    """Indexed as tools/index.py does, and decoded."""
+    """Indexed as jvr1 index does, and decoded."""
     most, limits = MEMORY_MB["media"], MEASURE.video_limits
     rows = [Record(case.number, "?", case.data_type, "free-form", (), "x", None, case.path, "fuzz") for case in cases]
     entries = indexed(rows, root, SECONDS["media"], most)

@@ -29,5 +29,5 @@ bench step "$lora"
 # what the planner says of the same steps: 8 prompts, 16 frames of 224x448, 512 new tokens
 same=(--mesh "$mesh" --chip "$chip" --config.batch.micro=8 --config.batch.per_step=1
   "--config.data.buckets=(('video',8,8,1224,512),)")
-python tools/plan.py --config configs/tgrpo_3b.py --model 3b "${same[@]}" >"$out/plan-3b.txt" || true
-python tools/plan.py --config configs/tgrpo_7b.py --model 7b --config.lora.rank=16 "${same[@]}" >"$out/plan-7b-lora.txt" || true
+jvr1 plan --config configs/tgrpo_3b.py --model 3b "${same[@]}" >"$out/plan-3b.txt" || true
+jvr1 plan --config configs/tgrpo_7b.py --model 7b --config.lora.rank=16 "${same[@]}" >"$out/plan-7b-lora.txt" || true

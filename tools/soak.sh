@@ -20,7 +20,7 @@ export JAX_PLATFORMS=cpu JAX_COMPILATION_CACHE_DIR=$PWD/$out/xla JAX_PERSISTENT_
 [[ $out = /* ]] && JAX_COMPILATION_CACHE_DIR=$out/xla
 RANDOM=1
 mkdir -p "$out"
-[[ -d $out/data ]] || python tools/make_demo_data.py "$out/data" --train 256 --valid 32 --test 32
+[[ -d $out/data ]] || jvr1 demo-data "$out/data" --train 256 --valid 32 --test 32
 
 train() { # STAGE WORKDIR: the last program of this function is the run itself, so that a kill hits it
   local main=$1 settings=()

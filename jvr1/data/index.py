@@ -281,11 +281,11 @@ def load_index(file: str | Path, settings: Mapping[str, Any]) -> list[IndexEntry
         with epath.Path(file).open("r") as stream:
             header = _read_header(stream.readline())
             if header is None:
-                raise UserError(f"{file} is no index of this version; remove it, and make one with tools/index.py")
+                raise UserError(f"{file} is no index of this version; remove it, and make one with jvr1 index")
             changed = differing(header.get("settings"), as_json_values(settings))
             if changed:
                 shown = "; ".join(changed[:4]) + (f"; and {len(changed) - 4} more" if len(changed) > 4 else "")
-                raise UserError(f"{file} was made with other settings: {shown}; run tools/index.py again")
+                raise UserError(f"{file} was made with other settings: {shown}; run jvr1 index again")
             lines = list(stream)
             count = header.get("entries", len(lines))  # older ones do not say
             if len(lines) != count:
@@ -294,7 +294,7 @@ def load_index(file: str | Path, settings: Mapping[str, Any]) -> list[IndexEntry
                 raise UserError(f"{file} is damaged: its entries are not those that were written; {_AGAIN}")
             return [_entry(line) for line in lines]
     except FileNotFoundError:
-        raise UserError(f"there is no index {file}; make it with tools/index.py") from None
+        raise UserError(f"there is no index {file}; make it with jvr1 index") from None
     except UserError:
         raise
     except (ValueError, TypeError):
@@ -311,7 +311,7 @@ def differing(before: Any, after: Any, name: str = "") -> list[str]:
     return [] if before == after else [f"{name} was {json.dumps(before)}, is {json.dumps(after)}"]
 
 
-_AGAIN = "remove it, and make it again with tools/index.py"
+_AGAIN = "remove it, and make it again with jvr1 index"
 
 
 def _header(settings: Mapping[str, Any], lines: Sequence[str] | None = None) -> str:

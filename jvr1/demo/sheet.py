@@ -57,11 +57,11 @@ def sheet(root: Path, task: DemoTask, count: int = 4) -> Image.Image:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("data", type=Path, help="a folder of tools/make_demo_data.py")
+    parser.add_argument("data", type=Path, help="a folder of jvr1 demo-data")
     parser.add_argument("out", type=Path, help="where demo_TASK.png go")
     args = parser.parse_args()
     if not (args.data / SETTINGS_FILE).exists():
-        raise UserError(f"{args.data} is not a folder of tools/make_demo_data.py; it holds no {SETTINGS_FILE}")
+        raise UserError(f"{args.data} is not a folder of jvr1 demo-data; it holds no {SETTINGS_FILE}")
     args.out.mkdir(parents=True, exist_ok=True)
     for task in (*TASKS, *HARD):
         sheet(args.data, task).save(args.out / f"demo_{task.name}.png", optimize=True)

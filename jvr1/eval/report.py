@@ -253,7 +253,7 @@ HOW = (
     "Accuracies in %, with 95% intervals: Wilson's where every question has one verdict, right or wrong; else "
     "percentiles of 10,000 bootstrap samples of questions (all samples of a question together). `eval-reference` is "
     "scored as Video-R1's evaluation scores, `robust` with its quirks mended; regression is mean relative accuracy in "
-    "both. Questions that failed are left out and listed. docs/evaluation.md has the formulas."
+    "both. Questions that failed are left out and listed. The docs' page evaluation has the formulas."
 )
 
 

@@ -1,6 +1,6 @@
 """The phases of a step compiled for chips that are not there, and what the compiled programs say of themselves.
 
-Serves tools/compile_tpu.py, tools/compile_gpu.py and tools/plan.py --compile.
+Serves tools/compile_tpu.py, tools/compile_gpu.py and jvr1 plan --compile.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def compile_all(
 
 
 def figures(one: Measured, step: Shapes, bucket: Bucket) -> dict[str, Any]:
-    """What is kept of a phase: docs/compiled holds such files, tools/plan.py --against reads them."""
+    """What is kept of a phase: docs/compiled holds such files, jvr1 plan --against reads them."""
     sizes = ("seconds", "processor", "peak", "arguments", "outputs", "temporary", "beside", "products")
     return {name: round(getattr(one, name)) for name in (*sizes, "kernels", "moved")} | {
         "calls": one.calls,

@@ -169,6 +169,6 @@ def _found(name: str) -> Path:
     if found is None:
         raise UserError(
             f"compiling for GPUs needs XLA's compiler for CUDA: pip install 'jvr1[{EXTRA}]', or its packages into a "
-            f"folder of their own that {FOLDER} names (docs/pods.md)"
+            f"folder of their own that {FOLDER} names (the docs' page pods)"
         )
     return found

@@ -29,7 +29,7 @@ STOPPED = "JVR1_EXIT_ON_PREEMPTION"
 LOST_SECONDS = 5
 """How long process 0 stays for the others where one is gone."""
 
-_AGAIN = "What was saved is whole: start all processes again, as launch/retry.sh does"
+_AGAIN = "What was saved is whole: start all processes again"
 _leaving: int | None = None
 """The code this process is about to end with."""
 
@@ -201,7 +201,7 @@ def explain(error: BaseException) -> Exception | None:
     full = next((t for t in texts if "RESOURCE_EXHAUSTED" in t), None)
     if full is not None:
         return UserError(
-            f"out of memory on the device ({_first_line(full)}); tools/plan.py shows what takes it in training; "
+            f"out of memory on the device ({_first_line(full)}); jvr1 plan shows what takes it in training; "
             "change batch.micro, model.remat, mesh.fsdp, model.reference, or in evaluation --batch, --mesh tensor=N"
         )
     return None

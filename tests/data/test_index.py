@@ -11,6 +11,7 @@ import media_files
 import pytest
 from media_files import BROKEN, GOOD, LATE, clip, write_broken, write_good
 
+from jvr1.commands import index as tool
 from jvr1.data import index
 from jvr1.data.index import (
     IndexEntry,
@@ -27,7 +28,6 @@ from jvr1.data.index_summary import summarise_index
 from jvr1.data.records import Record, parse_record
 from jvr1.errors import UserError
 from jvr1.model.media import PixelLimits, Probe, VideoSampling
-from tools import index as tool
 
 SETTINGS = {"video": VideoSampling(), "limits": (1, 2)}
 REPOSITORY = Path(__file__).parents[2]
@@ -128,9 +128,9 @@ def test_a_stale_index_is_refused_and_says_what_changed(tmp_path):
     save_index(tmp_path / "a.index", [], SETTINGS)
     with pytest.raises(UserError) as raised:
         load_index(tmp_path / "a.index", {"video": VideoSampling(max_frames=32), "limits": (1, 2), "seed": 3})
-    words = "made with other settings: seed was null, is 3; video.max_frames was 16, is 32; run tools/index.py again"
+    words = "made with other settings: seed was null, is 3; video.max_frames was 16, is 32; run jvr1 index again"
     assert words in str(raised.value)
-    with pytest.raises(UserError, match=r"make it with tools/index\.py"):
+    with pytest.raises(UserError, match=r"make it with jvr1 index"):
         load_index(tmp_path / "none.index", SETTINGS)
     for text in ("", "{}\n", "[1,2]\n", "\x00\n"):
         (tmp_path / "b.index").write_text(text)
@@ -228,7 +228,7 @@ def test_command_line(mixed, folder, tmp_path, capsys):
 )
 def test_mistakes_end_in_one_line_and_code_2(tmp_path, arguments, words):
     (tmp_path / "a.json").write_text("[]")
-    command = [sys.executable, str(REPOSITORY / "tools" / "index.py"), *arguments]
+    command = [sys.executable, "-m", "jvr1", "index", *arguments]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env={"PYTHONPATH": str(REPOSITORY)})
     assert done.returncode == 2
     assert words in done.stderr

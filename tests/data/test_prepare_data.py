@@ -13,9 +13,9 @@ import pytest
 from media_files import clip, encoded
 from PIL import Image
 
+from jvr1.commands import prepare_data
+from jvr1.commands.prepare_data import Remote, extract, marker, room_needed, unpack, what_is_there
 from jvr1.errors import UserError
-from tools import prepare_data
-from tools.prepare_data import Remote, check, extract, marker, needed, unpack
 
 REPOSITORY = Path(__file__).parents[2]
 RECORD = {"problem": "what?", "problem_type": "free-form", "solution": "<answer>x</answer>"}
@@ -146,7 +146,7 @@ def test_encrypted_members_are_refused(tmp_path):
 def test_paths_of_records_may_not_leave_the_root(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps(records("../a.mp4")))
     with pytest.raises(UserError, match="leaves the media root"):
-        check(tmp_path / "a.json", tmp_path)
+        what_is_there(tmp_path / "a.json", tmp_path)
 
 
 # ------------------------------------------------------------------------------------------------ the hub
@@ -200,12 +200,12 @@ def test_only_some_parts(hub):
 
 def test_room_needed(tmp_path):
     files = [Remote("a.json", 1), Remote("X/1.zip", 100), Remote("X/2.zip", 60)]
-    assert needed(files, tmp_path, False) == 1 + 2 * 160
-    assert needed(files, tmp_path, True) == 1 + 160 + 100
+    assert room_needed(files, tmp_path, False) == 1 + 2 * 160
+    assert room_needed(files, tmp_path, True) == 1 + 160 + 100
     (tmp_path / "X").mkdir()
     marker(tmp_path / "X/1.zip").touch()
     (tmp_path / "X" / "2.zip").touch()
-    assert needed(files, tmp_path, False) == 1 + 60
+    assert room_needed(files, tmp_path, False) == 1 + 60
 
 
 def test_too_small_a_disk_is_said_before_anything_is_fetched(hub, monkeypatch):
@@ -218,7 +218,7 @@ def test_too_small_a_disk_is_said_before_anything_is_fetched(hub, monkeypatch):
 
 def test_without_a_network_one_line_and_code_2(tmp_path):
     """HF_HUB_OFFLINE is set for all tests: the client refuses as it does without a network."""
-    command = [sys.executable, str(REPOSITORY / "tools" / "prepare_data.py"), str(tmp_path), "--download"]
+    command = [sys.executable, "-m", "jvr1", "prepare-data", str(tmp_path), "--download"]
     environment = {"PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 2

@@ -209,7 +209,7 @@ def test_the_command(tmp_path):
     root = Path(__file__).parents[2]
 
     def call(*arguments: str) -> subprocess.CompletedProcess:
-        command = [sys.executable, str(root / "tools/make_demo_data.py"), *arguments]
+        command = [sys.executable, "-m", "jvr1", "demo-data", *arguments]
         env = {"PYTHONPATH": str(root), "JAX_PLATFORMS": "cpu", "PATH": ""}
         return subprocess.run(command, capture_output=True, text=True, env=env, check=False)
 

@@ -10,6 +10,7 @@ import yaml
 from stand_ins import GKE, HOST, POD, RETRY, ROOT, SLURM, calls, run
 
 from jvr1 import config as settings
+from jvr1.__main__ import COMMANDS as COMMANDS_OF_JVR1
 from launch import gke
 
 GUIDE = (ROOT / "docs" / "launch.md").read_text()
@@ -155,13 +156,11 @@ def test_the_manifest_that_the_page_shows_is_the_one_that_is_printed(printed):
 
 def check_training(words: list[str], chips: int) -> None:
     """The training command's config exists, its settings too, and its rows split over the chips."""
-    words = words[words.index("python") :]
-    assert words[1] == "-m"
-    assert (ROOT / (words[2].replace(".", "/") + ".py")).is_file()
-    flags = words[3:]
-    flags = [f.replace("configs/", f"{ROOT}/configs/") for f in flags]
+    words = words[words.index("jvr1") :]
+    assert words[1] in COMMANDS_OF_JVR1
+    flags = [f.replace("configs/", f"{ROOT}/configs/") for f in words[2:]]
     flags = [f.replace("$(JOB_COMPLETION_INDEX)", "1") for f in flags]
-    config, workdir, *_ = settings.parse([words[2], *flags])
+    config, workdir, *_ = settings.parse([words[1], *flags])
     assert config.batch.micro % chips == 0
     assert config.batch.micro * config.batch.per_step == 32
     assert "runs/" in workdir
@@ -186,7 +185,7 @@ def test_commands_of_the_page(command, fake):
         dry = [*part[: part.index("--")], "--dry-run", *part[part.index("--") :]]
         done = run(*dry)
         assert done.returncode == 0, done.stderr
-        assert "jvr1.train_rl" in done.stdout
+        assert re.search(r"jvr1\s+train-rl", done.stdout), done.stdout
     assert calls(fake) == []
 
 

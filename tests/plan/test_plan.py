@@ -1,10 +1,9 @@
-"""tools/plan.py as it is called: fits, does not and says what to turn, mistakes in one line."""
+"""jvr1 plan as it is called: fits, does not and says what to turn, mistakes in one line."""
 
 from __future__ import annotations
 
 import json
 import re
-import runpy
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 
 from jvr1 import config as settings
 from jvr1.chips import CHIPS, GIB, chip_named
+from jvr1.commands import plan as tool
 from jvr1.errors import UserError, run_main
 from jvr1.model.families import published, to_hf
 from jvr1.plan.planning import changed, faster, make_plan, named_model, read_mesh, smallest, suggestions
@@ -19,7 +19,6 @@ from jvr1.plan.programs import PHASES
 from jvr1.plan.work import decode_steps, mean_read
 
 ROOT = Path(__file__).parents[2]
-TOOL = runpy.run_path(str(ROOT / "tools" / "plan.py"))
 TGRPO = str(ROOT / "configs" / "tgrpo_7b.py")
 
 
@@ -29,7 +28,7 @@ def plan_7b(chip: str, **changes):
 
 
 def test_the_7b_on_eight_v5p(capsys):
-    code = TOOL["main"](["--config", TGRPO, "--mesh", "data=1,fsdp=8", "--chip", "v5p"])
+    code = tool.main(["--config", TGRPO, "--mesh", "data=1,fsdp=8", "--chip", "v5p"])
     text = capsys.readouterr().out
     assert code == 0
     assert "8.29 B parameters on 8 x v5p, mesh data=1 fsdp=8 tensor=1; generation 2 x tensor=4" in text
@@ -43,7 +42,7 @@ def test_the_7b_on_eight_v5p(capsys):
 
 
 def test_what_does_not_fit_says_by_how_much_and_what_to_turn(capsys):
-    code = TOOL["main"](["--config", TGRPO, "--mesh", "data=1,fsdp=8", "--chip", "h100-80", "--model", "72b"])
+    code = tool.main(["--config", TGRPO, "--mesh", "data=1,fsdp=8", "--chip", "h100-80", "--model", "72b"])
     text = capsys.readouterr().out
     assert code == 1
     over = re.search(r"does not fit: ([\d.]+) GiB too much of 74\.51 at the peak, (\w+) of video-F8", text)
@@ -152,9 +151,9 @@ def test_shorter_completions_take_less_time():
     ],
 )
 def test_mistakes_are_one_line(monkeypatch, capsys, arguments, message):
-    monkeypatch.setattr(sys, "argv", ["plan.py", "--config", TGRPO, *arguments])
+    monkeypatch.setattr(sys, "argv", ["jvr1 plan", "--config", TGRPO, *arguments])
     with pytest.raises(SystemExit) as end:
-        run_main(TOOL["main"])
+        run_main(tool.main)
     error = capsys.readouterr().err
     assert end.value.code == 2
     assert re.search(message, error), error
@@ -181,7 +180,7 @@ def test_counts_beside_compiled_figures_as_a_table(tmp_path, capsys):
         },
     }  # fmt: skip
     (tmp_path / "x.json").write_text(json.dumps(said))
-    assert TOOL["main"](["--against", f"{tmp_path}/x.json"]) == 0
+    assert tool.main(["--against", f"{tmp_path}/x.json"]) == 0
     _, _, line, *_, moved = capsys.readouterr().out.splitlines()
     assert moved == "| 7b | v5p:2x2x2 | update | 9 | all-reduce: 2, 3.00 |"
     assert re.fullmatch(
@@ -196,7 +195,7 @@ def test_the_count_is_within_15_percent_of_the_compilers():
     seen = []
     for file in files:
         said = json.loads(file.read_text())
-        for phase, counted, _ in TOOL["beside"](said):
+        for phase, counted, _ in tool.beside(said):
             compiled, most = said["phases"][phase]["peak"], 0.18 if said["topology"] == "h100-80:64" else 0.15
             assert counted == pytest.approx(compiled, rel=most), (file.name, phase)
         assert list(said["phases"]) == list(PHASES)

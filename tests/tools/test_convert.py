@@ -1,10 +1,9 @@
-"""tools/convert.py and tools/export.py: HF folder -> converted -> HF folder; mistakes are one line and exit code 2."""
+"""jvr1 convert and jvr1 export: HF folder -> converted -> HF folder; mistakes are one line and exit code 2."""
 
 from __future__ import annotations
 
 import json
 import os
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -14,12 +13,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from jvr1.commands import convert, export
+from jvr1.errors import run_main
 from jvr1.model import hf
 from jvr1.model.families import from_hf
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
+TOOLS = {"convert": convert, "export": export}
 CONFIG = from_hf(oracle.raw_config(num_hidden_layers=2, vision_depth=2))
 
 
@@ -36,7 +38,7 @@ def run(tool: str, *args, monkeypatch, capsys) -> tuple[int, str, str]:
     """Exit code, stdout and stderr of a tool, run in this process."""
     monkeypatch.setattr(sys, "argv", [tool, *map(str, args)])
     with pytest.raises(SystemExit) as end:
-        runpy.run_path(str(ROOT / "tools" / f"{tool}.py"), run_name="__main__")
+        run_main(TOOLS[tool].main)
     return end.value.code, *capsys.readouterr()
 
 
@@ -44,15 +46,15 @@ def test_there_and_back_in_processes_of_their_own(source, tmp_path):
     """Exactly as a user runs them; the export differs in nothing but the processor's limits and the shards."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     steps = (
-        ["convert.py", source, tmp_path / "converted"],
-        ["export.py", tmp_path / "converted", tmp_path / "out", "--min-pixels", "3136", "--max-pixels", "100352"],
+        ["convert", source, tmp_path / "converted"],
+        ["export", tmp_path / "converted", tmp_path / "out", "--min-pixels", "3136", "--max-pixels", "100352"],
     )
     for tool, *args in steps:
-        command = [sys.executable, ROOT / "tools" / tool, *args]
+        command = [sys.executable, "-m", "jvr1", tool, *args]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         line = done.stdout.strip().splitlines()
-        assert (len(line) == 1) == (tool == "convert.py")  # the export says what to do elsewhere
+        assert (len(line) == 1) == (tool == "convert")  # the export says what to do elsewhere
         assert line[0].startswith(f"{args[0]} -> {args[1]}: ")
         assert "parameters" in line[0]
     assert json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())["max_pixels"] == 100352

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import runpy
-import sys
 from pathlib import Path
 
 import jax
@@ -18,6 +16,7 @@ from transformers import AutoProcessor, GenerationConfig
 from transformers.video_utils import VideoMetadata
 
 from jvr1 import config as settings
+from jvr1.commands import export as export_command
 from jvr1.data import processor
 from jvr1.data.chat import ends_of
 from jvr1.demo.dataset import questions
@@ -95,12 +94,7 @@ def workdirs(carried, tmp_path_factory) -> Path:
 
 def export(source: Path, out: Path, *more: str) -> None:
     """As a user does, in this process, whose devices are set already."""
-    tool = runpy.run_path(str(ROOT / "tools" / "export.py"))
-    argv, sys.argv = sys.argv, ["export.py", str(source), str(out), "--dtype=float32", *more]
-    try:
-        tool["main"]()
-    finally:
-        sys.argv = argv
+    export_command.main([str(source), str(out), "--dtype=float32", *more])
 
 
 @pytest.fixture(scope="module")
@@ -213,4 +207,4 @@ def test_a_third_end_token_ends_an_answer(carried):
 
 
 def test_devices_are_as_the_tool_sets_them():
-    assert jax.device_count() == runpy.run_path(str(ROOT / "tools" / "export.py"))["HOST_DEVICES"]
+    assert jax.device_count() == export_command.HOST_DEVICES

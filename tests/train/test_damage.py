@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import runpy
 import shutil
 import sys
 
@@ -13,12 +12,12 @@ import oracle
 import pytest
 from damage import HARMS, flip, harmed
 from etils import epath
-from runs import REPOSITORY
 from train.test_checkpoint import assert_bit_equal, checkpoints, make_params, make_state, on_one
 
 from jvr1 import config as settings
 from jvr1.answering import config_of, parse_options
-from jvr1.errors import UserError
+from jvr1.commands import export
+from jvr1.errors import UserError, run_main
 from jvr1.evaluate import options
 from jvr1.model import hf
 from jvr1.model.families import from_hf
@@ -183,7 +182,7 @@ def test_an_export_of_weights_that_are_no_numbers_ends_with_2_and_leaves_nothing
     save_model(tmp_path / "bad", params_on_one(params), CONFIG, {})
     monkeypatch.setattr(sys, "argv", ["export.py", str(tmp_path / "bad"), str(tmp_path / "out")])
     with pytest.raises(SystemExit) as end:
-        runpy.run_path(str(REPOSITORY / "tools" / "export.py"), run_name="__main__")
+        run_main(export.main)
     assert end.value.code == 2
     assert f"error: {tmp_path / 'bad'}: text/norm/scale is not finite" in capsys.readouterr().err
     assert not list((tmp_path / "out").iterdir())

@@ -249,7 +249,7 @@ def test_its_workdir_evaluates_as_its_validation_did(demo, run, tmp_path):
 
 
 def test_its_peft_folder_names_the_model_it_began_with(demo, run, tmp_path):
-    finish(demo.start(["tools/export.py"], [str(run / "stopped"), str(tmp_path / "peft"), "--peft"]))
+    finish(demo.start(["-mjvr1", "export"], [str(run / "stopped"), str(tmp_path / "peft"), "--peft"]))
     config = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
     assert (config["base_model_name_or_path"], config["r"], config["lora_alpha"]) == (str(demo.model), 4, 8.0)
 

@@ -6,7 +6,6 @@ import importlib
 import json
 import os
 import re
-import runpy
 import shutil
 import subprocess
 import sys
@@ -24,8 +23,9 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, Qwen2VLForConditionalGeneration
 
 import jvr1.model
+from jvr1.commands import convert, export
 from jvr1.data.batch import Bucket, empty_example
-from jvr1.errors import UserError
+from jvr1.errors import UserError, run_main
 from jvr1.model import families, hf, vision_language
 from jvr1.model.families import from_hf, published, to_hf
 from jvr1.model.flops import Trained, Walk
@@ -128,12 +128,12 @@ def test_logits_and_positions_are_those_of_transformers(family, theirs, folder):
 
 def test_there_and_back_by_the_tools(family, folder, tmp_path, monkeypatch, capsys):
     for tool, arguments in (
-        ("convert", [folder, tmp_path / "converted", "--dtype=float32"]),
-        ("export", [tmp_path / "converted", tmp_path / "out", "--dtype=float32"]),
+        (convert, [folder, tmp_path / "converted", "--dtype=float32"]),
+        (export, [tmp_path / "converted", tmp_path / "out", "--dtype=float32"]),
     ):
-        monkeypatch.setattr(sys, "argv", [tool, *map(str, arguments)])
+        monkeypatch.setattr(sys, "argv", ["jvr1", *map(str, arguments)])
         with pytest.raises(SystemExit) as end:
-            runpy.run_path(str(REPOSITORY / "tools" / f"{tool}.py"), run_name="__main__")
+            run_main(tool.main)
         assert end.value.code == 0, capsys.readouterr().err
     given, got = (load_file(where / "model.safetensors") for where in (folder, tmp_path / "out"))
     given = {family.published_name(name): value for name, value in given.items()}
@@ -193,7 +193,7 @@ def test_it_is_trained_and_exported(family, package, demo, tmp_path, monkeypatch
     assert [step for step, _ in scalars(tmp_path / "run")["loss"]] == [1, 2]
     monkeypatch.setattr(sys, "argv", ["export", str(tmp_path / "run"), str(tmp_path / "out"), "--dtype=float32"])
     with pytest.raises(SystemExit) as end:
-        runpy.run_path(str(REPOSITORY / "tools" / "export.py"), run_name="__main__")
+        run_main(export.main)
     assert end.value.code == 0, capsys.readouterr().err
     files = {name: json.loads((tmp_path / "out" / f"{name}.json").read_text()) for name in FILES}
     assert files["video_preprocessor_config"]["processor_class"] == "Qwen2VLProcessor"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import runpy
 import sys
 
 import av
@@ -15,8 +14,10 @@ from transformers import AutoProcessor, Qwen3VLForConditionalGeneration
 from transformers.video_utils import VideoMetadata
 
 from jvr1 import config as settings
+from jvr1.commands import export
 from jvr1.data.records import load_records
 from jvr1.demo.tiny_model import write_tiny_model
+from jvr1.errors import run_main
 from jvr1.model import vision_language
 from jvr1.opening.data import make_encoder
 from jvr1.opening.models import open_model, read_tokenizer
@@ -45,7 +46,7 @@ def test_it_is_trained_exported_and_answers_alike_in_transformers(demo, tmp_path
 
     monkeypatch.setattr(sys, "argv", ["export", str(tmp_path / "run"), str(tmp_path / "out"), "--dtype=float32"])
     with pytest.raises(SystemExit) as end:
-        runpy.run_path(str(REPOSITORY / "tools" / "export.py"), run_name="__main__")
+        run_main(export.main)
     told = capsys.readouterr()
     assert end.value.code == 0, told.err
     assert "transformers up to 5.9 writes 'release'" in told.out

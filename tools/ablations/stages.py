@@ -84,7 +84,7 @@ def stages(cell: Cell, arms: Sequence[str]) -> Iterator[Stage]:
 
 def data(cell: Cell) -> Stage:
     cue = () if cell.shortcut == NO_SHORTCUT else ("--shortcut", cell.shortcut)
-    return _stage(cell, "data", "tools/make_demo_data.py", cell.data, *SIZES, "--seed", cell.seed, *cue)
+    return _stage(cell, "data", "-m", "jvr1", "demo-data", cell.data, *SIZES, "--seed", cell.seed, *cue)
 
 
 def train(cell: Cell, name: str, main: str, config: str, source: Path) -> Stage:

@@ -32,7 +32,7 @@ from .data import demo_tokenizer
 
 CLIPS, SECONDS, RATE = 8, 120, 30
 STEP_SECONDS, STEP_ROWS, WORKERS = 16.0, 4, 2
-"""A step of the 7B as tools/plan.py counts it for four H100: 16 prompts, of which a host with one of them reads 4."""
+"""A step of the 7B as jvr1 plan counts it for four H100: 16 prompts, of which a host with one of them reads 4."""
 LIMITS = PixelLimits(128 * 784, 128 * 784)
 BUCKET = Bucket("video", 8, 12, 2048, 8)
 

@@ -254,7 +254,7 @@ WAYS: tuple[Callable[[Rng, Path, Canaries], str], ...] = (
 
 
 class Opening:
-    """Opens a folder as every command does, and writes it as tools/convert.py does: a hash of the parameters."""
+    """Opens a folder as every command does, and writes it as jvr1 convert does: a hash of the parameters."""
 
     def __init__(self, root: str) -> None:
         self.root = root

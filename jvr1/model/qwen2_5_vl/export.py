@@ -19,7 +19,7 @@ ADVICE = """From transformers 5.3 on text after a video has other positions than
     from text_positions import as_trained
     as_trained(model)  # once, after from_pretrained
 
-transformers up to 5.2, vLLM and SGLang have the positions of the training: docs/weights.md"""
+transformers up to 5.2, vLLM and SGLang have the positions of the training: the docs' page weights"""
 
 
 def companions() -> dict[str, bytes]:

@@ -9,7 +9,7 @@ from jvr1.model.media import PixelLimits, VideoSampling
 from jvr1.model.qwen3_vl.frames import IMAGE_MEAN, IMAGE_STD
 
 ADVICE = """A video stands in the prompt as data.prompt_form of the training says: ask the model in the same form.
-transformers up to 5.9 writes 'release', from 5.10 on 'nested', vLLM as the transformers beside it: docs/families.md"""
+transformers up to 5.9 writes 'release', from 5.10 on 'nested', vLLM as the transformers beside it (docs: families)"""
 
 
 def companions() -> dict[str, bytes]:

@@ -1,10 +1,10 @@
 """What a T-GRPO run takes on chips you do not have yet: memory by phase, time at best, and which setting to turn.
 
-python tools/plan.py --config FILE[:ARG] --mesh data=1,fsdp=8[,tensor=N][,decode_tensor=N] --chip NAME
+jvr1 plan --config FILE[:ARG] --mesh data=1,fsdp=8[,tensor=N][,decode_tensor=N] --chip NAME
     [--model SIZE|DIR] [--tokens N] [--compile] [--config.section.name=value ...]
-python tools/plan.py --config FILE[:ARG] --table
-python tools/plan.py --against docs/compiled/*.json
-python tools/plan.py --chips
+jvr1 plan --config FILE[:ARG] --table
+jvr1 plan --against FILE.json ...
+jvr1 plan --chips
 
 Counts, from shapes alone. With --compile (needs libtpu or, for GPUs, XLA's compiler for CUDA; takes minutes) the chip's
 real compiler compiles the real step besides, and its own memory and collectives are printed. Exit code 0: fits, 1: does
@@ -20,13 +20,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-
 import jax
 
 from jvr1 import config as settings
 from jvr1.chips import CHIPS, GIB, chip_named
 from jvr1.chips import table as chip_table
+from jvr1.command_line import Parser
 from jvr1.data.batch import Bucket
 from jvr1.errors import UserError, run_main
 from jvr1.model.families import published, published_sizes
@@ -53,13 +52,14 @@ from jvr1.plan.work import useful_flops
 from jvr1.sharding import make_mesh
 
 TABLE_CHIPS = ("v5e", "v5p", "v6e", "v7x", "l40s", "h100-80", "h200", "b200")
-ROOT = Path(__file__).parents[1]
 GPUS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-SHOWN = 6
+SUGGESTED = 6
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     args, rest = read_arguments(arguments)
+    if "JAX_PLATFORMS" not in os.environ:
+        jax.config.update("jax_platforms", "cpu")  # an accelerator has no part in this
     if args.against:
         print("\n".join(against(args.against)))
         return 0
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     config = settings.from_file(args.config, rest)
     settings.buckets(config)
     if args.table:
-        print("\n".join(table(config)))
+        print("\n".join(fewest_chips(config)))
         return 0
     if not args.mesh or not args.chip:
         raise UserError("--mesh data=N,fsdp=N and --chip NAME are needed, or --table")
@@ -88,9 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def read_arguments(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     """The tool's own, and the settings to change."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = Parser(prog="jvr1 plan", description=__doc__, allow_abbrev=False)
     parser.add_argument("--config", metavar="FILE[:ARG]")
     parser.add_argument("--mesh", help="such as data=1,fsdp=8,tensor=1,decode_tensor=4")
     parser.add_argument("--chip", help=", ".join(CHIPS))
@@ -125,7 +123,7 @@ def lines(plan: RunPlan, tokens: int | None) -> Iterator[str]:
     elif found := faster(plan, tokens):
         yield from suggestion_lines("faster, and fits as well, each counted anew:", found, plan)
     if not chip.topologies:
-        yield "a count; by itself JAX takes 75% of a GPU's memory, under launch/gpu_host.sh 92%"
+        yield "a count; by itself JAX takes 75% of a GPU's memory, with XLA_PYTHON_CLIENT_MEM_FRACTION=0.92 more"
 
 
 def memory_lines(plan: RunPlan, bucket: Bucket) -> Iterator[str]:
@@ -169,7 +167,7 @@ def time_lines(plan: RunPlan, tokens: int | None) -> Iterator[str]:
 
 def suggestion_lines(title: str, found: Sequence[Suggestion], plan: RunPlan) -> Iterator[str]:
     yield title
-    for one in found[:SHOWN]:
+    for one in found[:SUGGESTED]:
         left = (plan.chip.memory - one.plan.peak()[0]) / GIB
         verdict = f"fits, {left:.1f} GiB left" if left >= 0 else f"{-left:.1f} GiB too much"
         flags = " ".join(f"{name}={value}" for name, value in one.changes.items())
@@ -190,7 +188,7 @@ def compile_step(plan: RunPlan, topology: str) -> None:
         print(f"  counted {counted / GIB:.2f} GiB, {counted / one.peak - 1:+.1%}", flush=True)
 
 
-def table(config: settings.ConfigDict) -> Iterator[str]:
+def fewest_chips(config: settings.ConfigDict) -> Iterator[str]:
     """Markdown: for each published size of the config's family and each chip the fewest chips that hold the run, and a
     step's time at best."""
     yield "| model | chip | chips | mesh | peak GiB of | in | step s | prompts |"
@@ -238,7 +236,8 @@ def against(files: Sequence[Path]) -> Iterator[str]:
 
 def beside(said: dict[str, Any]) -> list[tuple[str, int, float]]:
     """(phase, bytes a chip as counted now, useful FLOPs of a microbatch on a chip) for what was compiled."""
-    config = settings.from_file(str(ROOT / said["config"]), said["settings"])
+    file = said["config"]
+    config = settings.from_file(file if Path(file).exists() else Path(file).name.replace(".py", ""), said["settings"])
     config = changed(config, {f"mesh.{axis}": size for axis, size in said["mesh"].items()})
     bucket = next(one for one in settings.buckets(config) if one.name == said["bucket"])
     platform = "gpu" if said["topology"].partition(":")[0] in TARGETS else "tpu"

@@ -1,5 +1,6 @@
-"""Converts a model to jvr1's own form, which many hosts open faster: config.json, tokenizer files, orbax parameters.
+"""A model in jvr1's own form, which many hosts open faster: jvr1 convert SRC OUT [--dtype bfloat16|float32]
 
+Writes config.json, tokenizer files and orbax parameters.
 Not needed to train: every command opens an HF folder or a hub id directly.
 """
 
@@ -11,22 +12,29 @@ import time
 import jax
 from etils import epath
 
+from jvr1.command_line import Parser
+from jvr1.commands.export import HOST_DEVICES
 from jvr1.errors import run_main
 from jvr1.model import hf
 from jvr1.opening.models import open_model, save_model
 from jvr1.processes.guard import explaining
 from jvr1.sharding import make_mesh
 
-HOST_DEVICES = 8
-"""Parts in which parameters pass through host memory."""
+
+def main(arguments: list[str] | None = None) -> None:
+    with explaining():
+        convert(options().parse_args(arguments))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def options() -> Parser:
+    parser = Parser(prog="jvr1 convert", description=__doc__)
     parser.add_argument("source", metavar="SRC", help="HF folder, hub id, workdir, checkpoint or converted folder")
     parser.add_argument("out", metavar="OUT", help="a new folder (local or gs://)")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of the parameters kept")
-    args = parser.parse_args()
+    return parser
+
+
+def convert(args: argparse.Namespace) -> None:
     jax.config.update("jax_platforms", "cpu")  # an accelerator has no part in this, and its memory may be too small
     jax.config.update("jax_num_cpu_devices", HOST_DEVICES)
     start = time.perf_counter()
@@ -41,10 +49,5 @@ def main() -> None:
     )
 
 
-def command() -> None:
-    with explaining():
-        main()
-
-
 if __name__ == "__main__":
-    run_main(command)
+    run_main(main)

@@ -1,21 +1,22 @@
-"""Makes the embedded data set and the tiny model: python tools/make_demo_data.py OUT [--train N ...].
+"""Makes the embedded data set and the tiny model: jvr1 demo-data OUT [--train N ...].
 
 OUT receives warmup, sft, rl, valid, test and hard.json in Video-R1's form, media/, tasks.json and tiny_model/.
-The same settings make the same files; a folder already made with them is left as it is. docs/demo_data.md says more.
+The same settings make the same files; a folder already made with them is left as it is.
+The docs' page demo_data says more.
 """
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
+from jvr1.command_line import Parser
 from jvr1.demo.dataset import Settings, building, finish, wanted, write_dataset
 from jvr1.demo.tiny_model import TINY_FORMS, write_tiny_model
 from jvr1.errors import run_main
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(arguments: list[str] | None = None) -> None:
+    parser = Parser(prog="jvr1 demo-data", description=__doc__)
     default = Settings()
     parser.add_argument("out", type=Path, metavar="OUT", help="a new folder")
     parser.add_argument("--train", type=int, default=default.train, help="questions each for warm-up, SFT and RL")
@@ -35,7 +36,7 @@ def main() -> None:
         help="also grounding_sft, _rl and _valid.json: N questions for SFT, N for RL, when a square is blue",
     )  # fmt: skip
     parser.add_argument("--family", choices=TINY_FORMS, default=default.family, help="of the tiny model; %(default)s")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     settings = Settings(
         args.train, args.valid, args.test, args.seed, args.shortcut, args.temporal, args.grounding, args.family
     )

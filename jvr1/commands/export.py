@@ -1,5 +1,6 @@
-"""Writes a model as an HF folder that `transformers` and vLLM load: published names, sharded safetensors, tokenizer.
+"""A model as an HF folder that transformers and vLLM load: jvr1 export SRC OUT [--peft]
 
+Published names, sharded safetensors, tokenizer.
 Adapters (LoRA) are merged into the weights; --peft writes them alone, as a folder that `peft` loads onto the base.
 """
 
@@ -15,6 +16,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from jvr1 import config as settings
+from jvr1.command_line import Parser
 from jvr1.data import processor
 from jvr1.data.chat import ends_of
 from jvr1.errors import UserError, run_main
@@ -30,8 +32,13 @@ HOST_DEVICES = 8
 """Parts in which parameters pass through host memory."""
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(arguments: list[str] | None = None) -> None:
+    with explaining():
+        export(options().parse_args(arguments))
+
+
+def options() -> Parser:
+    parser = Parser(prog="jvr1 export", description=__doc__)
     parser.add_argument("source", metavar="SRC", help="workdir, checkpoint, converted folder, HF folder or hub id")
     parser.add_argument("out", metavar="OUT", help="a new folder (local or gs://)")
     parser.add_argument(
@@ -42,7 +49,10 @@ def main() -> None:
     parser.add_argument("--peft", action="store_true", help="write the adapters of a LoRA run alone, for `peft`")
     parser.add_argument("--min-pixels", type=int, help="least pixels of an image in training, for the processor's file")
     parser.add_argument("--max-pixels", type=int, help="most pixels of an image in training, for the processor's file")
-    args = parser.parse_args()
+    return parser
+
+
+def export(args: argparse.Namespace) -> None:
     # before anything asks for devices, as finding a checkpoint does
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", HOST_DEVICES)
@@ -64,7 +74,7 @@ def main() -> None:
             base = None if trained is None else trained.model.source
             peft.save_adapters(model.params, model.config, lora, out, dtype=dtype, base=base)
         else:
-            files = files_of(model, trained, pixels)
+            files = exported_files(model, trained, pixels)
             hf.save(model.params, model.config, out, carried=files, dtype=dtype, lora=lora)
     written = [path.stat().length for path in epath.Path(args.out).glob("*.safetensors")]
     print(
@@ -109,7 +119,7 @@ def trained_config(source: epath.Path) -> ConfigDict | None:
         raise UserError(f"{path} cannot be read: {error}") from None
 
 
-def files_of(model: Model, trained: ConfigDict | None, pixels: tuple[int, int] | None) -> dict[str, bytes]:
+def exported_files(model: Model, trained: ConfigDict | None, pixels: tuple[int, int] | None) -> dict[str, bytes]:
     """The model's files beside its weights, which say of media and sampling what the training did, as far as that is
     known: of a workdir; of image limits that are given."""
     files, form = model.carried, model.config.family.processor
@@ -150,10 +160,5 @@ def about_sampling(model: Model, trained: ConfigDict | None) -> str:
     )
 
 
-def command() -> None:
-    with explaining():
-        main()
-
-
 if __name__ == "__main__":
-    run_main(command)
+    run_main(main)

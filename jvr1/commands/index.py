@@ -1,4 +1,4 @@
-"""Indexes a data set: python tools/index.py DATA.json --root ROOT [--config FILE[:ARG] [--sft]] [--out PATH]
+"""Indexes a data set: jvr1 index DATA.json --root ROOT [--config FILE[:ARG] [--sft]] [--out PATH]
 
 Probes every medium once and writes sizes, frames, rates, prompt tokens and buckets, or why a record cannot be used.
 An interrupted run goes on where it stopped. With a training config it makes the index its runs would make at their
@@ -15,6 +15,7 @@ from pathlib import Path
 
 from etils import epath
 
+from jvr1.command_line import Parser
 from jvr1.data.cache import MediaCache
 from jvr1.data.index import VisualTokens, as_json_values, build_index, file_stamp, save_index, settings_hash
 from jvr1.data.index_summary import summarise_index
@@ -29,7 +30,7 @@ from jvr1.setting import written_as
 
 
 def main(arguments: list[str] | None = None) -> None:
-    flags = parse(arguments)
+    flags = options().parse_args(arguments)
     if flags.config:
         return index_for(flags)
     out = flags.out or f"{flags.data}.index"
@@ -85,8 +86,8 @@ def partial_file(out: str, settings: dict[str, object]) -> Path:
     return Path(f"{out}.partial")
 
 
-def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def options() -> Parser:
+    parser = Parser(prog="jvr1 index", description=__doc__)
     parser.add_argument("data", help="records, JSON or JSONL, local or gs://")
     parser.add_argument("--root", required=True, help="media root, local or gs://")
     parser.add_argument("--config", help="training config FILE[:ARG] the index is for")
@@ -103,7 +104,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--max-frames", type=int, default=16)
     parser.add_argument("--frame-tokens", type=int, default=128, help="most visual tokens of a video frame")
     parser.add_argument("--image-tokens", type=int, default=256, help="most visual tokens of an image")
-    return parser.parse_args(arguments)
+    return parser
 
 
 if __name__ == "__main__":

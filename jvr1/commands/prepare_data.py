@@ -1,4 +1,4 @@
-"""Video-R1's published data, ready to train on: python tools/prepare_data.py ROOT [--download] [--config FILE]
+"""Video-R1's published data, ready to train on: jvr1 prepare-data ROOT [--download] [--config FILE]
 
 Fetches the set from the Hugging Face hub, unpacks each zip where it lies, checks that the media of every record are
 there, prints what is missing, and indexes the rest. Every step goes on where an earlier run stopped. Needs on disk:
@@ -8,7 +8,6 @@ more than 310 GB.
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import stat
@@ -23,6 +22,7 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from jvr1.command_line import Parser
 from jvr1.data.records import load_records, media_path
 from jvr1.errors import UserError, run_main
 
@@ -30,7 +30,7 @@ REPOSITORY = "Video-R1/Video-R1-data"
 RECORDS = ("Video-R1-260k.json", "Video-R1-COT-165k.json")
 MAX_RATIO = 100
 """Media hardly shrink: a zip that unpacks to more than this many times its size is a trap."""
-T = TypeVar("T")
+_T = TypeVar("_T")
 _GB = 1e9
 
 
@@ -43,11 +43,11 @@ class Remote:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    flags = parse(arguments)
+    flags = options().parse_args(arguments)
     root = Path(flags.root)
     if flags.download:
         root.mkdir(parents=True, exist_ok=True)
-        files = published(flags.parts)
+        files = published_files(flags.parts)
         print(plan(files, root, flags.remove_zips))
         check_space(files, root, flags.remove_zips)
         for remote in files:
@@ -64,35 +64,35 @@ def main(arguments: list[str] | None = None) -> None:
     if not found:
         raise UserError(f"{root} has neither {' nor '.join(RECORDS)}; fetch the set with --download")
     for file in found:
-        print(check(file, root), flush=True)
+        print(what_is_there(file, root), flush=True)
         if not flags.skip_index:
-            command = [sys.executable, Path(__file__).with_name("index.py"), file.resolve(), "--root", root]
+            command: list[str | Path] = [sys.executable, "-m", "jvr1", "index", file.resolve(), "--root", root]
             if flags.config:
                 command += ["--config", flags.config, *(["--sft"] if "COT" in file.name else [])]
             if subprocess.run(command, check=False).returncode:
                 raise UserError(f"{file} was not indexed; see above")
 
 
-def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def options() -> Parser:
+    parser = Parser(prog="jvr1 prepare-data", description=__doc__)
     parser.add_argument("root", help="folder of the data set")
     parser.add_argument("--download", action="store_true", help=f"fetch {REPOSITORY} from the hub")
     parser.add_argument("--parts", nargs="+", metavar="FOLDER", help="fetch only these folders, such as CLEVRER Math")
     parser.add_argument("--remove-zips", action="store_true", help="delete each zip once it is unpacked")
-    parser.add_argument("--config", help="training config FILE[:ARG] whose index to make, see tools/index.py")
+    parser.add_argument("--config", help="training config FILE[:ARG] whose index to make, see jvr1 index")
     parser.add_argument("--skip-index", action="store_true", help="do not index the records")
-    return parser.parse_args(arguments)
+    return parser
 
 
 # -------------------------------------------------------------------------------------------------- fetching
 
 
-def published(parts: Sequence[str] | None) -> list[Remote]:
+def published_files(parts: Sequence[str] | None) -> list[Remote]:
     """The zips and record files of the published set. Raises UserError without a network and for unknown parts."""
     from huggingface_hub import HfApi
 
     info = reached(lambda: HfApi().dataset_info(REPOSITORY, files_metadata=True))
-    files = [Remote(f.rfilename, f.size or 0) for f in info.siblings if f.rfilename.endswith((".zip", *RECORDS))]
+    files = [Remote(f.rfilename, f.size or 0) for f in info.siblings or () if f.rfilename.endswith((".zip", *RECORDS))]
     folders = sorted({PurePosixPath(f.path).parts[0] for f in files if "/" in f.path})
     for part in parts or ():
         if part not in folders:
@@ -107,7 +107,7 @@ def fetch(file: Remote, root: Path) -> None:
     reached(lambda: hf_hub_download(REPOSITORY, file.path, repo_type="dataset", local_dir=root))
 
 
-def reached(call: Callable[[], T]) -> T:
+def reached(call: Callable[[], _T]) -> _T:
     try:
         return call()
     except Exception as error:  # the client's errors come from several libraries
@@ -126,12 +126,12 @@ def plan(files: Sequence[Remote], root: Path, remove_zips: bool) -> str:
     lines = [f"  {size / _GB:8.1f} GB  {name}" for name, size in sorted(sizes.items())]
     total, free = sum(sizes.values()), shutil.disk_usage(root).free
     lines.append(f"  {total / _GB:8.1f} GB  to fetch in {len(files)} files")
-    lines.append(f"  {needed(files, root, remove_zips) / _GB:8.1f} GB  still needed with the unpacked media, about")
+    lines.append(f"  {room_needed(files, root, remove_zips) / _GB:8.1f} GB  still needed, with the media about")
     lines.append(f"  {free / _GB:8.1f} GB  free at {root}")
     return "\n".join(lines)
 
 
-def needed(files: Iterable[Remote], root: Path, remove_zips: bool) -> int:
+def room_needed(files: Iterable[Remote], root: Path, remove_zips: bool) -> int:
     """Bytes still to be written: zips and, media not shrinking, about as much unpacked."""
     todo = [f for f in files if not is_unpacked(root / f.path)]
     unpacked = sum(f.size for f in todo if f.path.endswith(".zip"))
@@ -142,7 +142,7 @@ def needed(files: Iterable[Remote], root: Path, remove_zips: bool) -> int:
 
 
 def check_space(files: Sequence[Remote], root: Path, remove_zips: bool) -> None:
-    wanted, free = needed(files, root, remove_zips), shutil.disk_usage(root).free
+    wanted, free = room_needed(files, root, remove_zips), shutil.disk_usage(root).free
     if wanted > free:
         hint = "" if remove_zips else "; --remove-zips needs half as much"
         raise UserError(f"{root} has {free / _GB:.0f} GB free and about {wanted / _GB:.0f} GB are needed{hint}")
@@ -231,7 +231,7 @@ def write_member(zipped: zipfile.ZipFile, member: zipfile.ZipInfo, folder: Path)
 # -------------------------------------------------------------------------------------------------- checking
 
 
-def check(file: Path, root: Path) -> str:
+def what_is_there(file: Path, root: Path) -> str:
     """How many records have their media, and what is missing by folder and cause."""
     records = load_records(file)
     state = {path: absence(root, path) for record in records for path in record.paths}
