@@ -10,6 +10,7 @@ from step_shapes import SMALL, small_config
 
 from jvr1 import config as settings
 from jvr1.chips import chip_named
+from jvr1.commands.plan import main as plan_command
 from jvr1.model.families import published
 from jvr1.plan.planning import changed, largest_bucket, make_plan, stage_of, suggestions
 from jvr1.plan.programs import batch_shapes, chip_bytes, lower_phase, step_shapes
@@ -71,6 +72,17 @@ def test_its_programs_take_what_is_counted():
     taken = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(gradients.lowered.in_avals))
     assert taken == 2 * chip_bytes(step.total) + chip_bytes(batch_shapes(step, bucket)) + 4
     (_,) = lower_phase(step, "update", bucket)
+
+
+def test_the_command_counts_a_supervised_config_as_one(capsys):
+    arguments = ["--config", "sft_7b", "--mesh", "fsdp=8", "--chip", "h100-80", "--config.batch.per_step=4"]
+    assert plan_command(arguments) == 0
+    said = capsys.readouterr().out
+    assert "counted as supervised learning (train-sft): no rollout, no reference, no group" in said
+    assert "generation" not in said
+    assert "answers of 768 tokens" in said
+    plan_command([*arguments, "--stage", "rl"])
+    assert "keys and values" in capsys.readouterr().out
 
 
 def test_lora_is_suggested_where_a_full_update_does_not_fit():
