@@ -319,6 +319,11 @@ class TrainSettings:
     )
     stop_value: float = setting(0.0, "Value at which it does")
     pictures_every: int = setting(50, "Steps between completions and frames in TensorBoard; 0: none", least=0)
+    samples_every: int = setting(
+        10,
+        "Steps between questions in the log, each with its best and its worst completion (train_rl); 0: none",
+        least=0,
+    )
     step_limit: float = setting(
         3600.0,
         "Seconds a step, a validation or the last save may take; beyond, all stacks are printed and the process exits "

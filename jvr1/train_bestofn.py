@@ -20,6 +20,7 @@ from jvr1.data.batch import Microbatch
 from jvr1.processes.guard import run_distributed
 from jvr1.rl.judge import make_judge
 from jvr1.rollout.tasks import Sampled, texts_of
+from jvr1.starting import tell_start
 from jvr1.train.flops import step_flops
 from jvr1.train.loop import Loop
 from jvr1.train.metrics import Tally
@@ -28,14 +29,21 @@ from jvr1.train.rollouts import check_rewards, training_task, turns, user_failur
 from jvr1.train.setup import open_run
 from jvr1.train.supervised import make_learn
 
-SHOWN = {"reward": "reward", "reward/best": "best", "reward/learned": "learned", "loss": "loss"}
+SHOWN = {
+    "reward": "reward",
+    "reward/best": "best",
+    "reward/learned": "learned",
+    "loss": "loss",
+    "update/gradient_norm": "gradient",
+}
 
 
 def main(command: settings.Command) -> int:
     config = command.config
     group, threshold = config.rl.group, config.bestofn.threshold
     run = open_run(config, command.workdir, targets=False, stage="bestofn")
-    judge = make_judge(config, run.pipeline.store)
+    tell_start(run)
+    judge = make_judge(config, run.pipeline.store, run.user)
     loop = Loop(run, SHOWN, command.profile, judge)
     run, learn = loop.run_, make_learn(loop)
     taking_turns = turns(config, run.decoder, shuffled=0)

@@ -21,18 +21,20 @@ from jvr1.processes.guard import run_distributed
 from jvr1.rl.judge import make_judge
 from jvr1.rollout.tasks import Sampled, texts_of
 from jvr1.sharding import put_batch
+from jvr1.starting import tell_start
 from jvr1.train.flops import step_flops, trained_of
 from jvr1.train.hooks import Hook
 from jvr1.train.loop import Loop
 from jvr1.train.metrics import Tally, write_rollouts
 from jvr1.train.optimizer import combine
+from jvr1.train.pictures import log_pictures, sample_lines
 from jvr1.train.policy import REFERENCE, Policy, make_varied
+from jvr1.train.progress import say
 from jvr1.train.reference import open_reference
 from jvr1.train.rollouts import (
     Judgement,
     Rollout,
     check_rewards,
-    log_pictures,
     ordered,
     rollout_rows,
     rows_of,
@@ -47,10 +49,12 @@ from jvr1.train.workdir import measures_from_source
 
 SHOWN = {
     "reward": "reward",
+    "accuracy": "accuracy",
     "temporal/gap": "gap",
-    "completion/length": "length",
+    "loss/kl": "KL",
     "loss/entropy": "entropy",
-    "tokens_per_second": "tok/s",
+    "completion/length": "length",
+    "update/gradient_norm": "gradient",
 }
 
 
@@ -64,8 +68,9 @@ def main(command: settings.Command) -> int:
 
     # --- mesh, model, optimizer, data
     run = open_run(config, command.workdir, targets=False)
+    tell_start(run)
     mesh = run.mesh
-    judge = make_judge(config, run.pipeline.store)
+    judge = make_judge(config, run.pipeline.store, run.user)
 
     # --- KL's reference: the weights of the source, before a run that goes on takes its own, or the base under adapters
     reference = None
@@ -146,8 +151,14 @@ def main(command: settings.Command) -> int:
     def pictures(step: int, rollouts: list[Rollout]) -> None:
         log_pictures(loop.writer, step, rollouts, run.config)
 
+    def samples(step: int, rollouts: list[Rollout]) -> None:
+        for line in sample_lines(step, rollouts):
+            say(line)
+
     # --- loop
-    return loop.run(train_step, Hook(write, steps=1), Hook(pictures, steps=config.train.pictures_every, first=1))
+    train = config.train
+    shown = Hook(pictures, steps=train.pictures_every, first=1), Hook(samples, steps=train.samples_every, first=1)
+    return loop.run(train_step, Hook(write, steps=1), *shown)
 
 
 def command() -> None:

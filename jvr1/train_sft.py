@@ -14,12 +14,19 @@ from jvr1 import config as settings
 from jvr1.data.batch import Microbatch
 from jvr1.processes.guard import run_distributed
 from jvr1.rl.judge import make_judge
+from jvr1.starting import tell_start
 from jvr1.train.loop import Loop
 from jvr1.train.metrics import Tally
 from jvr1.train.setup import open_run
 from jvr1.train.supervised import make_learn
 
-SHOWN = {"loss": "loss", "tokens_per_second": "tok/s", "data/failed": "failed"}
+SHOWN = {
+    "loss": "loss",
+    "update/gradient_norm": "gradient",
+    "update/learning_rate": "lr",
+    "tokens_per_second": "tok/s",
+    "data/failed": "failed",
+}
 
 
 def main(command: settings.Command) -> int:
@@ -27,7 +34,8 @@ def main(command: settings.Command) -> int:
 
     # --- mesh, model, optimizer, data; the state of a run that goes on
     run = open_run(config, command.workdir, targets=True)
-    judge = make_judge(config, run.pipeline.store) if config.reward.user_accuracy else None  # of validation
+    tell_start(run)
+    judge = make_judge(config, run.pipeline.store, run.user) if config.reward.user_accuracy else None  # of validation
     loop = Loop(run, SHOWN, command.profile, judge)
 
     # --- step: pure, compiled once a bucket

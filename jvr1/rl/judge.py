@@ -176,9 +176,10 @@ def _record(micro: Microbatch, b: int) -> Record | None:
     return None if row.error is not None else row.record
 
 
-def make_judge(config: ConfigDict, records: Sequence[Record] | RecordStore) -> Judge:
-    """The reward of a run's config, the user's own tried on some of the records. Raises UserError."""
-    user = open_user_values(config)
+def make_judge(config: ConfigDict, records: Sequence[Record] | RecordStore, user: UserValues | None = None) -> Judge:
+    """The reward of a run's config, the user's own, opened before or now, tried on some of the records. Raises
+    UserError."""
+    user = user or open_user_values(config)
     if user is not None:
         user.try_out(records, config.reward.mode)
     return Judge(config.reward.mode, config.rl.format_weight, user)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import signal
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +14,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from jvr1 import config as settings
 from jvr1.chips import chip_of
@@ -34,6 +32,7 @@ from jvr1.train.checkpoint import Checkpoints
 from jvr1.train.hooks import Hook
 from jvr1.train.metrics import MetricsWriter, PhaseClock, Profiler, Sums, Tally
 from jvr1.train.optimizer import combine, make_schedule
+from jvr1.train.progress import Compilations, Progress, say
 from jvr1.train.setup import Run, keep_run
 from jvr1.train.state import (
     TrainState,
@@ -44,6 +43,7 @@ from jvr1.train.state import (
     init_state,
     make_update,
 )
+from jvr1.train.validation import keep_answers, log_answers
 from jvr1.train.workdir import as_meta
 
 Step = Callable[[int, Sequence[Microbatch]], tuple[Tally, Any]]
@@ -94,8 +94,10 @@ class Loop:
         # events count steps from 1: those after the checkpoint are written again; without one, all
         first = self.step + 1 if self.step else 0
         self.writer = MetricsWriter(run.workdir, train.wandb or None, first_step=first)
+        if not self.step:
+            self.writer.text(0, "settings/all", settings.to_json(run.settings))
         if run.changed and self.step and not self._finished:
-            _say(f"settings changed since the run began: {'; '.join(run.changed)}")
+            say(f"settings changed since the run began: {'; '.join(run.changed)}")
             self.writer.text(self.step + 1, "settings/changed", "\n".join(run.changed))
         self.clock, self.tally = PhaseClock(), Tally()
         self._schedule = make_schedule(run.optimizer)
@@ -115,11 +117,11 @@ class Loop:
     """Batches of rows that the steps taken have used: one a step, and what `more` gave."""
     _finished = False
 
-    def _own_hooks(self, bar: tqdm) -> tuple[Hook, ...]:
+    def _own_hooks(self, progress: Progress) -> tuple[Hook, ...]:
         """After those of the main, in this order: what validation finds ends the run and is saved with it."""
         train = self.run_.settings.train
         return (
-            Hook(lambda step, _: self._log(step, bar), steps=1),
+            Hook(lambda step, _: self._log(step, progress), steps=1),
             Hook(lambda step, _: self._validate(step), steps=train.validate_every, at_start=True),
             Hook(
                 lambda *_: self.save(self._measured),
@@ -153,7 +155,7 @@ class Loop:
         # finished by its last step, it goes on when given more of them; finished by its stop value, it does not
         stopped_early = meta["finished"] and self._step < meta["steps"]
         self._finished = stopped_early or self._step >= run.settings.train.steps
-        _say(f"resumed at step {self._step} from {self.checkpoints.directory}")
+        say(f"resumed at step {self._step} from {self.checkpoints.directory}")
         return meta.get("failed", ())
 
     # --- what a step calls
@@ -197,14 +199,15 @@ class Loop:
         most = (train.steps - self.step) * (1 + self.run_.settings.rl.refill * (self.run_.stage == "rl"))
         rows = ahead(pipeline.steps(self._rounds, self._rounds + most, dict(self.journal.failed)), 1)
         self._rows = rows
-        bar = progress_bar(train.steps, self.step)
-        own = self._own_hooks(bar)
+        progress, compilations = Progress(train.steps, self.step, self.show), Compilations(self.run_.workdir)
+        own = self._own_hooks(progress)
         with ExitStack() as stack:
             # the mesh in force: the model splits its activations over it
             stack.enter_context(jax.set_mesh(self.run_.mesh))
             stack.enter_context(_signals(self._on_signal))
             stack.enter_context(self.watchdog.watching())
-            for thing in (self.writer, bar, rows, self.profiler):
+            stack.enter_context(compilations.watched())
+            for thing in (self.writer, progress, rows, self.profiler):
                 stack.enter_context(closing(thing))
             for hook in (*hooks, *own) if self.step == 0 else ():
                 hook.begin()
@@ -237,7 +240,7 @@ class Loop:
         if self._finished:
             check_last_steps(self.step, int(self.state.bad_steps))
             return 0
-        _say(f"stopped at step {self.step} of {train.steps}" + (", saved" if self.step else "; nothing to save"))
+        say(f"stopped at step {self.step} of {train.steps}" + (", saved" if self.step else "; nothing to save"))
         return stop_code()
 
     def _take(self, tally: Tally) -> None:
@@ -271,7 +274,7 @@ class Loop:
         name, value = self.run_.settings.train.stop_metric, self.run_.settings.train.stop_value
         if not name or not metrics or metrics[name] < value:
             return False
-        _say(f"step {self.step}: {name} is {metrics[name]:.3f}, at least {value}: done")
+        say(f"step {self.step}: {name} is {metrics[name]:.3f}, at least {value}: done")
         return True
 
     def save(self, metrics: Mapping[str, float] | None = None) -> None:
@@ -306,7 +309,7 @@ class Loop:
     def _on_signal(self, number: int) -> None:
         if self._stop and number == signal.SIGINT:
             raise KeyboardInterrupt
-        _say("signal received: finishing the step, then saving")
+        say("signal received: finishing the step, then saving")
         self._stop = True
 
     def _validate(self, step: int) -> None:
@@ -316,13 +319,16 @@ class Loop:
         decode = run.decoder.answering(run.decoder.weights(combine(self.state.params, run.frozen)), run.key)
         user = self.judge.user if self.judge else None
         questions = answer_all(*run.questions, decode, run.tokenizer, run.share, user)
+        if jax.process_index() == 0:
+            keep_answers(run.workdir, step, questions, mode_of(run.settings.reward.mode))
+        log_answers(self.writer, step, questions, mode_of(run.settings.reward.mode))
         metrics = as_metrics(summarise(questions, mode_of(run.settings.reward.mode)))
         wanted = run.settings.train.stop_metric
         if wanted and wanted not in metrics:
             raise UserError(f"train.stop_metric={wanted!r} is not measured; validation gives {', '.join(metrics)}")
         self.writer.scalars(step, {f"valid/{name}": value for name, value in metrics.items()})
         accuracies = {name: value for name, value in metrics.items() if name.endswith(("/ordered", "/shuffled"))}
-        _say(f"step {step} valid: " + "  ".join(f"{name} {value:.3f}" for name, value in accuracies.items()))
+        say(f"step {step} valid: " + "  ".join(f"{name} {value:.3f}" for name, value in accuracies.items()))
         if step:
             self._measured = metrics
             self._finished = self._finished or self._reached(metrics)
@@ -337,7 +343,7 @@ class Loop:
         causes = Counter((row.error or "").partition(":")[0] for row in failures)
         self.tally = self.tally.add(sums | {f"data/failed/{cause}": (count, rows) for cause, count in causes.items()})
 
-    def _log(self, step: int, bar: tqdm) -> None:
+    def _log(self, step: int, progress: Progress) -> None:
         seconds, tally = self.clock.take(), self.tally.of_all(self.run_.share)
         values, total = tally.means(), seconds.pop("total")
         values |= {f"seconds/{name}": value for name, value in seconds.items()} | {"seconds/step": total}
@@ -357,19 +363,10 @@ class Loop:
             if chip := chip_of(jax.devices()[0].device_kind):
                 values["flops_share_of_peak"] = values["flops_per_second"] / (chip.flops * jax.device_count())
         self.writer.scalars(step, values)
-        bar.set_postfix(
-            {label: f"{values[name]:.3g}" for name, label in self.show.items() if name in values}, refresh=False
-        )
-        bar.update()
+        progress.after(step, values)
         self.tally = Tally()
         with self._finishing():
             check_bad_steps(step, int(self.state.bad_steps), self.run_.optimizer.max_bad_steps)
-
-
-def progress_bar(total: int, done: int) -> tqdm:
-    """On a terminal it moves; in a log file it is a line now and then."""
-    every = 0.5 if sys.stderr.isatty() else 15.0
-    return tqdm(total=total, initial=done, unit="step", mininterval=every, disable=jax.process_index() > 0)
 
 
 def _as_shape(x: Any) -> jax.ShapeDtypeStruct:
@@ -379,11 +376,6 @@ def _as_shape(x: Any) -> jax.ShapeDtypeStruct:
 def _like(params: dict, part: dict) -> dict:
     """The branches of `params` that `part` has."""
     return {key: _like(params[key], value) if isinstance(value, dict) else params[key] for key, value in part.items()}
-
-
-def _say(text: str) -> None:
-    if jax.process_index() == 0:
-        tqdm.write(text)
 
 
 @contextmanager

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import html
 import importlib
 import io
 import json
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -59,10 +61,19 @@ class MetricsWriter:
 
     def text(self, step: int, tag: str, text: str) -> None:
         """A text as it is, whatever markdown it contains."""
+        self.markdown(step, tag, "\n".join("    " + line for line in text.splitlines()))
+
+    def table(self, step: int, tag: str, head: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """A text and a table below it. Cells are shown as they are, line breaks as spaces."""
+        cells = [[_cell(text) for text in row] for row in (columns, *rows)]
+        cells.insert(1, ["---"] * len(columns))
+        lines = [*(f"**{_cell(line)}**\n" for line in head.splitlines()), *(f"| {' | '.join(row)} |" for row in cells)]
+        self.markdown(step, tag, "\n".join(lines))
+
+    def markdown(self, step: int, tag: str, text: str) -> None:
         if self._board is None:
             return
-        indented = "\n".join("    " + line for line in text.splitlines())
-        self._add(Event(step=step, summary=text_pb(tag, indented)))
+        self._add(Event(step=step, summary=text_pb(tag, text)))
         if self._wandb is not None:
             self._wandb.log({tag: text}, step=step)
 
@@ -95,13 +106,25 @@ class MetricsWriter:
             self._board.add_event(event)
 
 
-def _start_wandb(workdir: epath.Path, project: str) -> Any:
+def _cell(text: str) -> str:
+    """Text that neither markdown nor HTML reads as more than that, on one line."""
+    return re.sub(r"([\\`*_{}\[\]#+!|])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
+
+
+def check_wandb(project: str) -> None:
+    """Raises UserError where a project is named and wandb is not installed."""
     try:
-        wandb = importlib.import_module("wandb")
+        if project:
+            importlib.import_module("wandb")
     except ImportError:
         raise UserError(
             f"train.wandb is {project!r} but wandb is not installed; pip install wandb, or leave train.wandb empty"
         ) from None
+
+
+def _start_wandb(workdir: epath.Path, project: str) -> Any:
+    check_wandb(project)
+    wandb = importlib.import_module("wandb")
     kept = workdir / "wandb_run"
     known = kept.read_text().strip() if kept.exists() else None
     run = wandb.init(project=project, id=known, resume="allow", name=workdir.name)
@@ -125,13 +148,22 @@ def write_rollouts(workdir: epath.PathLike, step: int, process: int, rows: Seque
     return unfinished.replace(path)
 
 
-def frame_strip(frames: UInt8[np.ndarray, "n h w 3"], caption: str, min_width: int = 320) -> UInt8[np.ndarray, "H L 3"]:
-    """Frames side by side on white with the caption, wrapped to their width, below them."""
+LEAST_HEIGHT = 112
+"""Pixels: smaller frames are shown in whole multiples of their size."""
+MOST_LINES = 14
+
+
+def frame_strip(frames: UInt8[np.ndarray, "n h w 3"], caption: str, min_width: int = 480) -> UInt8[np.ndarray, "H L 3"]:
+    """Frames side by side on white, small ones enlarged, with the caption, wrapped to their width, below them."""
+    times = -(-LEAST_HEIGHT // frames.shape[1])
+    frames = frames.repeat(times, axis=1).repeat(times, axis=2)
     n, h, w, _ = frames.shape
     gap, margin = 2, 4
     width = max(n * (w + gap) - gap, min_width)
     font = ImageFont.load_default(12)
     lines = [line for part in caption.splitlines() for line in _wrap(part, font, width - 2 * margin)]
+    if len(lines) > MOST_LINES:
+        lines = [*lines[: MOST_LINES - 1], ".."]
     line_height = 17
     image = Image.new("RGB", (width, h + 2 * margin + line_height * len(lines)), "white")
     for i, frame in enumerate(frames):

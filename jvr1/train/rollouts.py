@@ -1,4 +1,4 @@
-"""What a step's completions leave behind: rows of the rollout file, sums for the log, pictures for TensorBoard."""
+"""What a step's completions leave behind: rows of the rollout file, sums for the log."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from tqdm import tqdm
 from jvr1 import config as settings
 from jvr1.data.batch import Arrays, Bucket, Microbatch
 from jvr1.data.share import Share
-from jvr1.data.vision import frames_of
 from jvr1.errors import UserError
 from jvr1.model.config import ModelConfig
 from jvr1.questions.asking import VARIANTS
@@ -23,9 +22,7 @@ from jvr1.rl.judge import Judge, Judged
 from jvr1.rl.tgrpo import Advantages
 from jvr1.rollout.decoder import Decoder, queue_shapes
 from jvr1.rollout.tasks import Sampled, SlotShape, Task
-from jvr1.train.metrics import MetricsWriter, Sums, frame_strip
-
-MAX_PICTURES = 4
+from jvr1.train.metrics import Sums
 
 
 @dataclass(frozen=True)
@@ -132,6 +129,10 @@ def rollout_rows(step: int, rollouts: Sequence[Rollout]) -> list[dict[str, Any]]
                         "problem_id": row.record.problem_id,
                         "data_source": row.record.data_source,
                         "problem_type": row.record.problem_type,
+                        "data_type": row.record.data_type,
+                        "problem": row.record.problem,
+                        "options": row.record.options,
+                        "path": row.record.path,
                         "frames": VARIANTS[not ordered],
                         "completion": text,
                         "solution": row.record.solution,
@@ -210,33 +211,3 @@ def user_failures(judge: Judge, share: Share) -> Sums:
 def score_maxima(rollout: Rollout) -> dict[str, float]:
     """Maxima for the log."""
     return {"completion/max": float(rollout.host.length[:, : rollout.rows[0]].max(initial=0))}
-
-
-def log_pictures(writer: MetricsWriter, step: int, rollouts: Sequence[Rollout], config: ModelConfig) -> None:
-    """For a few videos, the ordered and the shuffled frames, and what was answered to each; a few texts."""
-    shown = 0
-    for rollout in rollouts:
-        for b, row in enumerate(rollout.micro.rows):
-            if shown == MAX_PICTURES:
-                return
-            if row.record is None or row.error is not None:
-                continue
-            texts = rollout.texts[b]
-            writer.text(step, f"completions/{shown}", f"{row.record.problem}\n{row.record.solution}\n\n{texts[0]}")
-            if len(rollout.rows) == 2:
-                for variant, text in zip(VARIANTS, (texts[0], texts[rollout.rows[0]]), strict=True):
-                    strip = frame_strip(
-                        _frames(rollout.micro.arrays, b, variant, config), f"{row.record.problem}\n{text}"
-                    )
-                    writer.image(step, f"frames/{shown}/{variant}", strip)
-            shown += 1
-
-
-def _frames(arrays: Arrays, b: int, variant: str, config: ModelConfig) -> np.ndarray:
-    visual, shuffled = arrays.visual, arrays.shuffled
-    assert visual is not None
-    assert shuffled is not None
-    hw = visual.hw[b]
-    real = (hw[..., 0] >= 0).any(axis=(1, 2))
-    pair = (visual.pair if variant == "ordered" else shuffled)[b][real].reshape(-1)
-    return frames_of(visual.frames[b][pair], hw[0], config.vision.patch)

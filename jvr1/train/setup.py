@@ -19,7 +19,7 @@ from jvr1 import config as settings
 from jvr1.data.batch import Bucket
 from jvr1.data.chat import ends_of
 from jvr1.data.encode import Encoder
-from jvr1.data.index import file_stamp
+from jvr1.data.index import IndexEntry, file_stamp
 from jvr1.data.pipeline import Pipeline
 from jvr1.data.records import Record
 from jvr1.data.schedule import Pool, Schedule, Sequential
@@ -39,8 +39,10 @@ from jvr1.opening.restore import check_fits, folder_of
 from jvr1.opening.staging import write_file
 from jvr1.optimizers.config import OptimizerConfig
 from jvr1.processes.peers import agree, processes, share_of
+from jvr1.rl.user_values import UserValues
 from jvr1.rollout.decoder import Decoder, make_decoder
 from jvr1.sharding import make_mesh, param_shardings
+from jvr1.train.early import check_early
 from jvr1.train.optimizer import make_optimizer, partition
 from jvr1.train.state import abstract_state, beside_params
 from jvr1.train.workdir import Begun, Origin, check_unchanged, find_run, open_weights
@@ -52,7 +54,8 @@ class Run:
     weights it began from. `params` are all, `frozen` those no gradient touches, `shardings` where the trainable ones
     lie; of a run to be resumed they are shapes, or the source's where KL is measured from it. `lora`: the adapters,
     which alone are then trainable. `rows` is a hash of what it trains on; `changed` says which settings of the
-    objective differ from those the workdir was made with."""
+    objective differ from those the workdir was made with; `entries` is the index of its rows; `user` are the rewards
+    of the user's own."""
 
     settings: ConfigDict
     workdir: epath.Path
@@ -76,6 +79,8 @@ class Run:
     pipeline: Pipeline
     share: Share
     rows: str
+    entries: tuple[IndexEntry, ...]
+    user: UserValues | None
     questions: tuple[Pipeline, int] | None
     changed: tuple[str, ...]
 
@@ -100,6 +105,7 @@ def _open_held(config: ConfigDict, folder: epath.Path, stage: str, *, targets: b
     if processes() > 1:
         agree("files", files_of(config))
     check_schedule(config, config.rl.updates * config.rl.minibatches if stage == "rl" else 1)
+    user = check_early(config, stage)
     use_compilation_cache()
     mesh = make_mesh(settings.mesh_shape(config))
     check_batch(config, mesh)
@@ -118,7 +124,7 @@ def _open_held(config: ConfigDict, folder: epath.Path, stage: str, *, targets: b
     if config.train.validate_every:
         asking = make_encoder(config, model.config, tokenizer, targets=False)
         questions = open_questions(config, config.data.valid, asking, folder, "valid", share)
-    pipeline, rows = open_training_rows(config, encoder, folder, share)
+    pipeline, rows, entries = open_training_rows(config, encoder, folder, share)
     return Run(
         settings=config,
         workdir=folder,
@@ -149,6 +155,8 @@ def _open_held(config: ConfigDict, folder: epath.Path, stage: str, *, targets: b
         pipeline=pipeline,
         share=share,
         rows=rows,
+        entries=entries,
+        user=user,
         questions=questions,
         changed=changed,
     )
@@ -192,12 +200,15 @@ def check_schedule(config: ConfigDict, updates: int) -> None:
         )
 
 
-def open_training_rows(config: ConfigDict, encoder: Encoder, workdir: epath.Path, share: Share) -> tuple[Pipeline, str]:
-    """The mixture of data.train: indexed, drawn by data.weights and data.modality; and a hash of its rows."""
+def open_training_rows(
+    config: ConfigDict, encoder: Encoder, workdir: epath.Path, share: Share
+) -> tuple[Pipeline, str, tuple[IndexEntry, ...]]:
+    """The mixture of data.train: indexed, drawn by data.weights and data.modality; a hash of its rows; their index."""
     digest = hashlib.sha256()
     names = {b.name: b for b in encoder.buckets}
     weights = config.data.weights or (1.0,) * len(config.data.train)
     records: list[Record] = []
+    found: list[IndexEntry] = []
     pools = []
     for file, weight in zip(config.data.train, weights, strict=True):
         own, entries = open_index(file, config, encoder, workdir)
@@ -206,6 +217,7 @@ def open_training_rows(config: ConfigDict, encoder: Encoder, workdir: epath.Path
             digest.update(bucket.name.encode() + rows.tobytes())
             pools.append(Pool(bucket, rows + len(records), weight * config.data.modality[bucket.kind]))
         records += own
+        found += entries
     store = RecordStore.write(local_cache(workdir) / "train", records)
     pipeline = Pipeline(
         Schedule(pools, config.batch.micro, config.seed),
@@ -216,7 +228,7 @@ def open_training_rows(config: ConfigDict, encoder: Encoder, workdir: epath.Path
         workers=config.data.workers,
         share=share,
     )
-    return pipeline, digest.hexdigest()
+    return pipeline, digest.hexdigest(), tuple(found)
 
 
 def open_questions(

@@ -1,0 +1,32 @@
+"""Mistakes that cost nothing to find, found before weights are fetched, read and sharded: minutes on a large model."""
+
+from __future__ import annotations
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from jvr1.errors import UserError
+from jvr1.rl.user_values import UserValues, open_user_values
+from jvr1.train.metrics import check_wandb
+
+
+def check_early(config: ConfigDict, stage: str) -> UserValues | None:
+    """Looks for the data files, for wandb where it is to be used, and loads the user's own rewards, which it returns.
+
+    Raises UserError with the first thing that is wrong.
+    """
+    check_data_files(config)
+    check_wandb(config.train.wandb)
+    wanted = stage != "sft" or config.reward.user_accuracy
+    return open_user_values(config) if wanted else None
+
+
+def check_data_files(config: ConfigDict) -> None:
+    """Raises UserError for one of data.train and data.valid that is not there."""
+    root, files = epath.Path(config.data.root), dict.fromkeys(config.data.train, "data.train")
+    if config.train.validate_every:
+        files |= dict.fromkeys(config.data.valid, "data.valid")
+    for file, setting in files.items():
+        if not (root / file).exists():
+            where = f"data.root {root}" if config.data.root else "this folder: data.root is empty"
+            raise UserError(f"{setting} names {file}, which is not in {where}")

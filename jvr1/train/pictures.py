@@ -1,0 +1,109 @@
+"""What a log shows of a step's completions: a group with its rewards and advantages, the frames it was asked about."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from jaxtyping import UInt8
+
+from jvr1.data.batch import Arrays, Row
+from jvr1.data.records import Record
+from jvr1.data.vision import frames_of
+from jvr1.model.config import ModelConfig
+from jvr1.problems.answers import final_answer
+from jvr1.questions.asking import VARIANTS
+from jvr1.train.metrics import MetricsWriter, frame_strip
+from jvr1.train.rollouts import Rollout
+
+MAX_PICTURES = 4
+QUESTION, ANSWER = 300, 400
+"""Characters shown of a question and of a completion in a line."""
+
+
+def shown_rows(rollouts: Sequence[Rollout]) -> Iterator[tuple[Rollout, int, Row, Record]]:
+    """Those of this process that were asked: their rollout, their place in it, the row and its record."""
+    for rollout in rollouts:
+        for b, row in enumerate(rollout.micro.rows):
+            if row.record is not None and row.error is None:
+                yield rollout, b, row, row.record
+
+
+def log_pictures(writer: MetricsWriter, step: int, rollouts: Sequence[Rollout], config: ModelConfig) -> None:
+    """For a few questions the whole group as a table, and the frames; a video's also in the order of its twin."""
+    for shown, (rollout, b, _, record) in enumerate(shown_rows(rollouts)):
+        if shown == MAX_PICTURES:
+            return
+        head = f"{asked(record)}\nright: {gold_of(record)}"
+        writer.table(step, f"completions/{shown}", head, *group_table(rollout, b))
+        if rollout.micro.arrays.visual is None:
+            continue
+        for variant, first in zip(VARIANTS, (0, rollout.rows[0]), strict=True):
+            if variant == VARIANTS[0] or len(rollout.rows) == 2:
+                frames = frames_asked(rollout.micro.arrays, b, variant, config)
+                said = f"{asked(record)} (right: {gold_of(record)})\n{one_line(rollout.texts[b][first], ANSWER)}"
+                writer.image(step, f"frames/{shown}/{variant}", frame_strip(frames, said))
+
+
+def group_table(rollout: Rollout, b: int) -> tuple[list[str], list[list[str]]]:
+    """Columns, and a row a completion: ordered ones first, the best first; then those on shuffled frames."""
+    names = rollout.judged.names if rollout.judged.values is not None else ()
+    columns = ["frames", "reward", "advantage", "accuracy", "format", *names, "tokens", "answer", "completion"]
+    result, group, rows = rollout.result, rollout.rows[0], []
+    best = np.argsort(-np.asarray(result.reward[b][:group]), kind="stable").tolist()
+    for r in [*best, *range(group, len(rollout.texts[b]))]:
+        score, ordered = rollout.judged.rows[b][r], r < group
+        own = [] if rollout.judged.values is None else [f"{value:.3g}" for value in rollout.judged.values[b, r]]
+        given = ordered and bool(rollout.judged.scored[b][r])
+        rows.append(
+            [
+                VARIANTS[not ordered],
+                f"{result.reward[b, r]:.3g}" if given else "",
+                f"{result.advantage[b, r]:+.3g}" if ordered else "",
+                f"{score.accuracy:.3g}", f"{score.format:.3g}", *own,
+                f"{int(rollout.host.length[b, r])}{'' if rollout.host.ended[b, r] else ', cut off'}",
+                score.answer or "", rollout.texts[b][r],
+            ]
+        )  # fmt: skip
+    return columns, rows
+
+
+def sample_lines(step: int, rollouts: Sequence[Rollout]) -> list[str]:
+    """A question of the step, another at each, with its best and its worst completion. [] where there is none."""
+    rows = list(shown_rows(rollouts))
+    if not rows:
+        return []
+    rollout, b, _, record = rows[step % len(rows)]
+    reward = np.asarray(rollout.result.reward[b][: rollout.rows[0]])
+    lines = [f"step {step} asks: {one_line(asked(record), QUESTION)} [right: {gold_of(record)}]"]
+    for r in dict.fromkeys((int(reward.argmax()), int(reward.argmin()))):
+        said = one_line(rollout.texts[b][r], ANSWER)
+        lines.append(f"  reward {reward[r]:.3g}, advantage {rollout.result.advantage[b, r]:+.3g}: {said}")
+    return lines
+
+
+def asked(record: Record) -> str:
+    return "  ".join([record.problem, *record.options])
+
+
+def gold_of(record: Record) -> str:
+    return final_answer(record.solution) or record.solution.strip()
+
+
+def one_line(text: str, most: int) -> str:
+    """Without line breaks, of a long one its two ends."""
+    text = " ".join(text.split())
+    half = most // 2 - 2
+    return text if len(text) <= most else f"{text[:half]} .. {text[-half:]}"
+
+
+def frames_asked(arrays: Arrays, b: int, variant: str, config: ModelConfig) -> UInt8[np.ndarray, "n h w 3"]:
+    """The different frames of a row in the order that the model sees them."""
+    visual, shuffled = arrays.visual, arrays.shuffled
+    assert visual is not None
+    assert shuffled is not None
+    hw = visual.hw[b]
+    real = (hw[..., 0] >= 0).any(axis=(1, 2))
+    pair = (visual.pair if variant == VARIANTS[0] else shuffled)[b][real].reshape(-1)
+    frames = list(dict.fromkeys(pair.tolist()))  # an image pairs its frame with itself, an odd last one too
+    return frames_of(visual.frames[b][frames], hw[0], config.vision.patch)

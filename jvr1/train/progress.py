@@ -1,0 +1,142 @@
+"""A run's way through its steps: in a terminal a bar, in a log file a line a step; long compilations by name."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import threading
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import jax
+from etils import epath
+from jax import monitoring
+from tqdm import tqdm
+
+from jvr1.opening.staging import write_file
+
+RECENT = 20
+"""Steps whose median is what a step takes, for the time that is left."""
+LONG = 3.0
+"""Seconds after which a compilation is spoken of."""
+COMPILED = "compiled.json"
+"""File of a workdir: seconds by program, of those that took long."""
+_EVENT = "/jax/core/compile/backend_compile_duration"
+_BAR = "{n_fmt}/{total_fmt} {percentage:3.0f}%|{bar:16}| {postfix}"
+
+
+def say(text: str) -> None:
+    """A line of the log, above a bar; process 0's alone."""
+    if jax.process_index() == 0:
+        tqdm.write(text)
+        sys.stdout.flush()
+
+
+def duration(seconds: float) -> str:
+    """3 s, 2:05, 1:02:05."""
+    whole = round(seconds)
+    minutes, rest = divmod(whole, 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}:{minutes:02}:{rest:02}"
+    return f"{minutes}:{rest:02}" if minutes else f"{whole} s"
+
+
+class Progress:
+    """show: metric -> its short name, in the order shown. On process 0; elsewhere nothing."""
+
+    def __init__(self, total: int, done: int, show: Mapping[str, str]):
+        self.total, self.show = total, dict(show)
+        self._seconds: deque[float] = deque(maxlen=RECENT)
+        self.bar: tqdm | None = None
+        if sys.stderr.isatty() and jax.process_index() == 0:
+            self.bar = tqdm(total=total, initial=done, bar_format=_BAR, dynamic_ncols=True)
+
+    def after(self, step: int, values: Mapping[str, float]) -> None:
+        """values: those of the step just taken, `seconds/step` among them."""
+        self._seconds.append(values["seconds/step"])
+        told = self.told(step, values)
+        if self.bar is None:
+            say(f"step {step}/{self.total}  {told}")
+        else:
+            self.bar.set_postfix_str(told, refresh=False)
+            self.bar.update()
+
+    def told(self, step: int, values: Mapping[str, float]) -> str:
+        """The numbers of a step, what it took, and the time left at the recent steps' median."""
+        parts = [f"{label} {values[name]:.3g}" for name, label in self.show.items() if name in values]
+        left = statistics.median(self._seconds) * (self.total - step)
+        return "  ".join([*parts, f"{values['seconds/step']:.3g} s", f"left {duration(left)}"])
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+class Compilations:
+    """Says of what XLA compiles for longer than `LONG` seconds what it is and how long it took the last time.
+
+    Times are kept in WORKDIR/compiled.json. Compiled programs that JAX keeps load in less and are not spoken of.
+    """
+
+    def __init__(self, workdir: epath.Path, after: float = LONG):
+        self.file, self.longest = workdir / COMPILED, after
+        self.seconds = _kept(self.file)
+        self._running: dict[tuple[int, str], tuple[threading.Timer, list[str]]] = {}
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """While inside."""
+        monitoring.register_scalar_listener(self._begins)
+        monitoring.register_event_duration_secs_listener(self._ended)
+        try:
+            yield
+        finally:
+            monitoring.unregister_scalar_listener(self._begins)
+            monitoring.unregister_event_duration_listener(self._ended)
+            for timer, _ in self._running.values():
+                timer.cancel()
+
+    def _begins(self, event: str, value: float | int, **about: str | int) -> None:
+        if event != _EVENT:
+            return
+        name = program_name(str(about.get("fun_name", "?")))
+        told: list[str] = []
+        timer = threading.Timer(self.longest, self._tell, (name, told))
+        timer.daemon = True
+        self._running[threading.get_ident(), name] = timer, told
+        timer.start()
+
+    def _tell(self, name: str, told: list[str]) -> None:
+        before = self.seconds.get(name)
+        told.append(name)
+        say(f"compiling {name}" + (f", which took {duration(before)} the last time" if before else ""))
+
+    def _ended(self, event: str, duration_secs: float, **about: str | int) -> None:
+        name, seconds = program_name(str(about.get("fun_name", "?"))), duration_secs
+        running = self._running.pop((threading.get_ident(), name), None) if event == _EVENT else None
+        if running is None:
+            return
+        running[0].cancel()
+        if running[1]:
+            say(f"compiled {name} in {duration(seconds)}")
+        if seconds >= self.longest:
+            self.seconds[name] = seconds
+            if jax.process_index() == 0:
+                write_file(self.file, (json.dumps(self.seconds, indent=1) + "\n").encode())
+
+
+def program_name(name: str) -> str:
+    """'jit(update)', 'jit_update' -> 'update'."""
+    inner = name.removeprefix("jit(").removesuffix(")") if name.startswith("jit(") else name.removeprefix("jit_")
+    return inner.strip("_") or name
+
+
+def _kept(file: epath.Path) -> dict[str, float]:
+    """What an earlier start kept; a file that cannot be read is as none."""
+    try:
+        return {str(name): float(value) for name, value in json.loads(file.read_text()).items()}
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {}
