@@ -11,8 +11,9 @@ from step_shapes import SMALL, small_config
 from jvr1 import config as settings
 from jvr1.chips import chip_named
 from jvr1.commands.plan import main as plan_command
+from jvr1.demo.tiny_model import write_tiny_model
 from jvr1.model.families import published
-from jvr1.plan.planning import changed, largest_bucket, make_plan, stage_of, suggestions
+from jvr1.plan.planning import changed, largest_bucket, make_plan, named_model, stage_of, suggestions
 from jvr1.plan.programs import batch_shapes, chip_bytes, lower_phase, step_shapes
 from jvr1.plan.work import useful_flops
 from jvr1.sharding import make_mesh
@@ -72,6 +73,16 @@ def test_its_programs_take_what_is_counted():
     taken = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(gradients.lowered.in_avals))
     assert taken == 2 * chip_bytes(step.total) + chip_bytes(batch_shapes(step, bucket)) + 4
     (_,) = lower_phase(step, "update", bucket)
+
+
+@pytest.mark.parametrize(("config", "family"), [("tiny:rl", "qwen2_5_vl"), ("tiny_qwen3vl:rl", "qwen3_vl")])
+def test_questions_of_text_alone_are_counted_too(tmp_path, config, family):
+    """Their bucket has no window, for which the tower keeps nothing."""
+    write_tiny_model(tmp_path, 0, family)
+    plan = make_plan(changed(settings.from_file(config), ONE), named_model(str(tmp_path)), chip_named("rtx3090"))
+    (text,) = [bucket for bucket in plan.memory if bucket.kind == "text"]
+    assert plan.memory[text]["gradients"]["kept"] > 0
+    assert plan.fits
 
 
 def test_the_command_counts_a_supervised_config_as_one(capsys):
