@@ -14,11 +14,18 @@ PAGE = ROOT / "docs" / "commands.md"
 
 
 def command_rows() -> Iterator[str]:
-    """Each command with what it does and how it is called, of its module's docstring."""
+    """Each command with what it does."""
     yield "| command | what it does |"
     yield "|---|---|"
     for name, entry in COMMANDS.items():
         yield f"| `jvr1 {name}` | {entry.about} |"
+
+
+def command_texts() -> Iterator[str]:
+    """What each command's module says of it, its usage among that."""
+    for name, entry in COMMANDS.items():
+        told = ast.get_docstring(ast.parse((ROOT / f"{entry.module.replace('.', '/')}.py").read_text()))
+        yield f"### {name}\n\n```text\n{told}\n```\n"
 
 
 def config_rows() -> Iterator[str]:
@@ -41,7 +48,7 @@ def with_tables(page: str, tables: Mapping[str, Iterator[str]]) -> str:
 
 
 def commands_page(page: str) -> str:
-    return with_tables(page, {"commands": command_rows(), "configs": config_rows()})
+    return with_tables(page, {"commands": command_rows(), "configs": config_rows(), "texts": command_texts()})
 
 
 if __name__ == "__main__":
