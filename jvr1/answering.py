@@ -233,8 +233,8 @@ def answer_files(config: ConfigDict, asking: Asking, mesh: Mesh, out: epath.Path
     told = describe_evaluation(config, asking, suites, weights, fitted)
     claim(out, told, write=jax.process_index() == 0)
 
-    def index(file: str, records: Sequence[Record]) -> list[IndexEntry]:
-        return index_of(file, records, config, encoder, out)
+    def index(file: str, records: Sequence[Record], stamp: Mapping[str, Any]) -> list[IndexEntry]:
+        return index_of(file, records, config, encoder, out, stamp=stamp)
 
     plan = plan_evaluation(suites, encoder, index, fitted=fitted)
     journal = AnswerJournal(out, jax.process_index())

@@ -6,6 +6,7 @@ import dataclasses
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from jvr1.data.batch import Bucket, Need, choose_bucket
 from jvr1.data.encode import Encoder
@@ -39,8 +40,8 @@ class EvaluationPlan:
         return [AskedSuite(suite, own) for suite, own in zip(self.suites, questions, strict=True)]
 
 
-Index = Callable[[str, Sequence[Record]], list[IndexEntry]]
-"""(file, its records) -> one measured entry a record."""
+Index = Callable[[str, Sequence[Record], Mapping[str, Any]], list[IndexEntry]]
+"""(file, its records, the stamp of what they were read from) -> one measured entry a record."""
 
 
 def plan_evaluation(suites: Sequence[Suite], encoder: Encoder, index_of: Index, *, fitted: bool) -> EvaluationPlan:
@@ -52,7 +53,7 @@ def plan_evaluation(suites: Sequence[Suite], encoder: Encoder, index_of: Index, 
     reasons: dict[int, str] = {}
     for at, suite in enumerate(suites):
         own = list(suite.records.values())
-        entries = index_of(suite.file, own) if own else []
+        entries = index_of(suite.file, own, suite.stamp) if own else []
         for index, record, entry in zip(suite.records, with_seconds(own, entries), entries, strict=True):
             number = len(records)
             records.append(record)

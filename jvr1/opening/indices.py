@@ -122,16 +122,18 @@ def index_of(
     *,
     told: bool = True,
     again: Again = "nothing",
+    stamp: Mapping[str, Any] | None = None,
 ) -> list[IndexEntry]:
     """What the records of a file measure, in no buckets yet: made before with the same settings, or now. told: whether
     a summary is printed when it is made. again: which media that could not be used are probed again; "changed": those
-    that were written since. All processes call it; the first makes it.
+    that were written since. stamp: of what the records were read from; None: the file. All processes call it; the first
+    makes it.
 
     A file's name carries the hash of the settings, so one made with others, or of other probes, is never taken.
     """
     file = str(epath.Path(config.data.root) / file)
     folder = epath.Path(config.data.index) if config.data.index else workdir / "index"
-    probing = {"records": file_stamp(file), **settings.question_fields(config).told}
+    probing = {"records": dict(stamp or file_stamp(file)), **settings.question_fields(config).told}
     probing |= {"probed": PROBING, "max_decoded_mb": config.data.max_decoded_mb}
     probes = folder / f"{epath.Path(file).stem}-media-{settings_hash(probing)}.jsonl"
     if jax.process_index() == 0:
