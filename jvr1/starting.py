@@ -13,7 +13,7 @@ from jvr1.chips import GIB, chip_of
 from jvr1.data.index_summary import IndexSummary, summarise_index
 from jvr1.data.schedule import Schedule
 from jvr1.plan.memory import phase_memory
-from jvr1.plan.programs import step_shapes
+from jvr1.plan.programs import STAGES, step_shapes
 from jvr1.processes.peers import processes
 from jvr1.train.progress import say
 from jvr1.train.setup import Run
@@ -45,7 +45,7 @@ def start_lines(run: Run) -> Iterator[tuple[str, str]]:
     yield "parameters", parameter_line(run)
     yield from row_lines(run)
     yield "steps", step_line(run)
-    if run.stage == "rl":
+    if run.stage in STAGES:
         yield "memory", memory_line(run)
     yield "workdir", f"{run.workdir}, " + ("new" if run.begun is None else f"goes on at step {run.begun.step}")
     yield "to see", f"tensorboard --logdir {run.workdir / 'tensorboard'}"
@@ -119,7 +119,7 @@ def step_line(run: Run) -> str:
 
 def memory_line(run: Run) -> str:
     """The most that a device holds, as `jvr1 plan` counts it, and what it has."""
-    shapes = step_shapes(run.settings, run.config, run.mesh)
+    shapes = step_shapes(run.settings, run.config, run.mesh, stage=run.stage)
     peak, phase, bucket = max(
         ((sum(parts.values()), phase, bucket.name)
          for bucket in settings.buckets(run.settings) for phase, parts in phase_memory(shapes, bucket).items())

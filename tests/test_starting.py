@@ -87,3 +87,8 @@ def test_amounts_are_short():
 
 def test_labels_stand_in_a_column():
     assert aligned(iter([("a", "x"), ("long", "y"), ("", "z")])) == ["a     x", "long  y", "      z"]
+
+
+def test_a_supervised_run_counts_its_memory_too(demo):
+    (line,) = [line for line in demo.finished("sft").out.splitlines() if line.startswith("memory")]
+    assert "GiB a device at the peak, by count: gradients of video-F4" in line
