@@ -1,4 +1,5 @@
-"""Kernels of eight bits, for generation: a value is a whole number or a short float, times a scale for each output."""
+"""Products of eight bits, for generation: kernels kept as whole numbers or short floats times a scale for each output,
+and what they are multiplied with rounded alike, times a scale for each row."""
 
 from __future__ import annotations
 
@@ -21,16 +22,23 @@ class Rounded(NamedTuple):
     scale: Array
 
     def product(self, x: Float[Array, "..."], contracted: int) -> Float[Array, "..."]:
-        """x . kernel over the last `contracted` axes of x: the scale is taken after the sum, so that what is read of
-        the kernel is its eight bits."""
-        y = jnp.tensordot(x, self.values.astype(x.dtype), axes=contracted)
-        return y * jnp.broadcast_to(self.scale.astype(x.dtype), y.shape)
+        """x . kernel over the last `contracted` axes of x. x is rounded, too: both sides of eight bits are what matrix
+        units take, and a kernel that was made wide for them would be written and read again for each token. Sums are
+        exact (int32), or in fp32; the scales come after them."""
+        kind = str(self.values.dtype)
+        own = rounded(x, tuple(range(x.ndim - contracted, x.ndim)), kind)
+        wide = jnp.int32 if kind == "int8" else jnp.float32
+        y = jnp.tensordot(own.values, self.values, axes=contracted, preferred_element_type=wide)
+        outputs = self.values.ndim - contracted
+        scale = own.scale.reshape(*own.scale.shape, *[1] * outputs)
+        y = y.astype(jnp.float32) * jnp.broadcast_to(scale, y.shape) * jnp.broadcast_to(self.scale, y.shape)
+        return y.astype(x.dtype)
 
 
-def rounded(kernel: Float[Array, "..."], inputs: Sequence[int], dtype: str) -> Rounded:
-    """The kernel rounded so that the largest of each output's weights is the largest of the dtype. inputs: the axes
-    that its product sums over."""
-    wide = kernel.astype(jnp.float32)
+def rounded(side: Float[Array, "..."], inputs: Sequence[int], dtype: str) -> Rounded:
+    """A side of a product, rounded so that the largest of what is summed is the largest of the dtype. inputs: the axes
+    that are summed over."""
+    wide = side.astype(jnp.float32)
     largest = jnp.max(jnp.abs(wide), axis=tuple(inputs), keepdims=True)
     scale = jnp.where(largest > 0, largest / LARGEST[dtype], 1.0)
     values = wide / jnp.broadcast_to(scale, wide.shape)
