@@ -56,7 +56,11 @@ CHIPS = {
         Chip("v5p", ("TPU v5", "TPU v5p"), 459e12, int(95.74 * GIB), 2.765e12, 600e9, _DEEP),
         Chip("v6e", ("TPU v6 lite", "TPU v6e"), 918e12, int(31.25 * GIB), 1.6e12, 400e9, _FLAT),
         Chip("v7x", ("TPU7x",), 1153.5e12, int(94.75 * GIB), 3.69e12, 300e9, _DEEP, family="tpu7x", devices=2),
+        Chip("rtx3090", ("NVIDIA GeForce RTX 3090",), 71e12, int(24e9), 0.936e12, 32e9),
         Chip("rtx4090", ("NVIDIA GeForce RTX 4090",), 165.2e12, int(24e9), 1.008e12, 32e9),
+        Chip("rtx5090", ("NVIDIA GeForce RTX 5090",), 209.5e12, int(32e9), 1.792e12, 64e9),
+        Chip("a6000", ("NVIDIA RTX A6000",), 154.8e12, int(48e9), 0.768e12, 32e9),
+        Chip("rtx6000-ada", ("NVIDIA RTX 6000 Ada Generation",), 364.2e12, int(48e9), 0.96e12, 32e9),
         Chip("l40s", ("NVIDIA L40S",), 362.05e12, int(48e9), 0.864e12, 32e9),
         Chip("a100-40", ("NVIDIA A100-SXM4-40GB", "NVIDIA A100-PCIE-40GB"), 312e12, int(40e9), 1.555e12, 300e9),
         Chip("a100-80", ("NVIDIA A100-SXM4-80GB",), 312e12, int(80e9), 2.039e12, 300e9),
@@ -74,9 +78,11 @@ al., arXiv 2304.01433. A v7x chip is two devices to JAX, each with half of it. N
 `jax/_src/pallas/mosaic/tpu_info.py`.
 
 GPU: NVIDIA's data sheets, FLOP/s without sparsity; the SXM form unless the name says otherwise. A GB is taken as 10^9
-bytes: the driver shows some 7% more, which CUDA and fragmentation take. link is one direction of NVLink, or of PCIe 4.0
-x16 where there is none. B200: an eighth of a DGX B200. RTX 4090: white paper of the Ada architecture, appendix A, BF16
-with FP32 accumulate. A name that is not here (a laptop's chip, a part of a GPU by MIG) has no known peak."""
+bytes: the driver shows some 7% more, which CUDA and fragmentation take. link is one direction of NVLink, or of PCIe x16
+where there is none: 5.0 of an RTX 5090, 4.0 of the others; the bridge that two RTX 3090 or A6000 can have is not
+counted. B200: an eighth of a DGX B200. Workstation cards: tables of the white papers of their architectures (Ampere
+GA102, Ada, Blackwell RTX), BF16 tensor operations with FP32 accumulate, dense. A name that is not here (a laptop's
+chip, a part of a GPU by MIG) has no known peak."""
 
 
 def chip_named(name: str) -> Chip:

@@ -1,8 +1,9 @@
 """Accuracy on benchmarks or question files: jvr1 evaluate --model DIR --suite NAMES --data ROOT --out DIR
 
 DIR is any model: HF folder, hub id, converted folder, workdir. NAMES are of vsibench, videommmu, mmvu, mvbench,
-tempcompass, videomme (Video-R1's published eval_*.json under ROOT), or question files, separated by commas. How
-questions are put comes from --config or from the workdir that trained the model; for any other model it is how Video-R1
+tempcompass, videomme (Video-R1's published eval_*.json under ROOT), of videoholmes, lvbench, longvideobench, mlvu,
+videomathqa, charades, tvbench (in the files that they publish), or question files, separated by commas. How questions
+are put comes from --config or from the workdir that trained the model; for any other model it is how Video-R1
 evaluates. Writes answers.jsonl, report.json, report.md and report.html; killed, it goes on where it was.
 """
 

@@ -23,17 +23,29 @@ DOCS = Path(__file__).parents[1] / "docs" / "pods.md"
         ("NVIDIA H100 80GB HBM3", "h100-80", 989e12), ("NVIDIA H100 PCIe", "h100-80-pcie", 756e12),
         ("NVIDIA H200", "h200", 989e12), ("NVIDIA B200", "b200", 36e15 / 8 / 2),
         ("NVIDIA L40S", "l40s", 362.05e12), ("NVIDIA GeForce RTX 4090", "rtx4090", 165.2e12),
+        ("NVIDIA GeForce RTX 3090", "rtx3090", 71e12), ("NVIDIA RTX A6000", "a6000", 154.8e12),
+        ("NVIDIA RTX 6000 Ada Generation", "rtx6000-ada", 364.2e12),
+        ("NVIDIA GeForce RTX 5090", "rtx5090", 838e12 / 4),  # sparse with FP16 accumulate
     ],
 )  # fmt: skip
 def test_a_device_is_found_by_its_kind(kind, name, peak):
     chip = chip_of(kind)
     assert chip is CHIPS[name]
-    assert chip.flops == peak
+    assert chip.flops == pytest.approx(peak, rel=1e-4)
 
 
 @pytest.mark.parametrize(
     "kind",
-    ["cpu", "TPU v3", "TPU7", "NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA H100 80GB HBM3 MIG 1g.10gb", "NVIDIA L40"],
+    [
+        "cpu",
+        "TPU v3",
+        "TPU7",
+        "NVIDIA GeForce RTX 4090 Laptop GPU",
+        "NVIDIA H100 80GB HBM3 MIG 1g.10gb",
+        "NVIDIA L40",
+        "NVIDIA RTX 6000",
+        "NVIDIA GeForce RTX 3090 Ti",
+    ],
 )
 def test_a_device_that_only_sounds_alike_has_no_peak(kind):
     assert chip_of(kind) is None
@@ -50,7 +62,7 @@ def test_no_kind_is_of_two_chips_and_jax_knows_those_of_tpus():
 
 def test_figures_are_in_their_units():
     for chip in CHIPS.values():
-        assert 100e12 < chip.flops < 3000e12
+        assert 50e12 < chip.flops < 3000e12
         assert 10 * GIB < chip.memory < 200 * GIB
         assert 10e9 < chip.link < chip.bandwidth < 10e12
 

@@ -1,4 +1,4 @@
-"""The exported folder in transformers, by the lines that README.md and docs/weights.md give: jvr1's answers."""
+"""The exported folder in transformers, by the lines that docs/serving.md and docs/weights.md give: jvr1's answers."""
 
 from __future__ import annotations
 
@@ -89,12 +89,12 @@ def test_positions_of_a_padded_batch_equal_those_of_training(model, side):
 
 def test_the_lines_of_the_documents(demo, monkeypatch):
     """Questions about videos, greedily: every answer is jvr1's; without `as_trained` some are not."""
-    assert snippet("README.md") == snippet("docs/weights.md")
+    assert snippet("docs/serving.md") == snippet("docs/weights.md")
     folder = demo.exported()
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.delitem(sys.modules, "text_positions", raising=False)
     given: dict = {}
-    exec(snippet("README.md").replace("hf_folder", str(folder)), given)
+    exec(snippet("docs/serving.md").replace("hf_folder", str(folder)), given)
     model, processor = given["model"].float(), given["processor"]
     ours = {
         a["problem_id"]: a["replies"][0]["completion"]

@@ -74,6 +74,8 @@ def test_packages_that_are_not_there(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     error = raised(lambda: epath.Path("gs://bucket/a.json").open("rb"))  # what etils and fsspec say by themselves
     assert "gs:// paths need the package gcsfs: pip install gcsfs" in ended(capsys, error)
+    missing = ModuleNotFoundError("No module named 'matplotlib'", name="matplotlib")
+    assert "pip install matplotlib, or jvr1[plots]" in ended(capsys, missing)
     assert "pip install jax" in ended(capsys, ModuleNotFoundError("No module named 'jax'", name="jax.numpy"))
 
 

@@ -22,6 +22,7 @@ case $family in
   qwen3_vl) config=configs/tiny_qwen3vl.py out=${out:-demo_out_qwen3_vl} ;;
   *) echo "error: --family $family; there are qwen2_5_vl, qwen3_vl" >&2; exit 2 ;;
 esac
+EXTRAS=plots # the curves
 source tools/setup_env.sh
 export JAX_PLATFORMS=cpu JVR1_EXIT_ON_PREEMPTION=75 # a stage that was stopped ends the demo
 export XLA_FLAGS=${XLA_FLAGS-}
@@ -69,4 +70,5 @@ evaluate hf "$out/hf"
 
 say "result"
 python tools/demo_report.py "$out"
+jvr1 report "$out/rl"
 printf 'This took %d:%02d after the set-up.\n' $((SECONDS / 60)) $((SECONDS % 60))

@@ -1,7 +1,7 @@
-"""What a T-GRPO run takes on chips you do not have yet: memory by phase, time at best, and which setting to turn.
+"""What a run takes on chips you do not have yet: memory by phase, time at best, and which setting to turn.
 
 jvr1 plan --config FILE[:ARG] --mesh data=1,fsdp=8[,tensor=N][,decode_tensor=N] --chip NAME
-    [--model SIZE|DIR] [--tokens N] [--compile] [--config.section.name=value ...]
+    [--model SIZE|DIR] [--stage rl|sft] [--tokens N] [--compile] [--config.section.name=value ...]
 jvr1 plan --config FILE[:ARG] --table
 jvr1 plan --against FILE.json ...
 jvr1 plan --chips
@@ -44,9 +44,10 @@ from jvr1.plan.planning import (
     named_model,
     read_mesh,
     smallest,
+    stage_of,
     suggestions,
 )
-from jvr1.plan.programs import step_shapes
+from jvr1.plan.programs import STAGES, step_shapes
 from jvr1.plan.topologies import TARGETS, topology_devices, topology_name
 from jvr1.plan.work import useful_flops
 from jvr1.sharding import make_mesh
@@ -78,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chip = chip_named(args.chip)
     config = changed(config, {f"mesh.{axis}": size for axis, size in read_mesh(args.mesh).items()})
     model = named_model(args.model or config.model.source)
-    plan = make_plan(config, model, chip, args.tokens)
+    plan = make_plan(config, model, chip, args.tokens, args.stage or stage_of(args.config))
     topology = topology_name(chip, plan.chips) if args.compile else None
     print("\n".join(lines(plan, args.tokens)), flush=True)
     if topology:
@@ -93,6 +94,11 @@ def read_arguments(arguments: Sequence[str] | None) -> tuple[argparse.Namespace,
     parser.add_argument("--mesh", help="such as data=1,fsdp=8,tensor=1,decode_tensor=4")
     parser.add_argument("--chip", help=", ".join(CHIPS))
     parser.add_argument("--model", help=f"{', '.join(published_sizes())} or a folder; default: what model.source names")
+    parser.add_argument(
+        "--stage",
+        choices=tuple(STAGES),
+        help="count a step of train-rl or of train-sft; default: sft for a config with that word in its name, else rl",
+    )
     parser.add_argument("--tokens", type=int, help="mean length of a completion; default: what the bucket holds")
     parser.add_argument("--compile", action="store_true", help="ask the chip's real compiler, too (minutes)")
     parser.add_argument("--table", action="store_true", help="the fewest chips for each published size, as markdown")
@@ -106,11 +112,13 @@ def lines(plan: RunPlan, tokens: int | None) -> Iterator[str]:
     config, mesh, chip = plan.step.config, plan.step.mesh.shape, plan.chip
     values = sum(x.size for x in jax.tree.leaves(plan.step.params))
     splits = plan.step.generation_mesh.shape
+    rollout = f"generation {splits['data']} x tensor={splits['tensor']}; " if plan.step.stage == "rl" else ""
     yield (
         f"{values / 1e9:.2f} B parameters on {plan.chips} x {chip.name}, mesh data={mesh['data']} fsdp={mesh['fsdp']} "
-        f"tensor={mesh['tensor']}; generation {splits['data']} x tensor={splits['tensor']}; "
-        f"{config.batch.micro} rows a microbatch, {config.batch.per_step} a step"
+        f"tensor={mesh['tensor']}; {rollout}{config.batch.micro} rows a microbatch, {config.batch.per_step} a step"
     )
+    if plan.step.stage == "sft":
+        yield "counted as supervised learning (train-sft): no rollout, no reference, no group"
     bytes_, phase, bucket = plan.peak()
     yield from memory_lines(plan, bucket)
     yield from bucket_lines(plan)
@@ -143,18 +151,22 @@ def bucket_lines(plan: RunPlan) -> Iterator[str]:
     """What depends on the bucket: activations of the update, keys and values of generation."""
     yield "by bucket, GiB a chip:"
     for bucket, phases in plan.memory.items():
-        update, generation = phases["gradients"], phases["generation"]
+        update, held = phases["gradients"], ""
+        if generation := phases.get("generation"):
+            held = f"; keys and values {(generation['prefix'] + generation['cache']) / GIB:6.2f}"
         yield (
             f"  {bucket.name:30} kept for the backward pass {update['kept'] / GIB:6.2f}, working "
-            f"{update['working'] / GIB:6.2f}; keys and values {(generation['prefix'] + generation['cache']) / GIB:6.2f}"
+            f"{update['working'] / GIB:6.2f}{held}"
         )
 
 
 def time_lines(plan: RunPlan, tokens: int | None) -> Iterator[str]:
     """The roofline: each phase takes what its slowest resource takes."""
     bucket = largest_bucket(settings.buckets(plan.step.config))
-    written = tokens or bucket.completion
-    yield f"a step at best (roofline), all of {bucket.name}, completions of {min(written, bucket.completion)} tokens:"
+    written, what = min(tokens or bucket.completion, bucket.completion), "completions"
+    if plan.step.stage == "sft":
+        written, what = bucket.completion, "answers"
+    yield f"a step at best (roofline), all of {bucket.name}, {what} of {written} tokens:"
     for name, work in plan.work.items():
         yield (
             f"  {name:12}{work.flops / 1e12:10.1f} TFLOP{work.memory / 1e9:10.1f} GB memory{work.link / 1e9:9.1f} GB "
@@ -170,16 +182,22 @@ def suggestion_lines(title: str, found: Sequence[Suggestion], plan: RunPlan) -> 
     for one in found[:SUGGESTED]:
         left = (plan.chip.memory - one.plan.peak()[0]) / GIB
         verdict = f"fits, {left:.1f} GiB left" if left >= 0 else f"{-left:.1f} GiB too much"
-        flags = " ".join(f"{name}={value}" for name, value in one.changes.items())
+        flags = " ".join(f"{name}={_shown(value)}" for name, value in one.changes.items())
         more = f"; {one.plan.chips} chips" if one.plan.chips != plan.chips else ""
         other = "; alters the training" if one.alters else ""
         yield f"  {flags}: {verdict}, {one.plan.expected:.1f} s a step{more}{other}"
 
 
+def _shown(value: Any) -> str:
+    """As the command line takes it."""
+    return repr(value).replace(" ", "") if isinstance(value, tuple) else str(value)
+
+
 def compile_step(plan: RunPlan, topology: str) -> None:
     """The real step by the real compiler, phase by phase, beside the count."""
     config = plan.step.config
-    step = step_shapes(config, plan.step.model, make_mesh(settings.mesh_shape(config), topology_devices(topology)))
+    mesh = make_mesh(settings.mesh_shape(config), topology_devices(topology))
+    step = step_shapes(config, plan.step.model, mesh, stage=plan.step.stage)
     bucket = largest_bucket(settings.buckets(config))
     print(f"compiled for {topology}, bucket {bucket.name}:")
     for one in compile_all(step, bucket):

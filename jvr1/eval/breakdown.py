@@ -10,11 +10,12 @@ from jvr1.data.records import Record
 
 
 class Breakdown(NamedTuple):
-    """by: what the groups are. groups: in the benchmark's order. group: a record's; '' where nothing says."""
+    """by: what the groups are. groups: in the benchmark's order. group: a record's; '' where nothing says; several
+    where it counts in each."""
 
     by: str
     groups: tuple[str, ...]
-    group: Callable[[Record], str]
+    group: Callable[[Record], str | tuple[str, ...]]
 
 
 def _named(*texts: str) -> str:
@@ -33,6 +34,30 @@ def by_aspect(by: str, *groups: str) -> Breakdown:
 
 
 DURATION = by_aspect("duration", "short", "medium", "long")
+DURATION_GROUP = by_aspect("duration group", "15", "60", "600", "3600")
+"""LongVideoBench's, in seconds: 8 to 15, 15 to 60, 180 to 600, 900 to 3,600."""
+
+
+def _holmes_type(record: Record) -> str:
+    return record.aspect if record.aspect in HOLMES_TYPES else ""
+
+
+HOLMES_TYPES = ("SR", "IMC", "TCI", "TA", "MHR", "PAR", "CTI")
+HOLMES_TYPE = Breakdown("question type", HOLMES_TYPES, _holmes_type)
+"""Video-Holmes's seven, arXiv 2505.21374."""
+
+
+def _lvbench_types(record: Record) -> tuple[str, ...]:
+    said = record.further.get("question_types")
+    return tuple(name for name in LVBENCH_TYPES if isinstance(said, list) and name in said)
+
+
+LVBENCH_TYPES = (
+    "entity recognition", "event understanding", "key information retrieval", "temporal grounding", "reasoning",
+    "summarization",
+)  # fmt: skip
+LVBENCH_TYPE = Breakdown("question type", LVBENCH_TYPES, _lvbench_types)
+"""LVBench's six; a question counts in each that it has, as in its own lvbench/metrics."""
 
 
 def _dimension(record: Record) -> str:

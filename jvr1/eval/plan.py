@@ -53,7 +53,8 @@ def plan_evaluation(suites: Sequence[Suite], encoder: Encoder, index_of: Index, 
     reasons: dict[int, str] = {}
     for at, suite in enumerate(suites):
         own = list(suite.records.values())
-        entries = index_of(suite.file, own, measure, measure.fingerprint()) if own else []
+        fingerprint = measure.fingerprint() | ({"records": suite.stamp} if suite.stamp else {})
+        entries = index_of(suite.file, own, measure, fingerprint) if own else []
         for index, record, entry in zip(suite.records, with_seconds(own, entries), entries, strict=True):
             number = len(records)
             records.append(record)

@@ -196,7 +196,11 @@ NO_GROUP = "not said"
 
 def broken_down(questions: Sequence[Question], breakdown: Breakdown) -> dict[str, list[Question]]:
     """By group, in the benchmark's order, then those of which nothing says it; none where nothing says any."""
-    found = grouped(questions, lambda q: breakdown.group(q.record))
+    found: dict[str, list[Question]] = defaultdict(list)
+    for question in questions:
+        said = breakdown.group(question.record)
+        for name in (said,) if isinstance(said, str) else said or ("",):
+            found[name].append(question)
     parts = {name: found[name] for name in breakdown.groups if name in found}
     return parts | ({NO_GROUP: found[""]} if parts and "" in found else {})
 

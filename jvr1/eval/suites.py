@@ -1,7 +1,9 @@
-"""What is evaluated: the six benchmarks of Video-R1 in its published files, or any question files of that form."""
+"""What is evaluated: the six benchmarks of Video-R1 in its published files, others as they are published themselves
+(`eval.forms`), or any question files of Video-R1's form."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -12,18 +14,20 @@ from jvr1.data.records import Fault, Record, read_records
 from jvr1.errors import UserError
 from jvr1.eval import breakdown
 from jvr1.eval.breakdown import Breakdown
+from jvr1.eval.forms import PUBLISHED_FORMS, read_form
 
 CITATION = "Video-R1-7B, arXiv 2503.21776, Table 1"
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A published evaluation file. paper: accuracy in % that CITATION gives, by most frames a video; paper_type: the
-    problem type those rest on (None: all). mean_over_tasks: the benchmark's own score is the mean over its tasks.
-    breakdown: the groups it reports (None: its tasks, which its file names, or none)."""
+    """A benchmark. file: Video-R1's of it; none of a benchmark of `eval.forms`. paper: accuracy in % that CITATION
+    gives, by most frames a video; paper_type: the problem type those rest on (None: all). mean_over_tasks: the
+    benchmark's own score is the mean over its tasks. breakdown: the groups it reports (None: its tasks, which its file
+    names, or none)."""
 
     title: str
-    file: str
+    file: str = ""
     paper: Mapping[int, float] = field(default_factory=dict)
     paper_type: str | None = None
     mean_over_tasks: bool = False
@@ -48,6 +52,13 @@ BENCHMARKS = {
     "videomme": Benchmark(
         "VideoMME (wo sub)", "eval_videomme.json", {16: 57.4, 32: 59.3, 64: 61.4}, breakdown=breakdown.DURATION
     ),
+    "videoholmes": Benchmark("Video-Holmes", breakdown=breakdown.HOLMES_TYPE),
+    "lvbench": Benchmark("LVBench", breakdown=breakdown.LVBENCH_TYPE),
+    "longvideobench": Benchmark("LongVideoBench", breakdown=breakdown.DURATION_GROUP),
+    "mlvu": Benchmark("MLVU", mean_over_tasks=True),
+    "videomathqa": Benchmark("VideoMathQA", breakdown=breakdown.DURATION),
+    "charades": Benchmark("Charades-STA"),
+    "tvbench": Benchmark("TVBench", mean_over_tasks=True),
 }  # fmt: skip
 
 FOLDERS = ("", "Evaluation")
@@ -56,7 +67,8 @@ FOLDERS = ("", "Evaluation")
 
 @dataclass(frozen=True)
 class Suite:
-    """One question file. records: by their place in it; faults: what is no question. file: relative to the root."""
+    """The questions of one file, or of a benchmark's files. records: by their place; faults: what is no question.
+    file: the first of them, relative to the root. stamp: of what was read."""
 
     name: str
     title: str
@@ -90,11 +102,22 @@ def _open(name: str, root: str) -> Suite:
     if benchmark is None and not name.endswith((".json", ".jsonl")):
         known = ", ".join(BENCHMARKS)
         raise UserError(f"there is no suite {name!r}; use {known}, or question files ending in .json or .jsonl")
+    if benchmark is not None and name in PUBLISHED_FORMS:
+        return _of_form(name, benchmark, root)
     file = name if benchmark is None else _published(benchmark, root)
     records, faults = read_records(str(epath.Path(root) / file))
     stem = epath.Path(name).stem if benchmark is None else name
     title = stem if benchmark is None else benchmark.title
     return Suite(stem, title, file, records, faults, file_stamp(str(epath.Path(root) / file)), benchmark)
+
+
+def _of_form(name: str, benchmark: Benchmark, root: str) -> Suite:
+    read = read_form(name, benchmark.title, root)
+    if not read.records and not read.faults:
+        raise UserError(f"{epath.Path(root) / read.files[0]} holds no questions")
+    digest = hashlib.sha256("".join(f"{record}\n" for record in read.records.values()).encode()).hexdigest()
+    stamp = {"questions": len(read.records), "sha256": digest}
+    return Suite(name, benchmark.title, read.files[0], read.records, read.faults, stamp, benchmark)
 
 
 def _published(benchmark: Benchmark, root: str) -> str:

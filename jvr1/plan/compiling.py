@@ -102,12 +102,13 @@ def compile_phase(
 def compile_all(
     step: Shapes,
     bucket: Bucket,
-    phases: Sequence[str] = PHASES,
+    phases: Sequence[str] | None = None,
     texts: Path | None = None,
     tokens: float | int | None = None,
 ) -> Iterator[Measured]:
-    """Each phase as its compilation ends; `texts`: a folder for the compiled programs. tokens: see `compile_phase`."""
-    for phase in phases:
+    """Each phase as its compilation ends, those of the step's stage where none are named; `texts`: a folder for the
+    compiled programs. tokens: see `compile_phase`."""
+    for phase in step.phases if phases is None else phases:
         with lowering(step.mesh.devices.flat[0]):
             if texts is None:
                 yield compile_phase(step, phase, bucket, tokens=tokens)

@@ -1,4 +1,4 @@
-"""Bytes that a T-GRPO step takes on one chip, counted from shapes: phase by phase, part by part.
+"""Bytes that a step takes on one chip, counted from shapes: phase by phase, part by part.
 
 What lies in memory between programs (parameters, moments, reference, gradients, weights for generation, rollouts) is
 exact: the shapes and shardings are those of the run. What a program needs while it runs (layer inputs kept for the
@@ -62,8 +62,10 @@ def local_generation(step: Shapes, prompts: int) -> Local:
 def phase_memory(step: Shapes, bucket: Bucket) -> dict[str, dict[str, int]]:
     """Phase -> part -> bytes on a chip at the phase's peak; the sum of the parts is the peak.
 
-    Phases are those of `programs.PHASES`; without a reference there is none to score.
+    Phases are those of the stage; without a reference there is none to score.
     """
+    if step.stage == "sft":
+        return answers_memory(step, bucket)
     host = step.config.model.reference == "host"
     params, moments, reference = map(chip_bytes, (step.params, step.state.optimizer, step.reference_copy()))
     kept = {"parameters": params, "moments": moments, "reference": 0 if host else reference}
@@ -78,7 +80,18 @@ def phase_memory(step: Shapes, bucket: Bucket) -> dict[str, dict[str, int]]:
         "gradients": kept | rollouts | total | gradient_memory(step, bucket),
         "update": kept | rollouts | total,
     }
-    return {name: parts for name, parts in phases.items() if name != "reference" or step.reference}
+    return {name: phases[name] for name in step.phases}
+
+
+def answers_memory(step: Shapes, bucket: Bucket) -> dict[str, dict[str, int]]:
+    """`phase_memory` of supervised learning: all microbatches of a step wait on the chip while it learns."""
+    kept = {
+        "parameters": chip_bytes(step.params),
+        "moments": chip_bytes(step.state.optimizer),
+        "microbatches": chip_bytes(batch_shapes(step, bucket)) * step.config.batch.per_step,
+        "gradients": chip_bytes(step.total),
+    }
+    return {"gradients": kept | gradient_memory(step, bucket), "update": kept}
 
 
 def generation_memory(step: Shapes, bucket: Bucket) -> dict[str, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 import operator
 import re
 from collections.abc import Sequence
@@ -77,14 +78,20 @@ def abstract_mesh(config: ConfigDict) -> AbstractMesh:
     return AbstractMesh(tuple(config.mesh[axis] for axis in AXES), AXES)
 
 
-def counted_shapes(config: ConfigDict, model: ModelConfig, platform: str = "tpu") -> Shapes:
-    """A step on the config's mesh, to count, on chips of a platform, tpu or gpu. Raises UserError where mesh, model and
-    rows do not go together."""
-    step = step_shapes(config, model, abstract_mesh(config), platform)
-    for name, ways in (
-        (" x ".join(BATCH), batch_ways(step.mesh)),
-        ("devices / decode_tensor", batch_ways(step.generation_mesh)),
-    ):
+def stage_of(name: str) -> str:
+    """What a config named FILE[:ARG] is for: "sft" where the last of its names has that as a word, else "rl"."""
+    last = name.rpartition("/")[2]
+    return "sft" if "sft" in re.split(r"[^a-z0-9]+", last.lower()) else "rl"
+
+
+def counted_shapes(config: ConfigDict, model: ModelConfig, platform: str = "tpu", stage: str = "rl") -> Shapes:
+    """A step of a stage on the config's mesh, to count, on chips of a platform, tpu or gpu. Raises UserError where
+    mesh, model and rows do not go together."""
+    step = step_shapes(config, model, abstract_mesh(config), platform, stage)
+    meshes = {" x ".join(BATCH): step.mesh}
+    if stage == "rl":
+        meshes["devices / decode_tensor"] = step.generation_mesh
+    for name, ways in ((name, batch_ways(mesh)) for name, mesh in meshes.items()):
         if config.batch.micro % ways:
             raise UserError(
                 f"batch.micro={config.batch.micro} rows cannot be split {ways} ways (mesh {name}); "
@@ -127,9 +134,12 @@ class RunPlan:
         return sum(work.seconds(self.chip, OF_PEAK, OF_BANDWIDTH) for work in self.work.values())
 
 
-def make_plan(config: ConfigDict, model: ModelConfig, chip: Chip, tokens: int | None = None) -> RunPlan:
-    """tokens: mean length of a completion; None: as long as the bucket allows. Raises UserError."""
-    step = counted_shapes(config, model, "tpu" if chip.topologies else "gpu")
+def make_plan(
+    config: ConfigDict, model: ModelConfig, chip: Chip, tokens: int | None = None, stage: str = "rl"
+) -> RunPlan:
+    """tokens: mean length of a completion; None: as long as the bucket allows. stage: "rl" counts a step of T-GRPO,
+    "sft" one of supervised learning, whose answers are as long as the bucket allows. Raises UserError."""
+    step = counted_shapes(config, model, "tpu" if chip.topologies else "gpu", stage)
     buckets = settings.buckets(config)
     counted = {bucket: memory.phase_memory(step, bucket) for bucket in buckets}
     return RunPlan(step, chip, counted, step_work(step, largest_bucket(buckets), tokens))
@@ -139,8 +149,10 @@ OF_PEAK, OF_BANDWIDTH = 0.5, 0.8
 """What good programs reach of a chip's peaks: an assumption, the same for all, for what is expected and not at best."""
 OF_A_HOST = 8
 """The most ways that weights are split for decoding in a suggestion."""
-ALTERS = ("optimizer.moment_dtype", "model.param_dtype", "rl.beta", "optimizer.freeze")
+ALTERS = ("optimizer.moment_dtype", "model.param_dtype", "rl.beta", "optimizer.freeze", "lora.rank")
 """Settings that change what a run computes, not only where and when."""
+SUGGESTED_LORA = {"lora.rank": 32, "lora.alpha": 64.0, "lora.patterns": ("text/layers/.*",)}
+"""Adapters as configs/tgrpo_7b_lora.py has them: of all linear maps of the decoder."""
 
 
 class Suggestion(NamedTuple):
@@ -157,22 +169,34 @@ class Suggestion(NamedTuple):
 
 def suggestions(plan: RunPlan, tokens: int | None = None) -> list[Suggestion]:
     """Changes that lower the peak, each counted anew. First those that make it fit: those that leave the training as it
-    is before those that alter it, then by chip-seconds a prompt (roofline). Then the others, the lower peak first."""
+    is before those that alter it, then by chip-seconds a prompt (roofline). Then the others, the lower peak first. Of
+    the same prompts in smaller parts, and of LoRA, the best is listed."""
     config, model = plan.step.config, plan.step.model
-    found = []
-    for changes in candidates(config, model):
+    parts = smaller_parts(plan.step)
+    adapters = [SUGGESTED_LORA | part for part in ({}, *parts)] if not config.lora.rank else []
+    found = _counted(plan, candidates(config, model), tokens)
+    for several in (parts, adapters):
+        found += sorted(_counted(plan, several, tokens), key=_rank)[:1]
+    return sorted(found, key=_rank)
+
+
+def _counted(plan: RunPlan, every: Sequence[dict[str, Any]], tokens: int | None) -> list[Suggestion]:
+    """Those of the changes that can be and lower the peak."""
+    config, found = plan.step.config, []
+    for changes in every:
         try:
-            other = make_plan(changed(config, changes), model, plan.chip, tokens)
+            other = make_plan(changed(config, changes), plan.step.model, plan.chip, tokens, plan.step.stage)
         except UserError:
             continue  # the mesh or the rows do not allow it
         if other.peak()[0] < plan.peak()[0]:
             found.append(Suggestion(changes, other))
+    return found
 
-    def rank(one: Suggestion) -> tuple[bool, bool, float]:
-        chip_seconds = one.plan.seconds * one.plan.chips / one.plan.step.config.batch.micro
-        return (not one.plan.fits, one.alters, chip_seconds if one.plan.fits else float(one.plan.peak()[0]))
 
-    return sorted(found, key=rank)
+def _rank(one: Suggestion) -> tuple[bool, bool, float]:
+    batch = one.plan.step.config.batch
+    chip_seconds = one.plan.seconds * one.plan.chips / (batch.micro * batch.per_step)
+    return (not one.plan.fits, one.alters, chip_seconds if one.plan.fits else float(one.plan.peak()[0]))
 
 
 def faster(plan: RunPlan, tokens: int | None = None) -> list[Suggestion]:
@@ -182,16 +206,19 @@ def faster(plan: RunPlan, tokens: int | None = None) -> list[Suggestion]:
     rows = config.batch.micro
     tensors = [t for t in valid_tensor_sizes(model) if plan.chips % t == 0 and t <= OF_A_HOST]
     micros = [n for n in (rows, 2 * rows) if config.batch.per_step * rows % n == 0]
+    lane_counts, slots = {config.rl.lanes, 0}, 0
+    if plan.step.stage == "sft":
+        tensors, lane_counts, slots = [plan.step.generation_mesh.shape["tensor"]], {config.rl.lanes}, config.rl.slots
     found = []
-    for decode, remat, micro, lanes in itertools.product(tensors, REMAT_POLICIES, micros, {config.rl.lanes, 0}):
+    for decode, remat, micro, lanes in itertools.product(tensors, REMAT_POLICIES, micros, lane_counts):
         changes = {"mesh.decode_tensor": decode, "model.remat": remat, "batch.micro": micro, "rl.lanes": lanes}
-        changes["rl.slots"] = 0
+        changes["rl.slots"] = slots
         changes["batch.per_step"] = config.batch.per_step * rows // micro
-        now = {name: operator.attrgetter(name)(config) for name in changes}
+        now = {name: _setting(config, name) for name in changes}
         now["mesh.decode_tensor"] = plan.step.generation_mesh.shape["tensor"]
         changes = {name: value for name, value in changes.items() if value != now[name]}
         try:
-            other = make_plan(changed(config, changes), model, plan.chip, tokens)
+            other = make_plan(changed(config, changes), model, plan.chip, tokens, plan.step.stage)
         except UserError:
             continue  # the mesh or the rows do not allow it
         if other.fits and other.expected < plan.expected:
@@ -213,6 +240,28 @@ def candidates(config: ConfigDict, model: ModelConfig) -> list[dict[str, Any]]:
     found += [{"mesh.fsdp": mesh.fsdp // t, "mesh.tensor": mesh.tensor * t} for t in (2, 4) if mesh.fsdp % t == 0]
     found += [{"mesh.fsdp": mesh.fsdp * n, "batch.micro": config.batch.micro * n} for n in (2, 4, 8)]
     return found
+
+
+def smaller_parts(step: Shapes) -> list[dict[str, Any]]:
+    """The prompts of a step, fewer at a time: in a microbatch, in a chunk of logits, and while tokens are sampled."""
+    batch, chunk = step.config.batch, min(step.config.model.logit_chunk, 64)
+    ways = batch_ways(step.mesh)
+    if step.stage == "rl":
+        ways = math.lcm(ways, batch_ways(step.generation_mesh))
+    prompts = batch.micro * batch.per_step
+    if prompts % ways:
+        return []
+    least = {"batch.micro": ways, "batch.per_step": prompts // ways, "model.remat": "full"}
+    found = [least, least | {"model.logit_chunk": chunk}]
+    if step.stage == "rl":
+        counts = (n * ways for n in (8, 4, 2, 1) if n * ways < (step.config.rl.slots or prompts))
+        found += [found[-1] | {"rl.slots": n} for n in counts]
+        found += [found[-1] | {"rl.lanes": 4}]
+    return [{name: value for name, value in part.items() if value != _setting(step.config, name)} for part in found]
+
+
+def _setting(config: ConfigDict, name: str) -> Any:
+    return operator.attrgetter(name)(config)
 
 
 def smallest(config: ConfigDict, model: ModelConfig, chip: Chip, sizes: Sequence[int]) -> RunPlan | None:

@@ -1,16 +1,17 @@
-"""The programs of a T-GRPO step from shapes alone: what a run would compile, lowered without arrays or devices.
+"""The programs of a step from shapes alone: what a run would compile, lowered without arrays or devices.
 
-They are the very functions that `train_rl` jits, over `jax.ShapeDtypeStruct`s laid out as its arrays are. With devices
-of `jax.experimental.topologies` the real TPU compiler makes real executables of them on any machine.
+They are the very functions that `train_rl` or `train_sft` jits, over `jax.ShapeDtypeStruct`s laid out as its arrays
+are. With devices of `jax.experimental.topologies` the real TPU compiler makes real executables of them on any machine.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -36,9 +37,11 @@ from jvr1.train.packing import tape_size
 from jvr1.train.reference import Reference
 from jvr1.train.rollouts import rows_of, slot_count, slot_shapes
 from jvr1.train.state import TrainState, abstract_state, make_update
-from jvr1.train.steps import PolicyBatch, make_policy_gradients, make_reference_scores
+from jvr1.train.steps import PolicyBatch, make_answer_gradients, make_policy_gradients, make_reference_scores
 
 PHASES = ("weights", "generation", "reference", "gradients", "update")
+STAGES = {"rl": PHASES, "sft": ("gradients", "update")}
+"""Phases of a step by what trains: `train_rl`, `train_sft`."""
 END_IDS = (1, 0)
 """Any two words: which ones end a completion changes nothing of a program's cost."""
 
@@ -46,7 +49,8 @@ END_IDS = (1, 0)
 @dataclass(frozen=True)
 class Shapes:
     """A step on a mesh, as shapes with shardings. reference: None where beta is 0. places: of the weights on
-    `generation_mesh`. total: the sum of gradients. attention: what computes that of the text layers."""
+    `generation_mesh`. total: the sum of gradients. attention: what computes that of the text layers. stage: of STAGES;
+    of supervised learning `config` has one completion a prompt, its answer, and neither twin nor reference."""
 
     config: ConfigDict
     model: ModelConfig
@@ -61,6 +65,12 @@ class Shapes:
     places: dict
     total: dict
     attention: Backend
+    stage: str = "rl"
+
+    @property
+    def phases(self) -> tuple[str, ...]:
+        """That a step of the stage goes through, a reference's only where there is one."""
+        return tuple(name for name in STAGES[self.stage] if name != "reference" or self.reference)
 
     @property
     def generation(self) -> dict:
@@ -79,12 +89,18 @@ class Shapes:
 
 
 def step_shapes(
-    config: ConfigDict, model: ModelConfig, mesh: Mesh | AbstractMesh, platform: str | None = None
+    config: ConfigDict,
+    model: ModelConfig,
+    mesh: Mesh | AbstractMesh,
+    platform: str | None = None,
+    stage: str = "rl",
 ) -> Shapes:
     """What lives on `mesh` when a run of this config trains this model; to count, a mesh without devices will do.
 
-    platform: that of a mesh without devices: tpu, gpu or cpu. Raises UserError for a mesh that cannot be.
+    platform: that of a mesh without devices: tpu, gpu or cpu. stage: of STAGES. Raises UserError for a mesh that cannot
+    be.
     """
+    config = supervised(config) if stage == "sft" else config
     check_mesh(mesh, model)
     platform = mesh.devices.flat[0].platform if isinstance(mesh, Mesh) else platform or "cpu"
     generation = generation_mesh(mesh, config.mesh.decode_tensor or decode_ways(mesh, model, platform))
@@ -97,8 +113,8 @@ def step_shapes(
     optimizer = settings.optimizer(config)
     trainable, frozen = partition(params, optimizer.freeze, ".*" if lora is None else ADAPTERS)
     tx = make_optimizer(optimizer, trainable)
-    cast = _as(shapes, config.model.dtype)
-    reference = Reference(graphdef, _placed(cast, param_shardings(cast, mesh)), config.model.reference == "host")
+    anchor = _as(shapes, config.model.dtype)
+    reference = Reference(graphdef, _placed(anchor, param_shardings(anchor, mesh)), config.model.reference == "host")
     if lora is not None:
         reference = Reference(*without_adapters(graphdef, params))
     return Shapes(
@@ -115,7 +131,15 @@ def step_shapes(
         places=places(params, generation, dtype, apart=wants_apart(platform), eight_bits=config.model.rollout_dtype),
         total=jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=x.sharding), trainable),
         attention=attention,
+        stage=stage,
     )
+
+
+def supervised(config: ConfigDict) -> ConfigDict:
+    """A copy in which a prompt has one completion, its answer, which is padded to its bucket."""
+    other = copy.deepcopy(config)
+    other.rl.update({"group": 1, "shuffled": 0, "beta": 0.0, "packing": 0})
+    return other
 
 
 @cache
@@ -201,7 +225,7 @@ def lower_phase(step: Shapes, phase: str, bucket: Bucket, tokens: float | int | 
         "weights": _weights,
         "generation": _generation,
         "reference": partial(_reference, tape=tape),
-        "gradients": partial(_gradients, tape=tape),
+        "gradients": _answer_gradients if step.stage == "sft" else partial(_gradients, tape=tape),
         "update": _update,
     }
     with jax.set_mesh(step.mesh):
@@ -276,6 +300,17 @@ def _gradients(step: Shapes, bucket: Bucket, tape: int | None) -> Iterator[Progr
         )
     )
     yield Program(gradients.lower(step.state.params, step.frozen, step.total, batch, tape=tape))
+
+
+def _answer_gradients(step: Shapes, bucket: Bucket) -> Iterator[Program]:
+    """Those of `train_sft`."""
+    shardings, on_prompt = jax.tree.map(lambda x: x.sharding, step.total), step.config.sft.loss_on_prompt
+    gradients = make_answer_gradients(
+        step.graphdef, shardings, chunk=step.config.model.logit_chunk, on_prompt=on_prompt
+    )
+    tokens = jax.ShapeDtypeStruct((), jnp.float32)
+    lower = cast(jax.stages.Wrapped, gradients).lower
+    yield Program(lower(step.state.params, step.frozen, step.total, batch_shapes(step, bucket), tokens))
 
 
 def _update(step: Shapes, bucket: Bucket) -> Iterator[Program]:

@@ -13,7 +13,7 @@ from jvr1.model.attention import Backend
 from jvr1.model.config import ModelConfig
 from jvr1.model.flash_decoding import block_of
 from jvr1.plan import memory
-from jvr1.plan.programs import Shapes, chip_bytes, row_counts, slot_shape, slots_of, tape_of
+from jvr1.plan.programs import STAGES, Shapes, chip_bytes, row_counts, slot_shape, slots_of, tape_of
 from jvr1.rollout.decoder import at_a_time
 from jvr1.rollout.generate import reads
 from jvr1.train import flops
@@ -50,20 +50,17 @@ class Work(NamedTuple):
 def step_work(step: Shapes, bucket: Bucket, tokens: int | None = None) -> dict[str, Work]:
     """Phase -> its work on one chip in an optimizer step of batch.per_step microbatches of the bucket. tokens: mean
     length of a completion; the reference and the update read tapes that take it, or all that the bucket holds."""
+    if step.stage == "sft":
+        return _learning(step, bucket, bucket.completion)
     config, chips, times = step.config, step.mesh.size, step.config.batch.per_step
     written = float(min(tokens or bucket.completion, bucket.completion))
     sampling = _sampling(step, bucket, mean_read(bucket.completion, bucket.completion, step.attention))
     drawn = decode_steps(step, bucket.completion, written)
     read = (tape_of(step, bucket, written) or config.rl.group * bucket.completion) / config.rl.group
-    passed, scores = _scoring(step, bucket, read)
-    again = passed.head + (passed.layers if config.model.remat == "full" else 0.0)
-    copied, gathered = step.copied(), memory.value_bytes(step) * _values(step)
-    layer_reads = gathered + (math.ceil(bucket.completion / config.model.logit_chunk) - 1) * memory.head_bytes(step)
+    _, scores = _scoring(step, bucket, read)
+    copied, (layer_reads, received) = step.copied(), _reads(step, bucket)
     weights = chip_bytes([place.shape(x) for x, place in copied])
-    fsdp = step.mesh.shape["fsdp"]
-    received = gathered * (fsdp - 1) / fsdp
-    rows, updates = times * config.batch.micro / chips, config.rl.updates
-    applied = updates * config.rl.minibatches
+    rows = times * config.batch.micro / chips
     trained, counts = flops.trained_of(step.params, step.state.params), row_counts(config, bucket)
     completions = flops.completion_flops(step.model, bucket, sum(counts), written, trained)
     anchor = flops.scoring(step.model, bucket, config.rl.group, read)  # without adapters
@@ -72,6 +69,22 @@ def step_work(step: Shapes, bucket: Bucket, tokens: int | None = None) -> dict[s
         "prefill": sampling.prefill.times(times),
         "decode": sampling.step.times(drawn)._replace(flops=rows * completions),
         "reference": Work(rows * anchor.forward, times * (layer_reads + TOUCHED["forward"] * scores), times * received),
+        **_learning(step, bucket, read),
+    }
+    return {name: one for name, one in work.items() if name != "reference" or step.reference}
+
+
+def _learning(step: Shapes, bucket: Bucket, read: float | int) -> dict[str, Work]:
+    """Gradients and update of a step; read: tokens of a completion that go through the model."""
+    config, times = step.config, step.config.batch.per_step
+    passed, scores = _scoring(step, bucket, read)
+    again = passed.head + (passed.layers if config.model.remat == "full" else 0.0)
+    layer_reads, received = _reads(step, bucket)
+    rows = times * config.batch.micro / step.mesh.size
+    updates, applied = 1, 1
+    if step.stage == "rl":
+        updates, applied = config.rl.updates, config.rl.updates * config.rl.minibatches
+    return {
         "gradients": Work(
             updates * rows * (passed.both + again),
             updates * times * (3 * layer_reads + TOUCHED["backward"] * scores),
@@ -79,7 +92,13 @@ def step_work(step: Shapes, bucket: Bucket, tokens: int | None = None) -> dict[s
         ),
         "update": Work(0.0, applied * (2 * chip_bytes(step.state) + chip_bytes(step.total)), 0.0),
     }
-    return {name: one for name, one in work.items() if name != "reference" or step.reference}
+
+
+def _reads(step: Shapes, bucket: Bucket) -> tuple[float | int, float]:
+    """Bytes of weights that a pass over a microbatch reads of a chip's memory, and those it receives of others."""
+    gathered, fsdp = memory.value_bytes(step) * _values(step), step.mesh.shape["fsdp"]
+    chunks = math.ceil(bucket.completion / step.config.model.logit_chunk)
+    return gathered + (chunks - 1) * memory.head_bytes(step), gathered * (fsdp - 1) / fsdp
 
 
 def useful_flops(step: Shapes, bucket: Bucket) -> dict[str, float]:
@@ -90,13 +109,14 @@ def useful_flops(step: Shapes, bucket: Bucket) -> dict[str, float]:
     trained, counts = flops.trained_of(step.params, step.state.params), row_counts(step.config, bucket)
     encoded = flops.prompt_flops(step.model, bucket, len(counts), trained)
     sampled = flops.completion_flops(step.model, bucket, sum(counts), bucket.completion, trained)
-    return {
+    work = {
         "weights": 0.0,
         "generation": rows * (encoded + sampled),
         "reference": rows * anchor.forward,
         "gradients": rows * passed.both,
         "update": 0.0,
     }
+    return {name: work[name] for name in STAGES[step.stage]}
 
 
 class _Sampling(NamedTuple):
@@ -160,7 +180,8 @@ def _scoring(step: Shapes, bucket: Bucket, tokens: float | int) -> tuple[flops.P
     """FLOPs of a prompt and its completions of a mean length, and bytes of a chip's attention scores over a microbatch,
     as they are written."""
     model, group, here = step.model, step.config.rl.group, memory.local(step)
-    once = flops.scoring(model, bucket, group, tokens, flops.trained_of(step.params, step.state.params))
+    trained, on_prompt = flops.trained_of(step.params, step.state.params), step.config.sft.loss_on_prompt
+    once = flops.scoring(model, bucket, group, tokens, trained, on_prompt=on_prompt and step.stage == "sft")
     scores = model.text.layers * memory.text_scores(step, bucket, here, group, tokens)[1]
     return once, scores + _full_layers(model, bucket) * memory.vision_scores(model, bucket, here)
 

@@ -15,7 +15,7 @@ from jvr1.eval.suites import BENCHMARKS, open_suites
 from jvr1.questions.asking import Asking
 from jvr1.questions.replies import Question, reply
 
-BREAKDOWNS = {name: b.breakdown for name, b in BENCHMARKS.items() if b.breakdown is not None}
+BREAKDOWNS = {name: b.breakdown for name, b in BENCHMARKS.items() if b.breakdown is not None and b.file}
 SETTINGS = {"model": "m", "primary_mode": "robust"}
 
 

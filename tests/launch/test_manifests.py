@@ -189,5 +189,6 @@ def test_commands_of_the_page(command, fake):
     assert calls(fake) == []
 
 
-def test_readme_leads_to_the_page():
-    assert "(docs/launch.md)" in (ROOT / "README.md").read_text()
+def test_the_quickstarts_lead_to_the_page():
+    assert "(launch.md)" in (ROOT / "docs" / "quickstarts.md").read_text()
+    assert "(docs/quickstarts.md)" in (ROOT / "README.md").read_text()

@@ -127,7 +127,8 @@ def test_shorter_completions_take_less_time():
     [
         (
             ["--mesh", "fsdp=8", "--chip", "b300"],
-            "no chip 'b300'; there are v4, v5e, v5p, v6e, v7x, rtx4090, l40s, a100-40",
+            "no chip 'b300'; there are v4, v5e, v5p, v6e, v7x, rtx3090, rtx4090, rtx5090, a6000, "
+            "rtx6000-ada, l40s, a100-40",
         ),
         (["--mesh", "fsdp:8", "--chip", "v5p"], "--mesh 'fsdp:8' cannot be read; write for example"),
         (["--mesh", "model=8", "--chip", "v5p"], "axis 'model' is unknown; the axes are data, fsdp, tensor"),

@@ -238,7 +238,7 @@ def test_every_video_and_every_step_has_its_own_permutation(demo):
     model = open_model(demo.model, make_mesh({"data": 1}, jax.devices()[:1]))
     encoder = make_encoder(config, model.config, read_tokenizer(demo.model), targets=False)
 
-    pipeline, _ = open_training_rows(config, encoder, epath.Path(demo.root / "permutations"), ALONE)
+    pipeline, *_ = open_training_rows(config, encoder, epath.Path(demo.root / "permutations"), ALONE)
     seen, of_clip = [], defaultdict(list)
     for micro in pipeline.microbatches(0, 30, {}):
         for place, row in enumerate(micro.rows):

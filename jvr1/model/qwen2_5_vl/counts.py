@@ -38,5 +38,5 @@ def tower_kept(v: VisionConfig, remat: str, tensor: int, windows: int) -> TowerK
     layer = hidden * v.hidden + (heads + gates * v.intermediate) // tensor
     merger = 3 * v.hidden
     full = len(v.full_blocks)
-    scores = 2.5 * (full + (v.depth - full) / windows) if remat == "none" else 0.0
+    scores = 2.5 * (full + (v.depth - full) / windows) if remat == "none" and windows else 0.0
     return TowerKept(v.depth * layer + merger, scores)
