@@ -20,6 +20,7 @@ from jvr1 import config as settings
 from jvr1.command_line import Parser
 from jvr1.data.chat import ends_of
 from jvr1.data.encode import Encoder
+from jvr1.data.index_file import IndexEntry
 from jvr1.data.pipeline import Pipeline, ahead
 from jvr1.data.records import Record
 from jvr1.data.schedule import Sequential
@@ -32,7 +33,8 @@ from jvr1.eval.suites import open_suites
 from jvr1.model.families import FACTOR
 from jvr1.model.hf import CONFIG, read_carried, read_config
 from jvr1.model.layers import batch_ways
-from jvr1.opening.data import check_batch, index_of, make_encoder
+from jvr1.opening.data import check_batch, make_encoder
+from jvr1.opening.indices import index_of
 from jvr1.opening.models import CHECKPOINTS, locate, make_tokenizer, open_model
 from jvr1.opening.places import check_writable, local_cache, use_compilation_cache
 from jvr1.processes.peers import PEER_SECONDS, Peers, gather, share_of
@@ -226,13 +228,13 @@ class Answered(NamedTuple):
 def answer_files(config: ConfigDict, asking: Asking, mesh: Mesh, out: epath.Path, *, fitted: bool) -> Answered:
     """Answers the questions of `data.train`, those without an answer in the folder `out`; weights are read when there
     is something left to ask. All processes call it. Raises UserError."""
-    suites = open_suites(config.data.train, config.data.root)
+    suites = open_suites(config.data.train, config.data.root, settings.question_fields(config))
     encoder, weights = open_encoder(config)
     told = describe_evaluation(config, asking, suites, weights, fitted)
     claim(out, told, write=jax.process_index() == 0)
 
-    def index(file: Any, records: Any, measure: Any, fingerprint: Mapping[str, Any]) -> Any:
-        return index_of(file, records, config, encoder, measure, fingerprint, out, "measured")
+    def index(file: str, records: Sequence[Record], stamp: Mapping[str, Any]) -> list[IndexEntry]:
+        return index_of(file, records, config, encoder, out, stamp=stamp)
 
     plan = plan_evaluation(suites, encoder, index, fitted=fitted)
     journal = AnswerJournal(out, jax.process_index())

@@ -23,11 +23,11 @@ from jvr1.answering import add_model_options, config_of, fill_devices, mesh_of, 
 from jvr1.command_line import Parser
 from jvr1.data.batch import Arrays, Bucket, choose_bucket, empty_example, stack_examples
 from jvr1.data.encode import Encoder
+from jvr1.data.fitting import fit_buckets, need_of
 from jvr1.data.index import measure_one
 from jvr1.data.media import MediaError
 from jvr1.data.records import Record, check_whole
 from jvr1.errors import UserError, run_main
-from jvr1.eval.shapes import Measuring, fit_buckets, need_of
 from jvr1.eval.sheet import write_frames
 from jvr1.opening.places import use_compilation_cache
 from jvr1.problems.kinds import KINDS
@@ -141,10 +141,10 @@ def labelled(options: Sequence[str]) -> tuple[str, ...]:
 def bucket_of(record: Record, encoder: Encoder, config: ConfigDict, *, fitted: bool) -> Bucket:
     """A shape that holds the question: one of the config's where it fits one, else made for it. Raises UserError."""
     limits = config.data.timeout, config.data.max_decoded_mb
-    entry = measure_one(record, encoder.media, Measuring(encoder), *limits)
-    if entry.bucket is None:
+    entry = measure_one(record, encoder.media, encoder.measure, *limits)
+    need = need_of(entry)
+    if need is None:
         raise UserError(f"the question cannot be asked: {entry.error}")
-    need = need_of(record, entry, encoder)
     bucket = None if fitted else choose_bucket(need, encoder.buckets, encoder.model)[0]
     completion = max(b.completion for b in encoder.buckets)
     return bucket or fit_buckets([need], completion, encoder.model.vision.units)[0]

@@ -21,6 +21,7 @@ from jvr1.config_page import usage
 from jvr1.config_sections import RunSettings
 from jvr1.data.batch import Bucket, make_buckets
 from jvr1.data.prompts import TEMPLATES, PromptStyle
+from jvr1.data.rows import FieldMap, field_map
 from jvr1.errors import UserError
 from jvr1.model.lora import LoRAConfig
 from jvr1.model.media import PixelLimits, VideoSampling
@@ -35,6 +36,8 @@ Typed = TypeVar("Typed")
 
 SETTINGS = {one.name: one for one in settings_of(RunSettings())}
 """Every setting, by its name as the user writes it."""
+AUTO = ("auto",)
+"""`data.buckets` of a run that fits its own."""
 HELP = {f"{dashes}{flag}" for dashes in ("-", "--") for flag in ("h", "help", "helpfull", "helpshort")}
 
 CONFIG_HELP = "Config file FILE or FILE:ARG, or by its name one that comes with jvr1."
@@ -238,7 +241,9 @@ def check(config: ConfigDict) -> ConfigDict:
     check_settings(SETTINGS.values(), values)
     check_together(config)
     kinds.load_kinds(config.data.kinds)
-    for section in (buckets, tgrpo, lora, optimizer, video_sampling, pixel_limits):
+    if not fits_buckets(config):
+        buckets(config)
+    for section in (tgrpo, lora, optimizer, video_sampling, pixel_limits):
         section(config)  # their own checks
     return config
 
@@ -258,8 +263,24 @@ def _in_full(kind: type[Typed], config: ConfigDict, section: str) -> Typed:
         return _typed(kind, config, section)
 
 
+def fits_buckets(config: ConfigDict) -> bool:
+    """Whether buckets are to be fitted to the questions."""
+    return tuple(config.data.buckets) == AUTO
+
+
 def buckets(config: ConfigDict) -> tuple[Bucket, ...]:
+    """Raises UserError where there are none yet."""
+    if fits_buckets(config):
+        raise UserError(
+            "data.buckets is auto: shapes are fitted when a run opens its data, which prints them and keeps them in "
+            "its config.json; name them here"
+        )
     return make_buckets(config.data.buckets)
+
+
+def question_fields(config: ConfigDict) -> FieldMap:
+    """What question files call a record's fields."""
+    return field_map(config.data.fields)
 
 
 def mesh_shape(config: ConfigDict) -> dict[str, int]:

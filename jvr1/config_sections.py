@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from jvr1.data.batch import MAX_BUCKETS
 from jvr1.data.memory import MAX_DECODED_MB
 from jvr1.data.prompts import TEMPLATES
+from jvr1.data.rows import no_fields
 from jvr1.model.attention import CHOICES
 from jvr1.model.families import TOKEN_PIXELS
 from jvr1.model.layers import REMAT_POLICIES
@@ -97,11 +99,38 @@ def _no_weights(weights: tuple) -> str | None:
 
 
 @dataclass(frozen=True)
+class AutoSettings:
+    completion: int = setting(
+        768,
+        "C of the buckets; of train_sft the most tokens of an answer, and C the longest answer's within it",
+        least=1,
+    )
+    prompt: int = setting(32768, "Most prompt tokens, visual ones with them; longer ones are dropped", least=1)
+    shapes: int = setting(8, "At most so many buckets; each compiles once", least=1, most=MAX_BUCKETS)
+    padding: float = setting(
+        0.15,
+        "Share of padding, of prompt tokens and of windows, up to which fewer buckets than that are made",
+        least=0,
+        below=1,
+    )
+
+
+@dataclass(frozen=True)
 class DataSettings:
     root: str = setting(
         "", "Folder or bucket of the question files and, below it, their media", resume="free", of_machine=True
     )
-    train: tuple[str, ...] = setting((), "Question files (Video-R1 JSON or JSONL) under root", needed=True)
+    train: tuple[str, ...] = setting(
+        (),
+        "Question files under root: JSON, JSONL, Parquet, or a folder of Parquet or that `datasets` saved to disk",
+        needed=True,
+    )
+    fields: tuple[str, ...] = setting(
+        (),
+        "What the files call a record's fields: `path=video` (the file's name of it), `data_type:video` (a value for "
+        "all records); docs/your_data.md",
+        wrong=no_fields,
+    )
     weights: tuple[float | int, ...] = setting(
         (), "How often each file's rows are drawn in an epoch; empty: once", wrong=_no_weights
     )
@@ -113,7 +142,25 @@ class DataSettings:
     buckets: tuple[tuple[str | int, ...], ...] = setting(
         (),
         "Static shapes (kind, F steps, W windows a frame, P prompt tokens, C completion tokens), at most 8. A row "
-        "takes the cheapest it fits; what fits none is dropped and counted, never cut",
+        "takes the cheapest it fits; what fits none is dropped and counted, never cut. auto: fitted to the questions "
+        "(data.auto), printed, and kept with the run",
+    )
+    auto: AutoSettings = section(AutoSettings(), "Of data.buckets=auto")
+    max_dropped: float = setting(
+        0.05,
+        "Share of a file's records that may be dropped (no medium, no bucket) before a run refuses to start; kinds "
+        "that data.modality leaves out do not count",
+        least=0,
+        most=1,
+        resume="free",
+    )
+    max_doubtful: float = setting(
+        0.1,
+        "Share of a file's records whose solution, options or chain of thought is doubtful (docs/your_data.md) before "
+        "a run refuses to start",
+        least=0,
+        most=1,
+        resume="free",
     )
     video: VideoSampling = section(VideoSampling())
     video_pixels: PixelLimits = section(PixelLimits(128 * TOKEN_PIXELS, 128 * TOKEN_PIXELS), "Frames of a video")

@@ -36,8 +36,8 @@ OF_STAGE = {
         "reward.user": "own_reward:vowels", "optimizer.learning_rate": 1e-3, "train.validate_every": 25,
     },
     "bestofn": {
-        "data.buckets": (("video", 4, 1, 66, 6),), "rl.group": 8, "reward.user": "own_reward:vowels",
-        "optimizer.learning_rate": 1e-3,
+        "data.buckets": (("video", 4, 1, 66, 6),), "data.modality.image": 0.0, "rl.group": 8,
+        "reward.user": "own_reward:vowels", "optimizer.learning_rate": 1e-3,
     },
 }  # fmt: skip
 

@@ -47,7 +47,7 @@ def test_the_page_holds_every_setting_as_the_settings_say_it():
 FREE = (
     "mesh.", "train.", "model.remat", "model.attention", "model.logit_chunk", "model.reference", "data.root",
     "data.valid", "data.index", "data.media_cache", "data.frame_cache", "data.workers", "data.timeout",
-    "data.max_decoded_mb", "data.max_failed", "rl.packing",
+    "data.max_decoded_mb", "data.max_failed", "data.max_dropped", "data.max_doubtful", "rl.packing",
 )  # fmt: skip
 FIXED = ("optimizer.name", "rl.reference_every")  # what they keep is in checkpoints
 TUNABLE = ("rl.", "reward.", "sampling.", "optimizer.", "sft.", "bestofn.")

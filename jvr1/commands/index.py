@@ -14,23 +14,26 @@ import tempfile
 from pathlib import Path
 
 from etils import epath
+from ml_collections import ConfigDict
 
 from jvr1.command_line import Parser
 from jvr1.data.cache import MediaCache
-from jvr1.data.index import VisualTokens, as_json_values, build_index, file_stamp, save_index, settings_hash
+from jvr1.data.index import VisualTokens, build_index
+from jvr1.data.index_file import as_json_values, file_stamp, save_index, settings_hash
 from jvr1.data.index_summary import summarise_index
+from jvr1.data.inspection import counted_lines, inspect_records
 from jvr1.data.memory import MAX_DECODED_MB
 from jvr1.data.records import load_records
+from jvr1.data.rows import FieldMap, field_map
 from jvr1.errors import UserError, run_main
 from jvr1.model.families import TOKEN_PIXELS
 from jvr1.model.media import PixelLimits, VideoSampling
 from jvr1.problems.kinds import load_kinds
-from jvr1.rl.golds import doubts
 from jvr1.setting import written_as
 
 
 def main(arguments: list[str] | None = None) -> None:
-    flags = options().parse_args(arguments)
+    flags = with_overrides(options(), arguments)
     if flags.config:
         return index_for(flags)
     out = flags.out or f"{flags.data}.index"
@@ -42,38 +45,65 @@ def main(arguments: list[str] | None = None) -> None:
         PixelLimits(min(128, flags.frame_tokens) * TOKEN_PIXELS, flags.frame_tokens * TOKEN_PIXELS),
     )
     media = MediaCache(flags.root, flags.cache, round(flags.cache_gb * 2**30))
-    records = load_records(flags.data)
+    fields = fields_of(flags)
+    records = load_records(flags.data, fields)
     most = MAX_DECODED_MB if flags.max_decoded_mb is None else flags.max_decoded_mb
     settings = {"records": file_stamp(flags.data), "measure": as_json_values(measure.settings), "max_decoded_mb": most}
+    settings |= fields.told
     partial = partial_file(out, settings)
     entries = build_index(records, media, settings, measure, flags.workers, partial, flags.timeout, most)
     save_index(out, entries, settings)
     partial.unlink(missing_ok=True)
     print(summarise_index(entries))
-    if doubtful := doubts(records):
-        print(doubtful)
+    for line in counted_lines(inspect_records(dict(enumerate(records)))):
+        print(line)
     print(f"index: {out}")
 
 
 def index_for(flags: argparse.Namespace) -> None:
-    """The index of a training config: its tokenizer, template, sampling, limits and buckets."""
-    from jvr1 import config as settings
-    from jvr1.model.hf import read_config
-    from jvr1.opening.data import make_encoder, open_index
-    from jvr1.opening.models import locate, read_tokenizer
+    """The index of a training config: its tokenizer, template, sampling and limits, and what its buckets hold."""
+    from jvr1.config import fits_buckets
+    from jvr1.opening.data import encoder_of
+    from jvr1.opening.indices import findings_of, fit_run, in_buckets_of, measure_questions, summary_lines, with_buckets
 
-    config = settings.from_file(flags.config)
+    config = config_of_data(flags)
+    encoder = encoder_of(config, targets=flags.sft)
+    questions = measure_questions(place_of(flags.data), config, encoder, epath.Path(config.data.index))
+    if fits_buckets(config):
+        fit_run(config, [questions], [], encoder)
+    questions = in_buckets_of(questions, with_buckets(encoder, config))
+    print("\n".join(summary_lines(questions, findings_of(questions), config)))
+    print(f"runs take it with --config.data.index={config.data.index}")
+
+
+def config_of_data(flags: argparse.Namespace) -> ConfigDict:
+    """The config that the command line names, with its overrides, for files under --root. Raises UserError."""
+    from jvr1 import config as settings
+
+    config = settings.from_file(flags.config, flags.overrides)
     load_kinds(config.data.kinds)
     config.data.root, config.data.index_workers = flags.root, flags.workers
-    config.data.index = flags.out or f"{flags.root}/index"
+    config.data.index = flags.out or config.data.index or f"{flags.root}/index"
     config.data.media_cache = flags.cache or config.data.media_cache
     config.model.source = flags.model or config.model.source
+    config.data.fields = tuple(flags.field) or config.data.fields
     if flags.max_decoded_mb is not None:
         config.data.max_decoded_mb = flags.max_decoded_mb
-    model = read_config(locate(config.model.source).folder)
-    encoder = make_encoder(config, model, read_tokenizer(config.model.source), targets=flags.sft)
-    open_index(flags.data, config, encoder, epath.Path(config.data.index))
-    print(f"runs take it with --config.data.index={config.data.index}")
+    return config
+
+
+def fields_of(flags: argparse.Namespace) -> FieldMap:
+    """What the file calls a record's fields, by --field or by the config. Raises UserError."""
+    if flags.field or not flags.config:
+        return field_map(flags.field)
+    from jvr1 import config as settings
+
+    return settings.question_fields(settings.from_file(flags.config, flags.overrides))
+
+
+def place_of(file: str) -> str:
+    """Where a file lies, whatever the media root is."""
+    return file if "://" in file else os.path.abspath(file)
 
 
 def partial_file(out: str, settings: dict[str, object]) -> Path:
@@ -88,23 +118,45 @@ def partial_file(out: str, settings: dict[str, object]) -> Path:
 
 def options() -> Parser:
     parser = Parser(prog="jvr1 index", description=__doc__)
-    parser.add_argument("data", help="records, JSON or JSONL, local or gs://")
+    parser.add_argument("data", help="records: JSON, JSONL, Parquet or a folder of tables, local or gs://")
     parser.add_argument("--root", required=True, help="media root, local or gs://")
-    parser.add_argument("--config", help="training config FILE[:ARG] the index is for")
-    parser.add_argument("--model", help="model whose tokenizer counts; default: the config's model.source")
-    parser.add_argument("--sft", action="store_true", help="with --config: for train_sft, whose rows carry answers")
+    add_config_options(parser)
     parser.add_argument("--out", help="local or gs:// (default: ROOT/index with --config, else DATA.json.index)")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="helper processes")
-    parser.add_argument("--timeout", type=float, default=60.0, help="seconds a medium may take")
-    parser.add_argument("--max-decoded-mb", type=int, help="megabytes that decoding one may take")
-    parser.add_argument("--cache", help="local folder for copies of remote media")
-    parser.add_argument("--cache-gb", type=float, default=100.0, help="size of that folder")
+    add_media_options(parser)
     parser.add_argument("--fps", type=float, default=2.0, help="frames read a second of video")
     parser.add_argument("--min-frames", type=int, default=4)
     parser.add_argument("--max-frames", type=int, default=16)
     parser.add_argument("--frame-tokens", type=int, default=128, help="most visual tokens of a video frame")
     parser.add_argument("--image-tokens", type=int, default=256, help="most visual tokens of an image")
     return parser
+
+
+def add_config_options(parser: Parser) -> None:
+    """Which config a data file is looked at for."""
+    parser.add_argument("--config", help="training config FILE[:ARG]; --config.data....=VALUE overrides its settings")
+    parser.add_argument("--model", help="model whose tokenizer counts; default: the config's model.source")
+    parser.add_argument("--sft", action="store_true", help="with --config: for train-sft, whose rows carry answers")
+    parser.add_argument(
+        "--field", action="append", default=[], metavar="OURS=THEIRS", help="one of data.fields, such as path=video"
+    )
+
+
+def add_media_options(parser: Parser) -> None:
+    """How media are probed."""
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="helper processes")
+    parser.add_argument("--timeout", type=float, default=60.0, help="seconds a medium may take")
+    parser.add_argument("--max-decoded-mb", type=int, help="megabytes that decoding one may take")
+    parser.add_argument("--cache", help="local folder for copies of remote media")
+    parser.add_argument("--cache-gb", type=float, default=100.0, help="size of that folder")
+
+
+def with_overrides(parser: Parser, arguments: list[str] | None) -> argparse.Namespace:
+    """The options, and as `overrides` the settings that follow --config. Raises UserError."""
+    flags, rest = parser.parse_known_args(arguments)
+    if rest and not (flags.config and all(one.startswith("--config.") for one in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    flags.overrides = rest
+    return flags
 
 
 if __name__ == "__main__":

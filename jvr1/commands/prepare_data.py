@@ -1,9 +1,10 @@
-"""Video-R1's published data, ready to train on: jvr1 prepare-data ROOT [--download] [--config FILE]
+"""Data ready to train on: jvr1 prepare-data ROOT [FILE ...] [--download] [--config FILE]
 
-Fetches the set from the Hugging Face hub, unpacks each zip where it lies, checks that the media of every record are
-there, prints what is missing, and indexes the rest. Every step goes on where an earlier run stopped. Needs on disk:
-310 GB of zips and about as much again unpacked; with --remove-zips, which deletes each zip once it is unpacked, little
-more than 310 GB.
+Of Video-R1's published set, or of question FILEs of your own under ROOT. Fetches the set from the Hugging Face hub
+(--download), unpacks each zip where it lies, checks that the media of every record are there, prints what is missing,
+and indexes the rest. Every step goes on where an earlier run stopped. The
+published set needs 310 GB of zips on disk and about as much again unpacked; with --remove-zips, which deletes each zip
+once it is unpacked, little more than 310 GB.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from typing import TypeVar
 from tqdm import tqdm
 
 from jvr1.command_line import Parser
+from jvr1.commands.index import add_config_options, fields_of, with_overrides
 from jvr1.data.records import load_records, media_path
+from jvr1.data.rows import FieldMap
 from jvr1.errors import UserError, run_main
 
 REPOSITORY = "Video-R1/Video-R1-data"
@@ -43,7 +46,7 @@ class Remote:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    flags = options().parse_args(arguments)
+    flags = with_overrides(options(), arguments)
     root = Path(flags.root)
     if flags.download:
         root.mkdir(parents=True, exist_ok=True)
@@ -60,15 +63,20 @@ def main(arguments: list[str] | None = None) -> None:
     for archive in sorted(root.rglob("*.zip")):
         if not is_unpacked(archive):
             unpack(archive, flags.remove_zips)
-    found = [root / name for name in RECORDS if (root / name).exists()]
+    found = [root / name for name in flags.files or RECORDS if flags.files or (root / name).exists()]
     if not found:
-        raise UserError(f"{root} has neither {' nor '.join(RECORDS)}; fetch the set with --download")
+        raise UserError(
+            f"{root} has neither {' nor '.join(RECORDS)}; name question files of your own, or fetch the set with "
+            "--download"
+        )
     for file in found:
-        print(what_is_there(file, root), flush=True)
+        print(what_is_there(file, root, fields_of(flags)), flush=True)
         if not flags.skip_index:
             command: list[str | Path] = [sys.executable, "-m", "jvr1", "index", file.resolve(), "--root", root]
             if flags.config:
-                command += ["--config", flags.config, *(["--sft"] if "COT" in file.name else [])]
+                command += ["--config", flags.config, *flags.overrides]
+                command += ["--sft"] if flags.sft or "COT" in file.name else []
+            command += [f"--field={pair}" for pair in flags.field]
             if subprocess.run(command, check=False).returncode:
                 raise UserError(f"{file} was not indexed; see above")
 
@@ -76,10 +84,11 @@ def main(arguments: list[str] | None = None) -> None:
 def options() -> Parser:
     parser = Parser(prog="jvr1 prepare-data", description=__doc__)
     parser.add_argument("root", help="folder of the data set")
+    parser.add_argument("files", nargs="*", metavar="FILE", help=f"under ROOT; default: {' and '.join(RECORDS)}")
     parser.add_argument("--download", action="store_true", help=f"fetch {REPOSITORY} from the hub")
     parser.add_argument("--parts", nargs="+", metavar="FOLDER", help="fetch only these folders, such as CLEVRER Math")
     parser.add_argument("--remove-zips", action="store_true", help="delete each zip once it is unpacked")
-    parser.add_argument("--config", help="training config FILE[:ARG] whose index to make, see jvr1 index")
+    add_config_options(parser)
     parser.add_argument("--skip-index", action="store_true", help="do not index the records")
     return parser
 
@@ -231,9 +240,9 @@ def write_member(zipped: zipfile.ZipFile, member: zipfile.ZipInfo, folder: Path)
 # -------------------------------------------------------------------------------------------------- checking
 
 
-def what_is_there(file: Path, root: Path) -> str:
+def what_is_there(file: Path, root: Path, fields: FieldMap | None = None) -> str:
     """How many records have their media, and what is missing by folder and cause."""
-    records = load_records(file)
+    records = load_records(file, fields)
     state = {path: absence(root, path) for record in records for path in record.paths}
     lost = [next(filter(None, map(state.get, record.paths)), None) for record in records]
     faults = Counter((cause, PurePosixPath(path).parts[0]) for path, cause in state.items() if cause)

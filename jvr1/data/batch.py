@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -84,6 +85,10 @@ BUCKET_AXES = {
 }
 
 
+MISFIT = re.compile(r"too many ([a-z ]+): (\d+), where the (\w+) bucket has (\d+)")
+"""A reason of `choose_bucket`: which side, how much is needed, the kind, how much there is."""
+
+
 def choose_bucket(need: Need, buckets: Sequence[Bucket], config: ModelConfig) -> tuple[Bucket | None, str | None]:
     """The bucket with the fewest token slots that holds the example, or None and the reason as `cause: message`.
 
@@ -96,7 +101,7 @@ def choose_bucket(need: Need, buckets: Sequence[Bucket], config: ModelConfig) ->
         most = max(getattr(b, field) for b in fit)
         fit = [b for b in fit if getattr(b, field) >= getattr(need, field)]
         if not fit:
-            return None, f"too many {name}: {getattr(need, field)}, where the {need.kind} bucket has {most}"
+            return None, f"too many {name}: {getattr(need, field)}, where the {need.kind} bucket has {most}"  # MISFIT
     return min(fit, key=lambda b: b.steps * b.windows * config.vision.units + b.prompt + b.completion), None
 
 

@@ -11,9 +11,10 @@ import numpy as np
 from jaxtyping import Float64
 from transformers import PreTrainedTokenizerBase
 
-from jvr1.data.batch import Arrays, Bucket, Clip, Need, build_example, choose_bucket
+from jvr1.data.batch import Arrays, Bucket, Clip, build_example
 from jvr1.data.cache import MediaCache
 from jvr1.data.frame_cache import FrameCache, frames_key
+from jvr1.data.index import Sized
 from jvr1.data.media import Media, MediaError
 from jvr1.data.prompts import PlaceholderError, PromptStyle, end_ids, prompt_ids, target_ids
 from jvr1.data.records import Record
@@ -27,7 +28,7 @@ from jvr1.problems.kinds import Kind, load_kinds
 
 @dataclass(frozen=True)
 class Encoder:
-    """How records become examples; travels to worker processes.
+    """How records become examples; travels to worker processes. buckets: none yet where they are to be fitted.
 
     read: `cache.MediaReader` of `media`, given up after a while. targets: whether examples carry the answer (SFT).
     real_seconds: M-RoPE time from the clip's own frame rate; else one second a step, as Video-R1 trained. kept: where
@@ -53,6 +54,10 @@ class Encoder:
         self.__dict__.update(state)
         load_kinds(self.kinds)
 
+    def sampling(self, record: Record) -> VideoSampling:
+        """Which frames of its video are read: those of its part, where it names one."""
+        return self.video.within(record.start, record.end)
+
     def limits(self, record: Record) -> PixelLimits:
         return self.video_limits if record.data_type == "video" else self.image_limits
 
@@ -71,26 +76,20 @@ class Encoder:
             "video": self.video,
             "video_limits": self.video_limits,
             "image_limits": self.image_limits,
-            "buckets": self.buckets,
             "targets": self.targets,
             "max_decoded_mb": self.read.memory_mb,
         }
 
-    def measure(self, record: Record, media: tuple[Probe, ...]) -> tuple[int, str | None, str | None]:
-        """(prompt tokens, bucket name, None), or (prompt tokens, None, the reason it fits none). Reads no media."""
-        try:
-            need = self.need(record, media)
-        except PlaceholderError as error:
-            return 0, None, f"visual placeholder: {error}"
-        bucket, reason = choose_bucket(need, self.buckets, self.model)
-        return need.prompt, None if bucket is None else bucket.name, reason
-
-    def need(self, record: Record, media: Sequence[Probe]) -> Need:
-        """What a record takes of a bucket. Raises PlaceholderError."""
+    def measure(self, record: Record, media: tuple[Probe, ...]) -> Sized:
+        """What a record takes of a bucket, which is chosen later (`data.fitting`); reads no media. Raises MediaError
+        where no frame or no size is left."""
         steps, windows, _ = self.extent(record, media)
-        ids = self._ids(record, [self.grid(record, probe) for probe in media])
-        completion = len(self._target(record)) if self.targets else 1
-        return Need(record.data_type, steps, windows, len(ids), completion)
+        try:
+            ids = self._ids(record, [self.grid(record, probe) for probe in media])
+            completion = len(self._target(record)) if self.targets else 1
+        except PlaceholderError as error:
+            return Sized(0, None, f"visual placeholder: {error}")
+        return Sized(len(ids), record.data_type, None, steps, windows, completion)
 
     def extent(self, record: Record, media: Sequence[Probe]) -> tuple[int, int, list[int]]:
         """Temporal steps of a record's media together, windows of the frame that has most, and visual tokens of each
@@ -101,10 +100,10 @@ class Encoder:
 
     def grid(self, record: Record, probe: Probe) -> Grid:
         """One medium as the model gets it, but for `seconds_per_step`, which the file itself tells."""
-        rules, patch = self.model.frames, self.model.vision.patch
-        numbers = rules.numbers(probe, self.video)
-        height, width = rules.resized(probe, self.video, self.limits(record))
-        times = () if probe.is_image else step_times(numbers / probe.fps)
+        rules, patch, sampling = self.model.frames, self.model.vision.patch, self.sampling(record)
+        numbers = rules.numbers(probe, sampling)
+        height, width = rules.resized(probe, sampling, self.limits(record))
+        times = () if probe.is_image else step_times(_own_clock(record, numbers / probe.fps))
         return Grid((len(numbers) + 1) // 2, height // patch, width // patch, times=times)
 
     def _ids(self, record: Record, grids: Sequence[Grid]) -> np.ndarray:
@@ -123,7 +122,7 @@ class Encoder:
 
     def frames(self, record: Record, path: str) -> Media:
         """A medium's frames as the model gets them. Raises MediaError, UserError."""
-        how = (path, record.data_type, self.video, self.limits(record), self.model.frames)
+        how = (path, record.data_type, self.sampling(record), self.limits(record), self.model.frames)
         key = None if self.kept is None else frames_key(self.media, *how)
         if self.kept is None or key is None:
             return self.read(*how)
@@ -137,7 +136,8 @@ class Encoder:
         media = self.frames(record, path)
         if record.data_type != "video":
             return Clip(media.frames, 0.0)
-        return Clip(media.frames, media.seconds_per_step if self.real_seconds else 1.0, step_times(media.nominal))
+        times = step_times(_own_clock(record, media.nominal))
+        return Clip(media.frames, media.seconds_per_step if self.real_seconds else 1.0, times)
 
     def try_encode(
         self, record: Record, bucket: Bucket, order: np.random.Generator
@@ -149,6 +149,12 @@ class Encoder:
             return None, error.cause
         except ValueError as error:
             return None, f"does not fit: {error}"
+
+
+def _own_clock(record: Record, seconds: Float64[np.ndarray, " N"]) -> Float64[np.ndarray, " N"]:
+    """When frames are shown: the part of a video that a record names is a clip by itself, whose first frame is at 0.
+    Rounded to what floats keep of a difference, so that texts of seconds are those of a file cut there."""
+    return seconds if record.start is None else np.round(seconds - seconds[0], 9)
 
 
 def step_times(seconds: Float64[np.ndarray, " N"]) -> tuple[float, ...]:

@@ -1,25 +1,23 @@
 """The index of a data set: every medium probed once, every record measured, what cannot be used named with its cause.
 
-File format: JSONL. The first line holds the settings the index depends on, the number of entries and a hash of their
-lines; each further line is one entry as a list in the order of `IndexEntry`'s fields.
+Probing depends on the files alone, measuring on sampling, sizes and the tokenizer: with probes of before (`known`) a
+record is measured anew without a look at its media. Which bucket holds what was measured is `data.fitting`'s.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass, is_dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from etils import epath
 from tqdm import tqdm
 
 from jvr1.data.cache import MediaCache
+from jvr1.data.index_file import IndexEntry, entry_line, index_header, read_partial
 from jvr1.data.media import MediaError, probe
 from jvr1.data.memory import MAX_DECODED_MB
 from jvr1.data.records import Record
@@ -28,28 +26,26 @@ from jvr1.errors import UserError
 from jvr1.model.families import RULES
 from jvr1.model.media import FrameRules, PixelLimits, Probe, VideoSampling
 
-INDEX_FORMAT = 2
 
-Measure = Callable[[Record, tuple[Probe, ...]], tuple[int, str | None, str | None]]
-"""(record, a probe of each of its media) -> prompt tokens, bucket, reason. Without a bucket the reason says, as `cause`
-or `cause: message`, why the record is dropped. Pure and picklable: it runs in the helper processes."""
+class Sized(NamedTuple):
+    """What a measure says of a record: prompt tokens; the bucket, or the kind of its media where that is chosen later;
+    without one the reason, as `cause` or `cause: message`, why it is dropped; sizes as of `IndexEntry`."""
 
-
-@dataclass(frozen=True, slots=True)
-class IndexEntry:
-    """What the index knows of record number `row`. media: a probe of each of its files, in its order; none for text and
-    where one could not be probed. error: None, or `cause` or `cause: message`."""
-
-    row: int
-    media: tuple[Probe, ...]
-    prompt_tokens: int
+    tokens: int
     bucket: str | None
-    error: str | None
+    reason: str | None = None
+    steps: int = 0
+    windows: int = 0
+    completion: int = 1
 
-    @property
-    def cause(self) -> str | None:
-        """By which the entry is counted when it is dropped."""
-        return self.error.partition(":")[0] if self.error else None
+
+Measure = Callable[[Record, tuple[Probe, ...]], Sized]
+"""Of a record and a probe of each of its media. Pure and picklable: it runs in the helper processes."""
+
+
+def only_probed(record: Record, media: tuple[Probe, ...]) -> Sized:
+    """The measure of an index that keeps probes alone."""
+    return Sized(0, record.data_type)
 
 
 @dataclass(frozen=True)
@@ -71,13 +67,14 @@ class VisualTokens:
         names = ("sampling", "image_limits", "video_limits")
         return {name: getattr(self, name) for name in names} | self.rules.told
 
-    def __call__(self, record: Record, media: tuple[Probe, ...]) -> tuple[int, str | None, str | None]:
-        return sum(map(self._tokens, media)), record.data_type, None
+    def __call__(self, record: Record, media: tuple[Probe, ...]) -> Sized:
+        sampling = self.sampling.within(record.start, record.end)
+        return Sized(sum(self._tokens(one, sampling) for one in media), record.data_type)
 
-    def _tokens(self, probe: Probe) -> int:
+    def _tokens(self, probe: Probe, sampling: VideoSampling) -> int:
         limits = self.image_limits if probe.is_image else self.video_limits
-        height, width = self.rules.resized(probe, self.sampling, limits)
-        steps = -(-len(self.rules.numbers(probe, self.sampling)) // 2)
+        height, width = self.rules.resized(probe, sampling, limits)
+        steps = -(-len(self.rules.numbers(probe, sampling)) // 2)
         return (height // self.rules.factor) * (width // self.rules.factor) * steps
 
 
@@ -101,49 +98,28 @@ class _Prober:
 
     def _entry(self, row: int, record: Record, seen: tuple[Probe, ...]) -> IndexEntry:
         try:
-            tokens, bucket, reason = self.measure(record, seen)
+            found = self.measure(record, seen)
         except MediaError as error:
-            tokens, bucket, reason = 0, None, str(error)
-        cause = None if bucket is not None else reason or "no-bucket"
-        return IndexEntry(row, seen, tokens, bucket, cause)
+            found = Sized(0, None, str(error))
+        cause = None if found.bucket is not None else found.reason or "no-bucket"
+        return IndexEntry(row, seen, found.tokens, found.bucket, cause, found.steps, found.windows, found.completion)
 
 
 def with_seconds(records: Sequence[Record], entries: Sequence[IndexEntry]) -> list[Record]:
-    """The records, those of videos with their length in seconds where it is known."""
+    """The records, those of videos with the length of their clip in seconds where it is known."""
 
-    def length(entry: IndexEntry) -> float | None:
-        known = len(entry.media) == 1 and not entry.media[0].is_image and entry.media[0].fps > 0
-        return entry.media[0].frames / entry.media[0].fps if known else None
+    def length(record: Record, entry: IndexEntry) -> float | None:
+        if len(entry.media) != 1 or entry.media[0].is_image:
+            return None
+        whole = entry.media[0].frames / entry.media[0].fps
+        return max(0.0, min(whole, whole if record.end is None else record.end) - (record.start or 0.0))
 
-    return [replace(record, seconds=length(entry)) for record, entry in zip(records, entries, strict=True)]
-
-
-def failed(row: int, error: MediaError | UserError) -> IndexEntry:
-    """The entry of a record whose medium could not be probed."""
-    return IndexEntry(row, (), 0, None, str(error) if isinstance(error, MediaError) else f"path: {error}")
+    return [replace(record, seconds=length(record, entry)) for record, entry in zip(records, entries, strict=True)]
 
 
-def as_json_values(value: Any) -> Any:
-    """A setting as JSON values: dataclasses become objects, tuples lists, anything else its text."""
-    return json.loads(json.dumps(value, default=_plain, sort_keys=True))
-
-
-def _plain(value: Any) -> Any:
-    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else str(value)
-
-
-def file_stamp(file: str | Path) -> dict[str, Any]:
-    """Size and hash of a file's content, for the settings of an index."""
-    digest, size = hashlib.sha256(), 0
-    with epath.Path(file).open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-            size += len(block)
-    return {"bytes": size, "sha256": digest.hexdigest()}
-
-
-def settings_hash(settings: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(as_json_values(settings), sort_keys=True).encode()).hexdigest()[:16]
+def failed(row: int, error: MediaError | UserError, media: tuple[Probe, ...] = ()) -> IndexEntry:
+    """The entry of a record whose medium could not be probed, or which was not measured."""
+    return IndexEntry(row, media, 0, None, str(error) if isinstance(error, MediaError) else f"path: {error}")
 
 
 def build_index(
@@ -155,30 +131,41 @@ def build_index(
     partial: Path | None = None,
     timeout: float | int = 60.0,
     max_decoded_mb: int = MAX_DECODED_MB,
+    known: Sequence[IndexEntry] | None = None,
 ) -> list[IndexEntry]:
     """Probes every medium once, in `workers` helper processes, and measures every record; entries in row order.
 
     settings: all that the result depends on. partial: a local file to which entries are appended as they come; if it
     exists and was made with the same settings the rows in it are not done again, otherwise it is begun anew.
     timeout: seconds a medium may take. max_decoded_mb: megabytes it may take. Records with the same medium are probed
-    together.
+    together. known: the entries of an index of the same records whose media were probed; none is probed again.
     """
     media = MediaCache(root) if isinstance(root, str) else root
-    done = _read_partial(partial, settings) if partial else {}
+    done = read_partial(partial, settings) if partial else {}
+    begun = bool(done)
+    for entry in known or ():
+        if unprobed(records[entry.row], entry):
+            done[entry.row] = entry
     jobs = _jobs(records, done)
+    word = "probe" if measure is only_probed else "measure" if known else "index"
     with (
-        open(partial or os.devnull, "a" if done else "w") as journal,
-        tqdm(total=len(records), initial=len(done), unit="record", desc="index", mininterval=1.0) as bar,
+        open(partial or os.devnull, "a" if begun else "w") as journal,
+        tqdm(total=len(records), initial=len(done), unit="record", desc=word, mininterval=1.0) as bar,
     ):
-        if not done:
-            journal.write(_header(settings))
-        for entries in _in_helpers(_Prober(media, measure, max_decoded_mb), records, jobs, workers, timeout):
+        if not begun:
+            journal.write(index_header(settings))
+        for entries in _in_helpers(_Prober(media, measure, max_decoded_mb), records, jobs, workers, timeout, known):
             for entry in entries:
                 done[entry.row] = entry
-                journal.write(_line(entry))
+                journal.write(entry_line(entry))
             journal.flush()
             bar.update(len(entries))
     return [done[row] for row in range(len(records))]
+
+
+def unprobed(record: Record, entry: IndexEntry) -> bool:
+    """Whether a record has media that could not be probed."""
+    return bool(record.paths) and not entry.media
 
 
 def measure_one(
@@ -203,7 +190,12 @@ def _jobs(records: Sequence[Record], done: Mapping[int, IndexEntry]) -> list[lis
 
 
 def _in_helpers(
-    prober: _Prober, records: Sequence[Record], jobs: list[list[int]], workers: int, timeout: float | int
+    prober: _Prober,
+    records: Sequence[Record],
+    jobs: list[list[int]],
+    workers: int,
+    timeout: float | int,
+    known: Sequence[IndexEntry] | None = None,
 ) -> Iterator[list[IndexEntry]]:
     """Results in the order they come. Each thread waits for one helper process."""
     todo: queue.SimpleQueue[list[int]] = queue.SimpleQueue()
@@ -220,7 +212,8 @@ def _in_helpers(
                 except queue.Empty:
                     return
                 try:
-                    results.put(_entries(helper, rows, [records[row] for row in rows]))
+                    seen = None if known is None else known[rows[0]].media
+                    results.put(_entries(helper, rows, [records[row] for row in rows], seen))
                 except Exception as error:  # a fault of ours or of `measure`: the caller is to see it
                     results.put(error)
                     return
@@ -240,13 +233,16 @@ def _in_helpers(
             thread.join()
 
 
-def _entries(helper: Sandbox, rows: list[int], records: list[Record]) -> list[IndexEntry]:
+def _entries(
+    helper: Sandbox, rows: list[int], records: list[Record], seen: tuple[Probe, ...] | None
+) -> list[IndexEntry]:
     """Entries of the records that share media. A call each for probing and measuring, for both may take their time;
     where measuring fails, each record is measured alone, so that one with a question without end costs only itself."""
-    try:
-        seen = helper(rows, records, None)
-    except (MediaError, UserError) as error:
-        return [failed(row, error) for row in rows]
+    if seen is None:
+        try:
+            seen = helper(rows, records, None)
+        except (MediaError, UserError) as error:
+            return [failed(row, error) for row in rows]
     try:
         return helper(rows, records, seen) if len(rows) > 1 else [_entry_alone(helper, rows[0], records[0], seen)]
     except MediaError:
@@ -257,121 +253,4 @@ def _entry_alone(helper: Sandbox, row: int, record: Record, seen: tuple[Probe, .
     try:
         return helper([row], [record], seen)[0]
     except MediaError as error:
-        return failed(row, MediaError(error.cause, f"its text was not tokenised ({error})"))
-
-
-def save_index(file: str | Path, entries: Sequence[IndexEntry], settings: Mapping[str, Any]) -> None:
-    """Writes an index, local or gs://; a local file appears whole or not at all."""
-    target = epath.Path(file)
-    staged = target if "://" in str(file) else target.with_name(target.name + ".tmp")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    lines = [_line(entry) for entry in entries]
-    with staged.open("w") as stream:
-        stream.write(_header(settings, lines))
-        for line in lines:
-            stream.write(line)
-    if staged != target:
-        staged.replace(target)
-
-
-def load_index(file: str | Path, settings: Mapping[str, Any]) -> list[IndexEntry]:
-    """Reads an index. Raises UserError when there is none, when it is not what was written, or when it was made with
-    other settings: says which."""
-    try:
-        with epath.Path(file).open("r") as stream:
-            header = _read_header(stream.readline())
-            if header is None:
-                raise UserError(f"{file} is no index of this version; remove it, and make one with jvr1 index")
-            changed = differing(header.get("settings"), as_json_values(settings))
-            if changed:
-                shown = "; ".join(changed[:4]) + (f"; and {len(changed) - 4} more" if len(changed) > 4 else "")
-                raise UserError(f"{file} was made with other settings: {shown}; run jvr1 index again")
-            lines = list(stream)
-            count = header.get("entries", len(lines))  # older ones do not say
-            if len(lines) != count:
-                raise UserError(f"{file} is damaged: {len(lines)} of {count} entries are in it; {_AGAIN}")
-            if header.get("sha256", _sum(lines)) != _sum(lines):
-                raise UserError(f"{file} is damaged: its entries are not those that were written; {_AGAIN}")
-            return [_entry(line) for line in lines]
-    except FileNotFoundError:
-        raise UserError(f"there is no index {file}; make it with jvr1 index") from None
-    except UserError:
-        raise
-    except (ValueError, TypeError):
-        raise UserError(f"{file} is damaged; {_AGAIN}") from None
-    except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror or error}") from None
-
-
-def differing(before: Any, after: Any, name: str = "") -> list[str]:
-    """The settings that differ, as 'a.b was 1, is 2'."""
-    if isinstance(before, Mapping) and isinstance(after, Mapping):
-        keys = sorted({*before, *after})
-        return [c for k in keys for c in differing(before.get(k), after.get(k), f"{name}.{k}" if name else str(k))]
-    return [] if before == after else [f"{name} was {json.dumps(before)}, is {json.dumps(after)}"]
-
-
-_AGAIN = "remove it, and make it again with jvr1 index"
-
-
-def _header(settings: Mapping[str, Any], lines: Sequence[str] | None = None) -> str:
-    """lines: of all entries, where they are known."""
-    hashed = settings_hash(settings)
-    whole = {} if lines is None else {"entries": len(lines), "sha256": _sum(lines)}
-    return (
-        json.dumps({"jvr1_index": INDEX_FORMAT, "hash": hashed, **whole, "settings": as_json_values(settings)}) + "\n"
-    )
-
-
-def _sum(lines: Sequence[str]) -> str:
-    digest = hashlib.sha256()
-    for line in lines:
-        digest.update(line.encode("utf-8", "surrogatepass"))
-    return digest.hexdigest()
-
-
-def _read_header(line: str) -> Any:
-    """The first line of an index, None if it is none."""
-    try:
-        header = json.loads(line)
-    except json.JSONDecodeError:
-        return None
-    known = (
-        isinstance(header, dict)
-        and header.get("jvr1_index") == INDEX_FORMAT
-        and isinstance(header.get("settings"), dict)
-    )
-    return header if known else None
-
-
-def _line(entry: IndexEntry) -> str:
-    return json.dumps(astuple(entry), ensure_ascii=False) + "\n"
-
-
-def _entry(line: str | bytes) -> IndexEntry:
-    """Raises ValueError, TypeError for what `_line` did not write."""
-    row, media, *rest = json.loads(line)
-    return IndexEntry(row, tuple(Probe(*one) for one in media), *rest)
-
-
-def _read_partial(partial: Path, settings: Mapping[str, Any]) -> dict[int, IndexEntry]:
-    """Entries of an interrupted run with the same settings; a line torn by the interruption is cut off."""
-    if not partial.exists():
-        return {}
-    with partial.open("rb+") as stream:
-        header = _read_header(stream.readline().decode(errors="replace"))
-        if header is None or differing(header["settings"], as_json_values(settings)):
-            return {}
-        done = {}
-        good = stream.tell()
-        for line in stream:
-            try:
-                entry = _entry(line) if line.endswith(b"\n") else None
-            except (ValueError, TypeError):
-                entry = None
-            if entry is None:
-                break
-            done[entry.row] = entry
-            good += len(line)
-        stream.truncate(good)
-        return done
+        return failed(row, MediaError(error.cause, f"its text was not tokenised ({error})"), seen)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from jvr1.data.index import IndexEntry
+from jvr1.data.batch import BUCKET_AXES, Bucket
+from jvr1.data.fitting import Misfit, misfits, round_prompt
+from jvr1.data.index_file import IndexEntry
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class IndexSummary:
     dropped: Mapping[str, int]
     examples: Mapping[str, Example]
     buckets: Mapping[str, BucketUse] = field(default_factory=dict)
+    misfits: Mapping[str, Sequence[Misfit]] = field(default_factory=dict)
 
     @property
     def padding(self) -> float | None:
@@ -58,17 +62,21 @@ class IndexSummary:
     def __str__(self) -> str:
         return self.told("kept")
 
-    def told(self, kept_as: str) -> str:
-        """kept_as: what became of those not dropped; an evaluation that has only measured them keeps none yet."""
+    def told(self, kept_as: str, *, buckets: bool = True) -> str:
+        """kept_as: what became of those not dropped; an evaluation that has only measured them keeps none yet. buckets:
+        whether these are listed too."""
         kept = self.records - sum(self.dropped.values())
         lines = [f"{self.records} records, {kept} {kept_as}, {self.records - kept} dropped"]
         for cause, count in sorted(self.dropped.items(), key=lambda item: (-item[1], item[0])):
             lines.append(f"  dropped {count:>8}  {cause} ({self.examples[cause]})")
-        for name, use in sorted(self.buckets.items()):
+            for one in self.misfits.get(cause, ()):
+                needed = f"{one.least} to {one.most}" if one.least < one.most else f"{one.most}"
+                lines.append(f"{'':18}  {one.records} of kind {one.kind} need {needed}, {one.allowed} are allowed")
+        for name, use in sorted(self.buckets.items()) if buckets else ():
             share = f", {use.padding:.1%} padding of {use.length}" if use.padding is not None else ""
             mean = use.tokens / use.records
             lines.append(f"  bucket  {use.records:>8}  {name}: {mean:.0f} prompt tokens on average{share}")
-        if self.padding is not None:
+        if self.padding is not None and buckets:
             lines.append(f"expected padding of prompts: {self.padding:.1%}")
         return "\n".join(lines)
 
@@ -87,4 +95,31 @@ def summarise_index(entries: Sequence[IndexEntry], prompt_lengths: Mapping[str, 
         Counter(cause for cause, _ in dropped),
         {cause: Example(e.row, (e.error or "").partition(": ")[2]) for cause, e in reversed(dropped)},
         {name: BucketUse(rows[name], tokens[name], lengths.get(name)) for name in rows},
+        misfits(entries),
     )
+
+
+def keeps_them(
+    summary: IndexSummary, buckets: Sequence[Bucket], most_prompt: int, most_completion: int
+) -> Iterator[str]:
+    """Which override would keep what fits no bucket, a line each. most_prompt, most_completion: what buckets that are
+    fitted may have."""
+    needs = [one.held_by for found in summary.misfits.values() for one in found]
+    kinds = {cause.split()[1] for cause in summary.dropped if re.fullmatch(r"no \w+ bucket", cause)}
+    for kind in sorted({need.kind for need in needs}):
+        own = [need for need in needs if need.kind == kind]
+        steps, windows, prompt, completion = (max(getattr(n, side) for n in own) for side in BUCKET_AXES)
+        completion = max(completion, *(b.completion for b in buckets if b.kind == kind))
+        row = (kind, steps, windows, round_prompt(prompt), completion)
+        yield f"  one bucket more would hold those of kind {kind}: {row}"
+    if needs or kinds:
+        kinds |= {need.kind for need in needs}
+        beside = [
+            f" --config.data.auto.{name}={needed}"
+            for name, needed, most in (
+                ("prompt", max((n.prompt for n in needs), default=0), most_prompt),
+                ("completion", max((n.completion for n in needs), default=0), most_completion),
+            )
+            if needed > most
+        ]
+        yield f"  --config.data.buckets=auto{''.join(beside)} keeps all of kind {', '.join(sorted(kinds))}"

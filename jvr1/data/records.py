@@ -1,20 +1,19 @@
-"""Questions in Video-R1's published form: read from JSON or JSONL, every record checked, kept once in memory."""
+"""Questions in Video-R1's published form: read from a file, every record checked, kept once in memory."""
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import posixpath
 import re
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from etils import epath
 
+from jvr1.data.rows import FIELDS, FieldMap, raw_rows
 from jvr1.errors import UserError, shown
 from jvr1.problems.kinds import KINDS
 
@@ -24,8 +23,6 @@ TASK_FIELDS = ("original_question_type", "question_type", "sub_task", "task_type
 ASPECT_FIELDS = ("duration", "dim", "track", "aspect")
 """Fields in which they name the group that the benchmark reports it in: Video-MME, TempCompass, VideoMMMU, any."""
 SHOWN_PROBLEMS = 5
-_CHUNK = 1 << 22
-_LONGEST_RECORD = 1 << 26
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +31,8 @@ class Record:
     data_type "text" (an extension of ours). process: the chain of thought, in the cold-start file only. task: the kind
     of question within its source, where the file says (`TASK_FIELDS`); aspect: what else its benchmark groups by
     (`ASPECT_FIELDS`). extra: what else the file has of it, a JSON object, read by `further`; '' where it has nothing.
-    seconds: length of its video, where an index knows it (`data.index.with_seconds`)."""
+    seconds: length of its video, or of the part that it is about, where an index knows it (`data.index.with_seconds`).
+    start, end: seconds of the video between which the record's clip lies (None: its beginning, its end)."""
 
     problem_id: int | str
     problem: str
@@ -49,6 +47,8 @@ class Record:
     aspect: str = ""
     extra: str = ""
     seconds: float | None = None
+    start: float | None = None
+    end: float | None = None
 
     @property
     def further(self) -> dict[str, Any]:
@@ -76,13 +76,13 @@ class DamagedTextError(UserError):
     """A text that no file can hold and no tokenizer read: half of a surrogate pair, as cutting a text leaves it."""
 
 
-def load_records(file: str | Path) -> list[Record]:
-    """All records of a JSON array or of a JSONL file, local or gs://, but those whose text is damaged: these are left
-    out, and the first few named on stderr.
+def load_records(file: str | Path, fields: FieldMap | None = None) -> list[Record]:
+    """All records of a file (`data.rows`), local or gs://, but those whose text is damaged: these are left out, and the
+    first few named on stderr. fields: what the file calls them.
 
     Raises UserError that names the file and, one line each, the index and field of the first few faulty records.
     """
-    records, faults = read_records(file)
+    records, faults = read_records(file, fields)
     if problems := _told(file, [fault for fault in faults if not fault.damaged]):
         raise UserError("\n".join(problems))
     left_out = _told(file, faults)
@@ -106,11 +106,11 @@ def _told(file: str | Path, faults: list[Fault]) -> list[str]:
     return lines
 
 
-def read_records(file: str | Path) -> tuple[dict[int, Record], list[Fault]]:
+def read_records(file: str | Path, fields: FieldMap | None = None) -> tuple[dict[int, Record], list[Fault]]:
     """The good records by their place in the file, and the faulty ones. Raises UserError: no file, JSON or record."""
     records: dict[int, Record] = {}
     faults: list[Fault] = []
-    for index, raw in enumerate(_raw_records(file)):
+    for index, raw in enumerate(raw_rows(file, fields)):
         try:
             records[index] = parse_record(raw)
         except UserError as error:
@@ -137,6 +137,7 @@ def parse_record(raw: Any) -> Record:
     for field, value in raw.items():
         if field in _READ:
             check_whole(field, value)
+    start, end = _span(raw, data_type)
     return Record(
         problem_id=problem_id,
         problem=_text(raw, "problem"),
@@ -149,14 +150,13 @@ def parse_record(raw: Any) -> Record:
         data_source=sys.intern(_optional_text(raw, "data_source") or ""),
         task=sys.intern(_first_text(raw, TASK_FIELDS)),
         aspect=sys.intern(_first_text(raw, ASPECT_FIELDS)),
-        extra=json.dumps(further) if (further := {k: v for k, v in raw.items() if k not in _OWN}) else "",
+        extra=json.dumps(further) if (further := {k: v for k, v in raw.items() if k not in FIELDS}) else "",
+        start=start,
+        end=end,
     )
 
 
-_OWN = {
-    "problem_id", "problem", "data_type", "problem_type", "options", "solution", "process", "path", "data_source",
-}  # fmt: skip
-_READ = _OWN - {"data_type", "problem_type"} | {*TASK_FIELDS, *ASPECT_FIELDS}
+_READ = {*FIELDS, *TASK_FIELDS, *ASPECT_FIELDS} - {"data_type", "problem_type"}
 _HALF = re.compile("[\ud800-\udfff]")
 
 
@@ -211,6 +211,24 @@ def _media_path(value: Any, data_type: str) -> str | tuple[str, ...] | None:
     return tuple(value) if several else value
 
 
+def _span(raw: dict[str, Any], data_type: str) -> tuple[float | None, float | None]:
+    start, end = (_second(raw, field) for field in ("start", "end"))
+    if data_type != "video" and (start, end) != (None, None):
+        raise UserError(f"field '{'end' if start is None else 'start'}' is for videos; data_type is {data_type!r}")
+    if end is not None and end <= (start or 0.0):
+        raise UserError(f"field 'end' must be above 'start', got {end:g} after {start or 0:g}")
+    return start, end
+
+
+def _second(raw: dict[str, Any], field: str) -> float | None:
+    value = raw.get(field)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise UserError(f"field {field!r} must be a second of the video, such as 12.5, or null; got {shown(value)}")
+    return float(value)
+
+
 def _options(value: Any) -> tuple[str, ...]:
     if value is None:
         return ()
@@ -251,120 +269,3 @@ def _kind(value: Any) -> str:
     if value in (math.inf, -math.inf):
         return "a number beyond all bounds"
     return "nothing" if value is None else names.get(type(value), "a number")
-
-
-def _raw_records(file: str | Path) -> Iterator[Any]:
-    """The JSON values of a file one by one, so that the file is never in memory as a whole."""
-    try:
-        with epath.Path(file).open("rb") as binary, io.TextIOWrapper(binary, encoding="utf-8-sig") as stream:
-            start = stream.read(1)
-            while start and start.isspace():
-                start = stream.read(1)
-            if start == "[":
-                yield from _array_items(stream, file)
-            elif start == "{":
-                yield from _lines(start, stream, file)
-            elif start:
-                raise UserError(f"{file} is neither a JSON array nor JSONL: it begins with {start!r}")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file} is not UTF-8 text: {error.reason}") from None
-    except IsADirectoryError:
-        raise UserError(f"{file} is a folder; name a .json or .jsonl file") from None
-    except FileNotFoundError:
-        raise UserError(f"{file} does not exist") from None
-    except PermissionError:
-        raise UserError(f"{file} may not be read") from None
-
-
-def _integer(digits: str) -> int | float:
-    """A whole number; one of thousands of digits, which Python does not read, becomes infinite: no field takes that."""
-    return int(digits) if len(digits) < _MOST_DIGITS else math.copysign(math.inf, -1 if digits[0] == "-" else 1)
-
-
-_MOST_DIGITS = 1000
-_DECODER = json.JSONDecoder(parse_int=_integer)
-
-
-def _lines(start: str, stream: io.TextIOBase, file: str | Path) -> Iterator[Any]:
-    for number, line in enumerate(stream, 1):
-        line, start = start + line, ""
-        if not line.strip():
-            continue
-        try:
-            item = _DECODER.decode(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            wrapped = number == 1 and _list_within(line + stream.read(_LONGEST_RECORD))
-            raise (
-                _wrapper(file, wrapped)
-                if wrapped
-                else UserError(f"{file}: line {number} is not a JSON object: {error}")
-            ) from None
-        if number == 1 and (wrapped := _list_within(line)):
-            raise _wrapper(file, wrapped)
-        yield item
-
-
-def _list_within(text: str) -> str | None:
-    """The field of one JSON object that holds a list of records; None where the text is anything else."""
-    try:
-        value = _DECODER.decode(text)
-    except (json.JSONDecodeError, RecursionError):
-        return None
-    if not isinstance(value, dict) or "problem" in value:
-        return None
-    return next(
-        (k for k, v in value.items() if isinstance(v, list) and v and all(isinstance(x, dict) for x in v)), None
-    )
-
-
-def _wrapper(file: str | Path, field: str) -> UserError:
-    return UserError(
-        f"{file} is one object that holds its records in {shown(field)}; the file must be that list itself"
-    )
-
-
-def _array_items(stream: io.TextIOBase, file: str | Path) -> Iterator[Any]:
-    """The items of a JSON array whose '[' has been read, and of those that follow it."""
-    buffer, at, index, opened = "", 0, 0, True
-    while True:
-        try:
-            at = _skip(buffer, at)
-            if not (opened and buffer[at] == "]"):
-                item, end = _DECODER.raw_decode(buffer, at)
-                end = _skip(buffer, end)
-                if buffer[end] not in ",]":
-                    raise json.JSONDecodeError("expected ',' or ']'", buffer, end)
-                yield item
-                index, opened, at = index + 1, False, end
-            if buffer[at] == "]":
-                rest = _after_array(stream, buffer[at + 1 :], file, index)
-                if rest is None:
-                    return
-                buffer, at, opened = rest, 0, True
-            else:
-                at += 1
-        except (IndexError, json.JSONDecodeError, RecursionError) as error:
-            more = stream.read(_CHUNK) if len(buffer) - at < _LONGEST_RECORD else ""
-            if not more:
-                reason = "the file ends too early" if isinstance(error, IndexError) else str(error)
-                raise UserError(f"{file}: record {index} is not valid JSON: {reason}") from None
-            buffer, at = buffer[at:] + more, 0
-
-
-def _after_array(stream: io.TextIOBase, rest: str, file: str | Path, index: int) -> str | None:
-    """What follows the '[' of a further array, None at the file's end. Raises UserError for anything else."""
-    while not (left := rest.lstrip()):
-        rest = stream.read(_CHUNK)
-        if not rest:
-            return None
-    if left[0] != "[":
-        raise UserError(
-            f"{file}: {left[0]!r} follows the array that ends with record {index - 1}; one array is expected"
-        )
-    return left[1:]
-
-
-def _skip(text: str, at: int) -> int:
-    while text[at].isspace():
-        at += 1
-    return at

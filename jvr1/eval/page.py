@@ -125,7 +125,7 @@ def _reasoning(completion: str) -> str:
 
 def frames_seen(encoder: Encoder, record: Record) -> list[np.ndarray]:
     """A `Look`: what the model saw, read again."""
-    arguments = (record.data_type, encoder.video, encoder.limits(record), encoder.model.frames)
+    arguments = (record.data_type, encoder.sampling(record), encoder.limits(record), encoder.model.frames)
     try:
         return [encoder.read(path, *arguments).frames for path in record.paths]
     except (MediaError, UserError):

@@ -10,11 +10,12 @@ from typing import Any
 
 from jvr1.data.batch import Bucket, Need, choose_bucket
 from jvr1.data.encode import Encoder
-from jvr1.data.index import IndexEntry, Measure, with_seconds
+from jvr1.data.fitting import fit_buckets, need_of
+from jvr1.data.index import with_seconds
+from jvr1.data.index_file import IndexEntry
 from jvr1.data.records import Record
 from jvr1.errors import UserError
 from jvr1.eval.report import AskedSuite
-from jvr1.eval.shapes import Measuring, fit_buckets, need_of
 from jvr1.eval.suites import Suite
 from jvr1.questions.replies import Question
 
@@ -39,30 +40,29 @@ class EvaluationPlan:
         return [AskedSuite(suite, own) for suite, own in zip(self.suites, questions, strict=True)]
 
 
-Index = Callable[[str, Sequence[Record], Measure, Mapping[str, Any]], list[IndexEntry]]
-"""(file, its records, measure, all that the measure depends on) -> one entry a record."""
+Index = Callable[[str, Sequence[Record], Mapping[str, Any]], list[IndexEntry]]
+"""(file, its records, the stamp of what they were read from) -> one measured entry a record."""
 
 
 def plan_evaluation(suites: Sequence[Suite], encoder: Encoder, index_of: Index, *, fitted: bool) -> EvaluationPlan:
     """Measures questions and puts them into buckets. fitted: buckets are made for them, else they are the encoder's.
     Raises UserError when no question can be asked."""
-    measure = Measuring(encoder)
     records: list[Record] = []
     places: list[tuple[int, int]] = []
     needs: dict[int, Need] = {}
     reasons: dict[int, str] = {}
     for at, suite in enumerate(suites):
         own = list(suite.records.values())
-        fingerprint = measure.fingerprint() | ({"records": suite.stamp} if suite.stamp else {})
-        entries = index_of(suite.file, own, measure, fingerprint) if own else []
+        entries = index_of(suite.file, own, suite.stamp) if own else []
         for index, record, entry in zip(suite.records, with_seconds(own, entries), entries, strict=True):
             number = len(records)
             records.append(record)
             places.append((at, index))
-            if entry.bucket is None:
+            need = need_of(entry)
+            if need is None:
                 reasons[number] = entry.error or "unknown"
             else:
-                needs[number] = need_of(record, entry, encoder)
+                needs[number] = need
     if fitted and needs:
         completion = encoder.buckets[0].completion
         buckets = fit_buckets(list(needs.values()), completion, encoder.model.vision.units)

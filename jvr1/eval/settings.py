@@ -60,8 +60,10 @@ def with_changes(
         config.data.template, config.data.suffixes = PROMPTS[prompt], True
     if max_tokens is not None and max_tokens < 1:
         raise UserError(f"--max-tokens is {max_tokens}; it must be at least 1")
-    fitted = fit or any(value is not None for value in (frames, max_pixels, prompt))
-    given = max_tokens or (TOKENS if fit else max(b.completion for b in settings.buckets(config)))
+    auto = settings.fits_buckets(config)
+    fitted = fit or auto or any(value is not None for value in (frames, max_pixels, prompt))
+    own = config.data.auto.completion if auto else max(b.completion for b in settings.buckets(config)) if not fit else 0
+    given = max_tokens or (TOKENS if fit else own)
     if fitted:
         config.data.buckets = (("text", 0, 0, 1, given),)  # until the questions are measured
     elif max_tokens is not None:

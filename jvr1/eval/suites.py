@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 
 from etils import epath
 
-from jvr1.data.index import file_stamp
+from jvr1.data.index_file import file_stamp
 from jvr1.data.records import Fault, Record, read_records
+from jvr1.data.rows import FieldMap
 from jvr1.errors import UserError
 from jvr1.eval import breakdown
 from jvr1.eval.breakdown import Breakdown
@@ -83,11 +84,12 @@ class Suite:
         return len(self.records) + len(self.faults)
 
 
-def open_suites(names: Sequence[str], root: str) -> list[Suite]:
-    """The suites named (of BENCHMARKS, or files relative to `root`). Raises UserError; a faulty record is no error."""
+def open_suites(names: Sequence[str], root: str, fields: FieldMap | None = None) -> list[Suite]:
+    """The suites named (of BENCHMARKS, or files relative to `root`, whose fields `fields` names). Raises UserError; a
+    faulty record is no error."""
     if not epath.Path(root).is_dir():
         raise UserError(f"--data {root} is no folder; name the root of the question files and their media")
-    suites = [_open(name, root) for name in names]
+    suites = [_open(name, root, fields) for name in names]
     for i, suite in enumerate(suites):
         if any(suite.name == other.name for other in suites[:i]):
             raise UserError(f"two suites have the name {suite.name!r}; evaluate them into different folders")
@@ -97,15 +99,17 @@ def open_suites(names: Sequence[str], root: str) -> list[Suite]:
     return suites
 
 
-def _open(name: str, root: str) -> Suite:
+def _open(name: str, root: str, fields: FieldMap | None) -> Suite:
     benchmark = BENCHMARKS.get(name)
-    if benchmark is None and not name.endswith((".json", ".jsonl")):
+    if benchmark is None and not name.endswith((".json", ".jsonl", ".parquet")):
         known = ", ".join(BENCHMARKS)
-        raise UserError(f"there is no suite {name!r}; use {known}, or question files ending in .json or .jsonl")
+        raise UserError(
+            f"there is no suite {name!r}; use {known}, or question files ending in .json, .jsonl or .parquet"
+        )
     if benchmark is not None and name in PUBLISHED_FORMS:
         return _of_form(name, benchmark, root)
     file = name if benchmark is None else _published(benchmark, root)
-    records, faults = read_records(str(epath.Path(root) / file))
+    records, faults = read_records(str(epath.Path(root) / file), None if benchmark else fields)
     stem = epath.Path(name).stem if benchmark is None else name
     title = stem if benchmark is None else benchmark.title
     return Suite(stem, title, file, records, faults, file_stamp(str(epath.Path(root) / file)), benchmark)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import MISSING, dataclass
+from dataclasses import MISSING, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,10 @@ class VideoSampling:
     frames: int | None = setting(None, "That many at equal distances instead of fps", least=1)
     start: float | int | None = setting(None, "Second to begin at", least=0)
     end: float | int | None = setting(None, "Second to end at", above="start")
+
+    def within(self, start: float | None, end: float | None) -> VideoSampling:
+        """The same of a part of the video, in seconds; as it is where neither is given."""
+        return self if start is None and end is None else replace(self, start=start, end=end)
 
     def __post_init__(self) -> None:
         check_section(self)

@@ -95,7 +95,8 @@ IDENTITIES = 2**19
 
 def identity(record: Record) -> int:
     """A number of a question that no batch, bucket or device changes: its shuffle and its samples come from it."""
-    text = json.dumps([record.problem_id, record.path, record.problem])
+    part = [] if record.start is None and record.end is None else [record.start, record.end]
+    text = json.dumps([record.problem_id, record.path, record.problem, *part])
     return zlib.crc32(text.encode()) % IDENTITIES
 
 

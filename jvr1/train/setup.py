@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +20,9 @@ from jvr1 import config as settings
 from jvr1.data.batch import Bucket
 from jvr1.data.chat import ends_of
 from jvr1.data.encode import Encoder
-from jvr1.data.index import IndexEntry, file_stamp
+from jvr1.data.index_file import IndexEntry, file_stamp
 from jvr1.data.pipeline import Pipeline
-from jvr1.data.records import Record
+from jvr1.data.records import DATA_TYPES, Record
 from jvr1.data.schedule import Pool, Schedule, Sequential
 from jvr1.data.share import Share
 from jvr1.data.store import RecordStore
@@ -31,8 +32,9 @@ from jvr1.model.families import to_hf
 from jvr1.model.hf import CONFIG
 from jvr1.model.lora import ADAPTERS, LoRAConfig
 from jvr1.opening import checksums
-from jvr1.opening.data import by_bucket, check_batch, make_encoder, open_index
+from jvr1.opening.data import by_bucket, check_batch, make_encoder
 from jvr1.opening.holder import hold, release_all
+from jvr1.opening.indices import Questions, fit_run, measure_questions, put_in_buckets, with_buckets
 from jvr1.opening.models import MODEL, make_tokenizer, write_lora
 from jvr1.opening.places import check_writable, local_cache, use_compilation_cache
 from jvr1.opening.restore import check_fits, folder_of
@@ -45,7 +47,7 @@ from jvr1.sharding import make_mesh, param_shardings
 from jvr1.train.early import check_early
 from jvr1.train.optimizer import make_optimizer, partition
 from jvr1.train.state import abstract_state, beside_params
-from jvr1.train.workdir import Begun, Origin, check_unchanged, find_run, open_weights
+from jvr1.train.workdir import Begun, Origin, check_unchanged, find_run, keep_buckets, open_weights
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,7 @@ def open_run(config: ConfigDict, workdir: str, *, targets: bool, stage: str | No
 
 def _open_held(config: ConfigDict, folder: epath.Path, stage: str, *, targets: bool) -> Run:
     begun = find_run(folder)
+    keep_buckets(config, folder, begun)
     changed = check_unchanged(config, folder, begun, stage)
     if processes() > 1:
         agree("files", files_of(config))
@@ -119,12 +122,7 @@ def _open_held(config: ConfigDict, folder: epath.Path, stage: str, *, targets: b
     if begun is not None:  # before the data are opened
         state = beside_params(abstract_state(tx, trainable, mesh))
         check_fits(folder_of(folder) / str(begun.step), model.params, state)
-    encoder = make_encoder(config, model.config, tokenizer, targets=targets)
-    questions = None
-    if config.train.validate_every:
-        asking = make_encoder(config, model.config, tokenizer, targets=False)
-        questions = open_questions(config, config.data.valid, asking, folder, "valid", share)
-    pipeline, rows, entries = open_training_rows(config, encoder, folder, share)
+    (pipeline, rows, entries), questions = open_data(config, model.config, tokenizer, folder, share, targets=targets)
     return Run(
         settings=config,
         workdir=folder,
@@ -200,22 +198,49 @@ def check_schedule(config: ConfigDict, updates: int) -> None:
         )
 
 
+def open_data(
+    config: ConfigDict,
+    model: ModelConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    workdir: epath.Path,
+    share: Share,
+    *,
+    targets: bool,
+) -> tuple[tuple[Pipeline, str, tuple[IndexEntry, ...]], tuple[Pipeline, int] | None]:
+    """The rows to train on, as of `open_training_rows`, and the questions of validation. Buckets that are to be fitted
+    are put into the config."""
+    encoder = make_encoder(config, model, tokenizer, targets=targets)
+    trained = [measure_questions(file, config, encoder, workdir) for file in config.data.train]
+    asking, validated = encoder, []
+    if config.train.validate_every:
+        asking = make_encoder(config, model, tokenizer, targets=False)
+        validated = [measure_questions(file, config, asking, workdir) for file in config.data.valid]
+    if settings.fits_buckets(config):
+        fit_run(config, trained, validated, encoder)
+    questions = None
+    if validated:
+        questions = open_questions(config, validated, with_buckets(asking, config), workdir, "valid", share)
+    return open_training_rows(config, trained, with_buckets(encoder, config), workdir, share), questions
+
+
 def open_training_rows(
-    config: ConfigDict, encoder: Encoder, workdir: epath.Path, share: Share
+    config: ConfigDict, files: Sequence[Questions], encoder: Encoder, workdir: epath.Path, share: Share
 ) -> tuple[Pipeline, str, tuple[IndexEntry, ...]]:
-    """The mixture of data.train: indexed, drawn by data.weights and data.modality; a hash of its rows; their index."""
+    """The mixture of data.train, put into buckets, drawn by data.weights and data.modality; a hash of its rows; their
+    index."""
     digest = hashlib.sha256()
     names = {b.name: b for b in encoder.buckets}
     weights = config.data.weights or (1.0,) * len(config.data.train)
     records: list[Record] = []
     found: list[IndexEntry] = []
     pools = []
-    for file, weight in zip(config.data.train, weights, strict=True):
-        own, entries = open_index(file, config, encoder, workdir)
+    for questions, weight in zip(files, weights, strict=True):
+        often = {kind: weight * config.data.modality[kind] for kind in DATA_TYPES}
+        file, own, entries, _ = put_in_buckets(questions, config, encoder, [kind for kind in often if often[kind]])
         digest.update(file_stamp(str(epath.Path(config.data.root) / file))["sha256"].encode())
         for bucket, rows in by_bucket(entries, names).items():
             digest.update(bucket.name.encode() + rows.tobytes())
-            pools.append(Pool(bucket, rows + len(records), weight * config.data.modality[bucket.kind]))
+            pools.append(Pool(bucket, rows + len(records), often[bucket.kind]))
         records += own
         found += entries
     store = RecordStore.write(local_cache(workdir) / "train", records)
@@ -232,14 +257,19 @@ def open_training_rows(
 
 
 def open_questions(
-    config: ConfigDict, files: tuple[str, ...], encoder: Encoder, workdir: epath.Path, name: str, share: Share
+    config: ConfigDict,
+    files: Sequence[Questions],
+    encoder: Encoder,
+    workdir: epath.Path,
+    name: str,
+    share: Share,
 ) -> tuple[Pipeline, int]:
     """Held-out questions, each once, and the number of microbatches they make."""
     names = {b.name: b for b in encoder.buckets}
     records: list[Record] = []
     rows: dict[Bucket, list[int]] = defaultdict(list)
-    for file in files:
-        own, entries = open_index(file, config, encoder, workdir)
+    for questions in files:
+        _, own, entries, _ = put_in_buckets(questions, config, encoder)
         for bucket, numbers in by_bucket(entries, names).items():
             rows[bucket] += (numbers + len(records)).tolist()
         records += own

@@ -77,6 +77,14 @@ def check_unchanged(config: ConfigDict, workdir: epath.Path, begun: Begun | None
     return tuple(change for name, change in changes.items() if resumed[name] == "tunable")
 
 
+def keep_buckets(config: ConfigDict, workdir: epath.Path, begun: Begun | None) -> None:
+    """Gives a run that goes on and fits its own buckets those it was begun with: other ones would be other batches."""
+    if begun is None or not settings.fits_buckets(config):
+        return
+    kept = json.loads(_kept_config(workdir, begun)).get("data", {}).get("buckets")
+    config.data.buckets = tuple(map(tuple, kept or ()))
+
+
 def _kept_config(workdir: epath.Path, begun: Begun) -> str:
     if begun.config is not None:
         return json.dumps(begun.config)

@@ -14,6 +14,8 @@ import av
 import numpy as np
 from PIL import Image
 
+from jvr1.data.index import Sized
+
 
 def pictures(count, height, width, seed=0):
     """Smooth moving pictures [count, height, width, 3]: codecs and resizing treat them kindly."""
@@ -220,7 +222,7 @@ def fail(_):
 def measure(record, media):
     """Tokens are the words of the problem; long problems fit no bucket."""
     words = len(record.problem.split())
-    return words, (None if words > 5 else record.data_type), (f"too-long: {words} words" if words > 5 else None)
+    return Sized(words, None, f"too-long: {words} words") if words > 5 else Sized(words, record.data_type)
 
 
 def measure_badly(record, media):

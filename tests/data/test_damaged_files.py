@@ -10,7 +10,7 @@ from cases import record
 from damage import HARMS, flip, harmed
 from etils import epath
 
-from jvr1.data.index import IndexEntry, load_index, save_index
+from jvr1.data.index_file import IndexEntry, load_index, save_index
 from jvr1.data.pipeline import FailureJournal
 from jvr1.errors import UserError
 from jvr1.eval.journal import AnswerJournal as Answers

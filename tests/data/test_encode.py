@@ -16,7 +16,9 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from jvr1.data.batch import make_buckets
 from jvr1.data.cache import MediaCache, MediaReader
+from jvr1.data.fitting import in_buckets
 from jvr1.data.index import build_index
+from jvr1.data.index_file import IndexEntry
 from jvr1.data.index_summary import summarise_index
 from jvr1.data.prompts import TEMPLATES, PromptStyle
 from jvr1.model.media import PixelLimits, Probe, VideoSampling
@@ -197,7 +199,7 @@ def test_the_index_measures_what_the_encoder_makes(reading, tmp_path):
     ]
     buckets = make_buckets([("video", 8, 30, 1200, 24), ("image", 2, 60, 800, 24), ("text", 0, 0, 800, 24)])
     one = replace(reading, buckets=buckets)
-    entries = build_index(records, str(tmp_path), one.fingerprint(), one.measure, 1)
+    entries = in_buckets(build_index(records, str(tmp_path), one.fingerprint(), one.measure, 1), buckets, one.model)
     names = {b.name: b for b in buckets}
     for each, entry in zip(records, entries, strict=True):
         arrays, error = one.try_encode(each, names[entry.bucket], np.random.default_rng(0))
@@ -209,8 +211,12 @@ LET_THROUGH = PromptStyle(TEMPLATES["plain"], suffixes=False, special_tokens=Tru
 
 
 def measured(config, tokenizer, one, media, targets=False, buckets=BUCKETS, **changes):
+    """(bucket, reason) of a record by itself."""
     each = encoder(config, tokenizer, len, buckets=buckets, targets=targets, **changes)
-    return each.measure(one, media)
+    found = each.measure(one, media)
+    entry = IndexEntry(0, media, found.tokens, found.bucket, found.reason, *found[3:])
+    (entry,) = in_buckets([entry], buckets, config)
+    return entry.bucket, entry.error
 
 
 def test_oversize_prompts_and_literal_placeholders_are_dropped_at_the_index_and_counted(config, tokenizer, tmp_path):
@@ -218,7 +224,7 @@ def test_oversize_prompts_and_literal_placeholders_are_dropped_at_the_index_and_
     questions = ["which?", "why " * 60, "what does <|video_pad|> do?", "and <|image_pad|>?", "why " * 61]
     records = [record(n, "a.png", "image", problem) for n, problem in enumerate(questions)]
     one = encoder(config, tokenizer, len, targets=False, style=LET_THROUGH)
-    entries = build_index(records, str(tmp_path), one.fingerprint(), one.measure, 1)
+    entries = in_buckets(build_index(records, str(tmp_path), one.fingerprint(), one.measure, 1), BUCKETS, config)
     assert [entry.bucket for entry in entries] == [IMAGE.name, None, None, None, None]
     assert summarise_index(entries).dropped == {"too many prompt tokens": 2, "visual placeholder": 2}
     assert "2 visual placeholders for 1 media" in entries[2].error
@@ -226,16 +232,16 @@ def test_oversize_prompts_and_literal_placeholders_are_dropped_at_the_index_and_
 
 def test_the_measure_s_reasons(config, tokenizer):
     square = (Probe(56, 56, 8, 4.0),)
-    assert measured(config, tokenizer, record(), square)[1:] == (VIDEO.name, None)
-    _, bucket, reason = measured(config, tokenizer, record(process="<think>" + "a " * 40 + "</think>"), square, True)
+    assert measured(config, tokenizer, record(), square) == (VIDEO.name, None)
+    bucket, reason = measured(config, tokenizer, record(process="<think>" + "a " * 40 + "</think>"), square, True)
     assert (bucket, reason.partition(":")[0]) == (None, "too many completion tokens")
     cheat = record(process="<think><|image_pad|></think>")
-    assert measured(config, tokenizer, cheat, square, True, style=LET_THROUGH)[2].startswith(
+    assert measured(config, tokenizer, cheat, square, True, style=LET_THROUGH)[1].startswith(
         "visual placeholder: the answer"
     )
-    assert measured(config, tokenizer, cheat, square)[1:] == (VIDEO.name, None)  # RL never reads it
-    assert measured(config, tokenizer, record(path=None, data_type="text"), ())[1:] == (TEXT.name, None)
-    assert measured(config, tokenizer, record(), square, buckets=(IMAGE,))[1:] == (None, "no video bucket")
+    assert measured(config, tokenizer, cheat, square) == (VIDEO.name, None)  # RL never reads it
+    assert measured(config, tokenizer, record(path=None, data_type="text"), ()) == (TEXT.name, None)
+    assert measured(config, tokenizer, record(), square, buckets=(IMAGE,)) == (None, "no video bucket")
 
 
 def test_an_index_depends_on_all_that_changes_it(config, tokenizer):
@@ -244,12 +250,12 @@ def test_an_index_depends_on_all_that_changes_it(config, tokenizer):
         {"style": PromptStyle()},
         {"video": VideoSampling(frames=6)},
         {"video_limits": PixelLimits(784, 784)},
-        {"buckets": BUCKETS[:2]},
         {"targets": False},
     ]
     for change in changed:
         assert encoder(config, tokenizer, len, **change).fingerprint() != first.fingerprint(), change
-    assert encoder(config, tokenizer, len).fingerprint() == first.fingerprint()
+    for same in ({}, {"buckets": BUCKETS[:2]}):  # which are chosen later
+        assert encoder(config, tokenizer, len, **same).fingerprint() == first.fingerprint()
 
 
 def test_failures_come_as_a_cause_and_nothing_else(config, tokenizer, tmp_path):

@@ -59,10 +59,10 @@ def timing(config, monkeypatch) -> ModelConfig:
 def test_a_family_may_write_each_step_s_time_into_the_prompt(timing, tokenizer, tmp_path):
     """Painted clips are 8 frames, a quarter of a second apart; measured before they are read by number and rate."""
     one = encoder(timing, tokenizer, Paint(tmp_path), buckets=make_buckets([("video", 4, 1, 200, 24)]))
-    need = one.need(record(), (Probe(56, 56, 8, 4.0),))
+    found = one.measure(record(), (Probe(56, 56, 8, 4.0),))
     arrays = one.encode(record(), one.buckets[0], np.random.default_rng(0))
     real = arrays.prompt.mask
-    assert need.prompt == real.sum()
+    assert found.tokens == real.sum()
     text = tokenizer.decode(arrays.prompt.ids[real])
     for seconds in ("0.1", "0.6", "1.1", "1.6"):
         assert f"<{seconds} seconds><|vision_start|>{'<|video_pad|>' * 4}<|vision_end|>" in text

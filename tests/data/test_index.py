@@ -13,11 +13,10 @@ from media_files import BROKEN, GOOD, LATE, clip, write_broken, write_good
 
 from jvr1.commands import index as tool
 from jvr1.data import index
-from jvr1.data.index import (
+from jvr1.data.index import VisualTokens, build_index
+from jvr1.data.index_file import (
     IndexEntry,
-    VisualTokens,
     as_json_values,
-    build_index,
     differing,
     file_stamp,
     load_index,

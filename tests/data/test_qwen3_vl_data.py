@@ -126,7 +126,7 @@ def test_a_clip_becomes_what_its_processors_make(config, tokenizer, processor, f
         (nested, theirs["input_ids"][0]),
         (one, tokenizer(as_released(text, (steps, height, width), seconds))["input_ids"]),
     ):
-        assert each.need(record(), (seen,)).prompt == len(ids)
+        assert each.measure(record(), (seen,)).tokens == len(ids)
         arrays = each.encode(record(), BUCKETS[0], np.random.default_rng(0))
         real = arrays.prompt.mask
         np.testing.assert_array_equal(arrays.prompt.ids[real], ids)

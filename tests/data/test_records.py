@@ -11,7 +11,7 @@ from etils import epath
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jvr1.data import cache, records
+from jvr1.data import cache, json_file, records
 from jvr1.data.cache import MediaCache, MediaReader
 from jvr1.data.media import MediaError
 from jvr1.data.records import Record, load_records, media_path, parse_record
@@ -72,8 +72,8 @@ def test_streamed_array_equals_json_loads(tmp_path_factory, items, chunk, indent
     text = json.dumps(items, indent=indent, ensure_ascii=ascii_only)
     file = write(tmp_path_factory.mktemp("a") / "a.json", text)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(records, "_CHUNK", chunk)
-        assert list(records._raw_records(file)) == items
+        patch.setattr(json_file, "_CHUNK", chunk)
+        assert list(json_file.json_values(file)) == items
 
 
 def test_optional_fields():

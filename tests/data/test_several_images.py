@@ -15,10 +15,10 @@ from test_encode import ROUNDING, hf_positions, pixel_values, processor, questio
 
 from jvr1.data.batch import choose_bucket, make_buckets
 from jvr1.data.cache import MediaCache, MediaReader
+from jvr1.data.fitting import fit_buckets, in_buckets, need_of
 from jvr1.data.index import build_index
 from jvr1.data.media import load_media
 from jvr1.data.prompts import PromptStyle
-from jvr1.eval.shapes import Measuring, fit_buckets, need_of
 from jvr1.model import hf, vision_language
 from jvr1.model.families import RULES
 from jvr1.model.media import PixelLimits, VideoSampling
@@ -60,17 +60,16 @@ def test_every_pair_of_usual_sizes_can_be_asked(reading, folder):
     """As the training's index measures it, and as evaluation and `ask` do, whose buckets are made for the question."""
     pairs = list(itertools.combinations_with_replacement(SIZES, 2))
     records = [record(n, (name(a), name(b)), "image") for n, (a, b) in enumerate(pairs)]
-    measuring = Measuring(reading)
-    entries = build_index(records, str(folder), measuring.fingerprint(), measuring, 1)
+    entries = build_index(records, str(folder), reading.fingerprint(), reading.measure, 1)
     assert [[(m.height, m.width) for m in entry.media] for entry in entries] == [list(pair) for pair in pairs]
-    needs = [need_of(one, entry, reading) for one, entry in zip(records, entries, strict=True)]
+    needs = [need_of(entry) for entry in entries]
+    assert {entry.bucket for entry in in_buckets(entries, BUCKETS, reading.model)} == {BUCKETS[0].name}
     fitted = fit_buckets(needs, 8, reading.model.vision.units)
     frames = {size: load_media(folder / name(size), "image", VideoSampling(), LIMITS, RULES).frames for size in SIZES}
     for one, pair, entry, need in zip(records, pairs, entries, needs, strict=True):
         sides = [frames[size].shape[1:3] for size in pair]
         assert need.windows == max(-(-h // 56) * -(-w // 56) for h, w in sides)  # windows are 56 x 56 here
         assert need.steps == 2
-        assert reading.measure(one, entry.media) == (entry.prompt_tokens, BUCKETS[0].name, None)
         bucket, _ = choose_bucket(need, fitted, reading.model)
         arrays, error = reading.try_encode(one, bucket, np.random.default_rng(0))
         assert error is None

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 from cases_of_kinds import SETTINGS, asked_of, headline, prompt_of
 
+from jvr1.data.inspection import gold_doubt
 from jvr1.data.records import parse_record
 from jvr1.errors import UserError
 from jvr1.eval.report import build
 from jvr1.problems.kinds import KINDS, load_kinds
 from jvr1.questions.asking import Asking
-from jvr1.rl.golds import doubts
 from jvr1.rl.rewards import MODES, score
 
 OWN = "train.own_kind"  # tests/ is on the path
@@ -39,7 +39,7 @@ def test_a_kind_of_a_user_s_is_known_everywhere():
     assert load_kinds([f"{OWN}:SHADE"]) == (kind,)
     records = [parse_record(raw(0)), parse_record(raw(1, "<answer>light blue</answer>"))]
     assert prompt_of(records[0]).endswith("</answer> tags. Name the shade in one word.")
-    assert doubts(records) == "  solution       1  is not one word (such as record 1)"
+    assert [gold_doubt(one) for one in records] == [None, "is not one word"]
     for mode in MODES:
         accuracies = [score(f"<answer>{t}</answer>", records[0].solution, "shade", mode) for t in ("RED", "rose", "")]
         assert [s.accuracy for s in accuracies] == [1.0, 0.5, 0.0]

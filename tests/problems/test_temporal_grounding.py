@@ -12,12 +12,12 @@ import torch
 from cases_of_kinds import SETTINGS, asked_of, headline, prompt_of
 from torchvision.ops import box_iou
 
+from jvr1.data.inspection import gold_doubt
 from jvr1.data.records import parse_record
 from jvr1.eval.report import build
 from jvr1.problems.grounding import temporal_iou, time_spans
 from jvr1.questions.asking import Asking
 from jvr1.rl import tgrpo
-from jvr1.rl.golds import doubts
 from jvr1.rl.rewards import MODES, score
 
 KIND = "temporal grounding"
@@ -112,7 +112,7 @@ def test_the_record_says_the_unit():
         for mode in MODES:
             found = score(f"<answer>{answer}</answer>", frames.solution, KIND, mode, facts=frames.further)
             assert found.accuracy == want
-    assert doubts([frames]) == ""
+    assert gold_doubt(frames) is None
 
 
 def test_what_is_right_counts_as_right():
@@ -146,7 +146,7 @@ def test_the_reward_is_the_iou_of_the_answer(mode):
 
 def test_solutions_that_are_no_interval_are_counted():
     records = [record(i, f"<answer>{gold}</answer>") for i, gold in enumerate(["[1, 2]", "[2, 1]", "3"])]
-    assert doubts(records) == "  solution       2  is no interval (such as record 1)"
+    assert [gold_doubt(one) for one in records] == [None, "is no interval", "is no interval"]
 
 
 def test_its_evaluation_has_mean_iou_and_recalls():

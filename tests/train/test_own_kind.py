@@ -29,8 +29,8 @@ def run(demo, questions, tmp_path_factory) -> tuple[Path, str]:
     workdir = tmp_path_factory.mktemp("own") / "run"
     changes = {
         "data__train": questions.name, "data__valid": questions.name, "data__kinds": KINDS,
-        "data__suffixes": True, "data__workers": 1, "train__steps": 1, "train__validate_every": 1,
-        "train__pictures_every": 0,
+        "data__suffixes": True, "data__workers": 1, "data__max_doubtful": 0.5, "train__steps": 1,
+        "train__validate_every": 1, "train__pictures_every": 0,
     }  # fmt: skip
     stdout, stderr = (process := demo.main("rl", workdir, **changes)).communicate()
     assert process.returncode == 0, stderr
@@ -40,7 +40,7 @@ def run(demo, questions, tmp_path_factory) -> tuple[Path, str]:
 def test_it_is_trained_on_and_its_solutions_are_checked(run):
     workdir, stdout = run
     assert "6 records, 6 kept, 0 dropped" in stdout
-    assert "solution       1  is not one word (such as record 0)" in stdout
+    assert "  solution         1  is not one word (record 0); write it as" in stdout
     assert [step for step, _ in scalars(workdir)["accuracy/shade"]] == [1]
 
 

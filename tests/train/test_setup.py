@@ -33,7 +33,7 @@ def opening(demo, workdir, **changes) -> str:
         ({"data__root": "/no/such/root"}, "/no/such/root"),
         ({"data__train": "other.json"}, "other.json"),
         ({"data__train": "broken.json"}, "broken.json"),
-        ({"data__buckets": (("image", 1, 1, 9, 9),)}, "no row is left to train on"),
+        ({"data__buckets": (("image", 1, 1, 9, 9),)}, "records are dropped"),
     ],
 )
 def test_what_cannot_be_opened_is_said_and_leaves_no_settings(demo, tmp_path, changes, message):

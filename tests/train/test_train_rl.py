@@ -21,6 +21,7 @@ from jvr1.data.batch import Bucket, Clip, Microbatch, Row, build_example, stack_
 from jvr1.data.records import parse_record
 from jvr1.data.share import ALONE
 from jvr1.opening.data import make_encoder
+from jvr1.opening.indices import measure_questions
 from jvr1.opening.models import open_model, read_tokenizer
 from jvr1.rl import tgrpo
 from jvr1.rl.judge import Judge
@@ -233,12 +234,14 @@ def test_the_twin_is_the_clip_with_its_frames_permuted():
 def test_every_video_and_every_step_has_its_own_permutation(demo):
     """As the training pipeline gives them, over several epochs of the same clips."""
 
-    changes = {"data__buckets": (("video", 4, 1, 66, 6),), "seed": 5}
+    changes = {"data__buckets": (("video", 4, 1, 66, 6),), "data__modality__image": 0, "seed": 5}
     config, *_ = settings.parse(["rl", *demo.arguments("rl", demo.root / "none", **changes)])
     model = open_model(demo.model, make_mesh({"data": 1}, jax.devices()[:1]))
     encoder = make_encoder(config, model.config, read_tokenizer(demo.model), targets=False)
 
-    pipeline, _ = open_training_rows(config, encoder, epath.Path(demo.root / "permutations"), ALONE)
+    place = epath.Path(demo.root / "permutations")
+    files = [measure_questions("rl.json", config, encoder, place)]
+    pipeline, *_ = open_training_rows(config, files, encoder, place, ALONE)
     seen, of_clip = [], defaultdict(list)
     for micro in pipeline.microbatches(0, 30, {}):
         for place, row in enumerate(micro.rows):

@@ -26,7 +26,7 @@ from PIL import Image
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from jvr1 import config as settings
-from jvr1.data import batch, encode, video
+from jvr1.data import batch, encode, fitting, video
 from jvr1.data.batch import Bucket, Need, choose_bucket
 from jvr1.data.cache import MediaCache, MediaReader
 from jvr1.data.encode import Encoder, step_times
@@ -247,7 +247,8 @@ def demo_rows(root: Path, tokenizer: PreTrainedTokenizerBase, model: ModelConfig
     encoder = Encoder(model, tokenizer, reader, files, style, sampling, video, image, buckets, False, True)
     names = {b.name: b for b in buckets}
     records = load_records(root / "rl.json")
-    for record, entry in zip(records, build_index(records, files, {}, encoder.measure, 1), strict=True):
+    entries = fitting.in_buckets(build_index(records, files, {}, encoder.measure, 1), buckets, model)
+    for record, entry in zip(records, entries, strict=True):
         yield None if entry.bucket is None else _filled(encoder, record, entry, names[entry.bucket])
 
 

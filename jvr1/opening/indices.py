@@ -1,0 +1,217 @@
+"""The questions of a run: read, their media probed and measured before or now, put into buckets, and judged.
+
+Two files are kept of a question file: what probing said of its media, which nothing but the files changes, and what its
+records measure with the config's sampling, sizes, tokenizer and template. Buckets are chosen from the second whenever a
+run starts.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax
+from etils import epath
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+
+from jvr1 import config as settings
+from jvr1.data.batch import Bucket, Need
+from jvr1.data.encode import Encoder
+from jvr1.data.fitting import Padding, fit_training, in_buckets, need_of, padding_of
+from jvr1.data.index import Measure, build_index, only_probed, with_seconds
+from jvr1.data.index_file import IndexEntry, file_stamp, load_index, save_index, settings_hash
+from jvr1.data.index_summary import keeps_them, summarise_index
+from jvr1.data.inspection import Finding, counted_lines, doubtful_rows, inspect_entries, inspect_records
+from jvr1.data.records import DATA_TYPES, Record, load_records
+from jvr1.errors import UserError
+from jvr1.opening.places import local_cache
+from jvr1.processes.peers import agree
+
+PROBING = 1
+"""To be raised when probing says something else of a file than before."""
+
+
+class Questions(NamedTuple):
+    """A question file: its records, with the lengths of their clips, and their entries in the index. trained: whether
+    its rows carry the answer to learn."""
+
+    file: str
+    records: list[Record]
+    entries: list[IndexEntry]
+    trained: bool
+
+
+def measure_questions(file: str, config: ConfigDict, encoder: Encoder, workdir: epath.Path) -> Questions:
+    """A file (relative to data.root) read and measured, its records in no buckets yet. All processes call it. Raises
+    UserError."""
+    records = load_records(str(epath.Path(config.data.root) / file), settings.question_fields(config))
+    entries = index_of(file, records, config, encoder, workdir, told=False)
+    return Questions(file, with_seconds(records, entries), entries, encoder.targets)
+
+
+def put_in_buckets(
+    questions: Questions, config: ConfigDict, encoder: Encoder, kinds: Collection[str] = DATA_TYPES
+) -> Questions:
+    """The same in the encoder's buckets, with a summary on stdout of what is dropped or doubtful. kinds: of
+    media of the records that are asked for. Raises UserError where too many are dropped (`data.max_dropped`) or
+    doubtful (`data.max_doubtful`)."""
+    there = in_buckets_of(questions, encoder)
+    findings, entries = findings_of(there), there.entries
+    if jax.process_index() == 0:
+        print("\n".join(summary_lines(there, findings, config, listed=False)), flush=True)
+    asked = [e for e, r in zip(entries, questions.records, strict=True) if r.data_type in kinds]
+    lost = Counter(str(entry.cause) for entry in asked if entry.bucket is None)
+    _refuse_above(config, "max_dropped", "dropped", questions.file, lost.total(), len(asked), lost)
+    doubtful = Counter(f"{f.field} {f.what}" for f in findings if f.counted)
+    rows = len(doubtful_rows(findings))
+    _refuse_above(config, "max_doubtful", "doubtful", questions.file, rows, len(entries), doubtful)
+    return there
+
+
+def in_buckets_of(questions: Questions, encoder: Encoder) -> Questions:
+    """The same in the encoder's buckets."""
+    return questions._replace(entries=in_buckets(questions.entries, encoder.buckets, encoder.model))
+
+
+def summary_lines(
+    questions: Questions, findings: Sequence[Finding], config: ConfigDict, *, listed: bool = True
+) -> Iterator[str]:
+    """What became of a file's records in the config's buckets: kept, dropped, why and what would keep them; what is
+    doubtful of those kept. listed: with the buckets and their padding."""
+    buckets = settings.buckets(config)
+    summary = summarise_index(questions.entries, {b.name: b.prompt for b in buckets})
+    yield f"{questions.file}: {summary.told('kept', buckets=listed)}"
+    yield from keeps_them(summary, buckets, config.data.auto.prompt, config.data.auto.completion)
+    yield from counted_lines([one for one in findings if not one.unusable])
+
+
+def findings_of(questions: Questions) -> list[Finding]:
+    """All that is wrong or doubtful of records that are in buckets, or in none."""
+    records = dict(enumerate(questions.records))
+    found = inspect_records(records, thoughts=questions.trained)
+    return found + inspect_entries(questions.records, questions.entries)
+
+
+def _refuse_above(
+    config: ConfigDict, name: str, word: str, file: str, count: int, of: int, causes: Mapping[str, int]
+) -> None:
+    most = config.data[name]
+    if count <= most * of:
+        return
+    told = ", ".join(f"{n} {cause}" for cause, n in sorted(causes.items(), key=lambda item: (-item[1], item[0]))[:3])
+    raise UserError(
+        f"{file}: {count} of {of} records are {word} ({told}), above data.{name}={most:g}; the lines above say what to "
+        f"do, jvr1 check-data names each record, and a higher data.{name} starts all the same"
+    )
+
+
+# --- the index --------------------------------------------------------------------------------------------------------
+
+
+def index_of(
+    file: str,
+    records: Sequence[Record],
+    config: ConfigDict,
+    encoder: Encoder,
+    workdir: epath.Path,
+    *,
+    told: bool = True,
+    stamp: Mapping[str, Any] | None = None,
+) -> list[IndexEntry]:
+    """What the records of a file measure, in no buckets yet: made before with the same settings, or now. told: whether
+    a summary is printed when it is made. stamp: of what the records were read from, where that is not the file. All
+    processes call it; the first makes it.
+
+    A file's name carries the hash of the settings, so one made with others is never taken.
+    """
+    file = str(epath.Path(config.data.root) / file)
+    folder = epath.Path(config.data.index) if config.data.index else workdir / "index"
+    probing = {"records": stamp or file_stamp(file), **settings.question_fields(config).told}
+    probing |= {"probed": PROBING, "max_decoded_mb": config.data.max_decoded_mb}
+    measuring = probing | encoder.fingerprint()
+    path = folder / f"{epath.Path(file).stem}-{settings_hash(measuring)}.jsonl"
+    if not path.exists() and jax.process_index() == 0:
+        probes = folder / f"{epath.Path(file).stem}-media-{settings_hash(probing)}.jsonl"
+        _make(probes, records, config, encoder, probing, only_probed, None, workdir)
+        known = _load(probes, probing, len(records))
+        entries = _make(path, records, config, encoder, measuring, encoder.measure, known, workdir)
+        if told:
+            print(f"{file}: {summarise_index(entries).told('measured')}")
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"index {path}")
+    return _load(path, measuring, len(records))
+
+
+def _make(
+    path: epath.Path,
+    records: Sequence[Record],
+    config: ConfigDict,
+    encoder: Encoder,
+    made_with: Mapping[str, Any],
+    measure: Measure,
+    known: Sequence[IndexEntry] | None,
+    workdir: epath.Path,
+) -> Sequence[IndexEntry]:
+    """The entries in an index file, made where it is not there."""
+    if path.exists():
+        return ()
+    partial = local_cache(workdir) / f"{path.name}.partial"
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    limits = config.data.timeout, config.data.max_decoded_mb
+    workers = config.data.index_workers
+    entries = build_index(records, encoder.media, made_with, measure, workers, partial, *limits, known)
+    save_index(str(path), entries, made_with)
+    partial.unlink()
+    return entries
+
+
+def _load(path: epath.Path, made_with: Mapping[str, Any], records: int) -> list[IndexEntry]:
+    entries = load_index(str(path), made_with)
+    if [entry.row for entry in entries] != list(range(records)):
+        raise UserError(f"{path} is damaged: it has not one entry for each of {records} records; remove it")
+    return entries
+
+
+# --- buckets of a run's own -------------------------------------------------------------------------------------------
+
+
+def fit_run(config: ConfigDict, trained: Sequence[Questions], validated: Sequence[Questions], encoder: Encoder) -> None:
+    """Puts buckets into the config, as many and as large as its measured questions need under the limits of
+    `data.auto`, and prints them. Kinds of media and files that are not drawn count for nothing. The same on all
+    processes. Raises UserError where no question can be given one."""
+    auto, weights = config.data.auto, config.data.weights or (1.0,) * len(trained)
+    needs: Counter[Need] = Counter()
+    for one, weight in [*zip(trained, weights, strict=True), *((one, None) for one in validated)]:
+        for need in filter(None, map(need_of, one.entries)):
+            asked = weight is None or weight * config.data.modality[need.kind] > 0
+            needs[need] += asked and need.prompt <= auto.prompt and need.completion <= auto.completion
+    needs = +needs
+    if not needs:
+        raise UserError(
+            f"no question of {', '.join(one.file for one in trained)} can be given a bucket: none could be read, or "
+            "all are longer than data.auto.prompt or data.auto.completion"
+        )
+    longest = max(need.completion for need in needs)
+    completion = min(auto.completion, -(-longest // 64) * 64) if encoder.targets else auto.completion
+    units = encoder.model.vision.units
+    buckets = fit_training(needs, completion, units, auto.shapes, auto.padding)
+    rows = tuple((b.kind, b.steps, b.windows, b.prompt, b.completion) for b in buckets)
+    agree("buckets", {"data.buckets": [list(row) for row in rows]})
+    config.data.buckets = rows
+    if jax.process_index() == 0:
+        print(told_buckets(buckets, padding_of(needs, buckets, units)), flush=True)
+
+
+def told_buckets(buckets: Sequence[Bucket], padding: Padding) -> str:
+    """What was fitted, as a config writes it."""
+    rows = [f"  {(b.kind, b.steps, b.windows, b.prompt, b.completion)}," for b in buckets]
+    shares = f"padding of prompt tokens {padding.prompt:.1%}, of windows {padding.visual:.1%}"
+    return "\n".join([f"data.buckets=auto: {len(buckets)} shapes, {shares}", *rows])
+
+
+def with_buckets(encoder: Encoder, config: ConfigDict) -> Encoder:
+    """An encoder that was made before there were buckets."""
+    return encoder if encoder.buckets else replace(encoder, buckets=settings.buckets(config))
