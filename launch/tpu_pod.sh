@@ -120,7 +120,7 @@ WORKER
 
 code=jvr1.tgz
 ((dry)) || code=$(mktemp -d)/jvr1.tgz
-run tar czf "$code" --exclude=__pycache__ pyproject.toml constraints.txt README.md LICENSE NOTICE \
+run tar czf "$code" --exclude=__pycache__ pyproject.toml setup.py constraints.txt README.md LICENSE NOTICE \
   jvr1 configs tools launch
 copy "$code" jvr1.tgz
 ((dry)) || rm -r "${code%/*}"

@@ -61,3 +61,12 @@ def test_only_what_draws_needs_matplotlib():
     for file in [*(ROOT / "jvr1").rglob("*.py"), *(ROOT / "tools").rglob("*.py")]:
         assert not re.search(r"^(?:import|from) matplotlib", file.read_text(), re.MULTILINE), file
     assert importlib.util.find_spec("matplotlib") is not None  # of the tests
+
+
+@pytest.mark.parametrize("file", ["launch/tpu_pod.sh", "docs/launch.md"])
+def test_what_is_copied_elsewhere_can_be_installed_there(file):
+    """To the hosts of a slice, into an image: setup.py says which packages there are, configs is one of them."""
+    (line,) = re.findall(
+        r"^.*\bpyproject\.toml\b.*\bREADME\.md\b.*(?:\n.*){0,3}", (ROOT / file).read_text(), re.MULTILINE
+    )
+    assert {"setup.py", "LICENSE", "NOTICE", "jvr1", "configs"} <= set(re.findall(r"[\w.]+", line))
