@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from jvr1.data.batch import MAX_BUCKETS
+from jvr1.data.fitting import AutoSettings
 from jvr1.data.memory import MAX_DECODED_MB
 from jvr1.data.prompts import TEMPLATES
 from jvr1.data.rows import no_fields
@@ -96,23 +96,6 @@ def _no_weights(weights: tuple) -> str | None:
         return None
     needed = "a number for each file of data.train, none negative or infinite, and 0 leaves a file out"
     return f"is {tuple(weights)}; it must be {needed}"
-
-
-@dataclass(frozen=True)
-class AutoSettings:
-    completion: int = setting(
-        768,
-        "C of the buckets; of train_sft the most tokens of an answer, and C the longest answer's within it",
-        least=1,
-    )
-    prompt: int = setting(32768, "Most prompt tokens, visual ones with them; longer ones are dropped", least=1)
-    shapes: int = setting(8, "At most so many buckets; each compiles once", least=1, most=MAX_BUCKETS)
-    padding: float = setting(
-        0.15,
-        "Share of padding, of prompt tokens and of windows, up to which fewer buckets than that are made",
-        least=0,
-        below=1,
-    )
 
 
 @dataclass(frozen=True)

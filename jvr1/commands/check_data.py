@@ -19,8 +19,10 @@ from etils import epath
 
 from jvr1.command_line import Parser
 from jvr1.commands.index import (
+    TIMEOUT,
     add_config_options,
     add_media_options,
+    again_of,
     config_of_data,
     fields_of,
     place_of,
@@ -103,7 +105,7 @@ def probed(flags: argparse.Namespace, records: Mapping[int, Record]) -> list[Ind
     most = flags.max_decoded_mb or MAX_DECODED_MB
     limits = PixelLimits(TOKEN_PIXELS, 256 * TOKEN_PIXELS)
     measure = VisualTokens(VideoSampling(), limits, limits)
-    return build_index(list(records.values()), media, {}, measure, flags.workers, None, flags.timeout, most)
+    return build_index(list(records.values()), media, {}, measure, flags.workers, None, flags.timeout or TIMEOUT, most)
 
 
 def measured_for(flags: argparse.Namespace, records: Mapping[int, Record]) -> tuple[list[IndexEntry], list[str]]:
@@ -115,7 +117,7 @@ def measured_for(flags: argparse.Namespace, records: Mapping[int, Record]) -> tu
     config = config_of_data(flags)
     encoder = encoder_of(config, targets=flags.sft)
     file, own = place_of(flags.data), list(records.values())
-    entries = index_of(file, own, config, encoder, epath.Path(config.data.index), told=False)
+    entries = index_of(file, own, config, encoder, epath.Path(config.data.index), told=False, again=again_of(flags))
     questions = Questions(file, with_seconds(own, entries), entries, flags.sft)
     if fits_buckets(config):
         with redirect_stdout(sys.stderr):  # stdout may be JSON

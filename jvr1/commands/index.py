@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from jvr1.command_line import Parser
 from jvr1.data.cache import MediaCache
-from jvr1.data.index import VisualTokens, build_index
+from jvr1.data.index import Again, VisualTokens, build_index
 from jvr1.data.index_file import as_json_values, file_stamp, save_index, settings_hash
 from jvr1.data.index_summary import summarise_index
 from jvr1.data.inspection import counted_lines, inspect_records
@@ -30,6 +30,8 @@ from jvr1.model.families import TOKEN_PIXELS
 from jvr1.model.media import PixelLimits, VideoSampling
 from jvr1.problems.kinds import load_kinds
 from jvr1.setting import written_as
+
+TIMEOUT = 60.0
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -51,7 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
     settings = {"records": file_stamp(flags.data), "measure": as_json_values(measure.settings), "max_decoded_mb": most}
     settings |= fields.told
     partial = partial_file(out, settings)
-    entries = build_index(records, media, settings, measure, flags.workers, partial, flags.timeout, most)
+    entries = build_index(records, media, settings, measure, flags.workers, partial, flags.timeout or TIMEOUT, most)
     save_index(out, entries, settings)
     partial.unlink(missing_ok=True)
     print(summarise_index(entries))
@@ -68,7 +70,9 @@ def index_for(flags: argparse.Namespace) -> None:
 
     config = config_of_data(flags)
     encoder = encoder_of(config, targets=flags.sft)
-    questions = measure_questions(place_of(flags.data), config, encoder, epath.Path(config.data.index))
+    questions = measure_questions(
+        place_of(flags.data), config, encoder, epath.Path(config.data.index), again=again_of(flags)
+    )
     if fits_buckets(config):
         fit_run(config, [questions], [], encoder)
     questions = in_buckets_of(questions, with_buckets(encoder, config))
@@ -89,7 +93,14 @@ def config_of_data(flags: argparse.Namespace) -> ConfigDict:
     config.data.fields = tuple(flags.field) or config.data.fields
     if flags.max_decoded_mb is not None:
         config.data.max_decoded_mb = flags.max_decoded_mb
+    if flags.timeout is not None:
+        config.data.timeout = flags.timeout
     return config
+
+
+def again_of(flags: argparse.Namespace) -> Again:
+    """Which media that could not be used are probed again."""
+    return "all" if flags.again else "changed"
 
 
 def fields_of(flags: argparse.Namespace) -> FieldMap:
@@ -144,7 +155,10 @@ def add_config_options(parser: Parser) -> None:
 def add_media_options(parser: Parser) -> None:
     """How media are probed."""
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="helper processes")
-    parser.add_argument("--timeout", type=float, default=60.0, help="seconds a medium may take")
+    parser.add_argument("--timeout", type=float, help="seconds a medium may take (60)")
+    parser.add_argument(
+        "--again", action="store_true", help="with --config: probe all again that could not be used, changed or not"
+    )
     parser.add_argument("--max-decoded-mb", type=int, help="megabytes that decoding one may take")
     parser.add_argument("--cache", help="local folder for copies of remote media")
     parser.add_argument("--cache-gb", type=float, default=100.0, help="size of that folder")

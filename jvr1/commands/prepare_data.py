@@ -75,6 +75,7 @@ def main(arguments: list[str] | None = None) -> None:
             command: list[str | Path] = [sys.executable, "-m", "jvr1", "index", file.resolve(), "--root", root]
             if flags.config:
                 command += ["--config", flags.config, *flags.overrides]
+                command += ["--model", flags.model] if flags.model else []
                 command += ["--sft"] if flags.sft or "COT" in file.name else []
             command += [f"--field={pair}" for pair in flags.field]
             if subprocess.run(command, check=False).returncode:

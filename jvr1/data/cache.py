@@ -51,6 +51,17 @@ class MediaCache:
         if self.max_bytes < 1:
             raise UserError(f"the media cache must be allowed at least 1 byte, got {self.max_bytes}")
 
+    def written_since(self, path: str, moment: float) -> bool:
+        """Whether the medium `path` is there and was written, or put there, after a moment (seconds of the epoch)."""
+        try:
+            source = media_path(self.root, path)
+            if is_remote(self.root):
+                return source.stat().mtime > moment
+            status = os.stat(source)
+            return max(status.st_mtime, status.st_ctime) > moment
+        except (OSError, UserError):
+            return False
+
     @contextmanager
     def local(self, path: str) -> Iterator[Path]:
         """A local file with the medium `path`, valid within the block. Raises MediaError, UserError."""

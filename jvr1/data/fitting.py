@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, NamedTuple, TypeAlias
 
@@ -15,12 +15,32 @@ from jaxtyping import Int64
 from jvr1.data.batch import MAX_BUCKETS, MEDIA_KINDS, MISFIT, Bucket, Need, choose_bucket
 from jvr1.data.index_file import IndexEntry
 from jvr1.model.config import ModelConfig
+from jvr1.setting import setting
 
 PROMPT_STEP = 64
 MAX_SHAPES = 200
 WORTHWHILE = 0.02
 _FINE, _TRIED, _SWEEPS = 32, 40, 6
 ShapeTable: TypeAlias = Int64[np.ndarray, "... 5"]
+
+
+@dataclass(frozen=True)
+class AutoSettings:
+    completion: int = setting(
+        768,
+        "C of the buckets; of train_sft the most tokens of an answer, and C the longest answer's within it",
+        least=1,
+    )
+    prompt: int = setting(32768, "Most prompt tokens, visual ones with them; longer ones are dropped", least=1)
+    shapes: int = setting(
+        8, "At most so many buckets, of each kind of media one at least; each compiles once", least=1, most=MAX_BUCKETS
+    )
+    padding: float = setting(
+        0.15,
+        "Share of padding, of prompt tokens and of windows, up to which fewer buckets than that are made",
+        least=0,
+        below=1,
+    )
 
 
 def need_of(entry: IndexEntry) -> Need | None:

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from tqdm import tqdm
 
@@ -41,6 +41,10 @@ class Sized(NamedTuple):
 
 Measure = Callable[[Record, tuple[Probe, ...]], Sized]
 """Of a record and a probe of each of its media. Pure and picklable: it runs in the helper processes."""
+
+
+Again: TypeAlias = Literal["nothing", "changed", "all"]
+"""Which media that could not be used are probed again: none, those that were written since, all."""
 
 
 def only_probed(record: Record, media: tuple[Probe, ...]) -> Sized:

@@ -110,6 +110,15 @@ def load_index(file: str | Path, settings: Mapping[str, Any]) -> list[IndexEntry
         raise UserError(f"{file} cannot be read: {error.strerror or error}") from None
 
 
+def index_sum(file: str | Path) -> str:
+    """The hash of an index's entries, as it says itself. Raises UserError for what is none."""
+    with epath.Path(file).open("r") as stream:
+        header = _read_header(stream.readline())
+    if header is None:
+        raise UserError(f"{file} is no index of this version; remove it, and make one with jvr1 index")
+    return str(header.get("sha256"))
+
+
 def differing(before: Any, after: Any, name: str = "") -> list[str]:
     """The settings that differ, as 'a.b was 1, is 2'."""
     if isinstance(before, Mapping) and isinstance(after, Mapping):

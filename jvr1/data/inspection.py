@@ -109,7 +109,7 @@ MEDIA_FIXES: Mapping[str, str] = {
     "no-video-stream": "it has sound alone; leave the record out",
     "truncated": "copy the file again: it ends too early",
     "empty": "copy the file again: it has no bytes",
-    "timeout": "raise data.timeout, or convert the file to MP4",
+    "timeout": "raise data.timeout (then jvr1 index --again), or convert the file to MP4",
     "too-large": "raise data.max_decoded_mb, or make the file smaller",
     "aspect-ratio": "crop it: one side is more than 200 times the other",
     "visual placeholder": "take <|image_pad|> and <|video_pad|> out of its texts",

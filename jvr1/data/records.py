@@ -150,12 +150,13 @@ def parse_record(raw: Any) -> Record:
         data_source=sys.intern(_optional_text(raw, "data_source") or ""),
         task=sys.intern(_first_text(raw, TASK_FIELDS)),
         aspect=sys.intern(_first_text(raw, ASPECT_FIELDS)),
-        extra=json.dumps(further) if (further := {k: v for k, v in raw.items() if k not in FIELDS}) else "",
+        extra=json.dumps(further) if (further := {k: v for k, v in raw.items() if k not in _OWN}) else "",
         start=start,
         end=end,
     )
 
 
+_OWN = {*FIELDS} - {"start", "end"}  # which rewards see as they see all that a file has of its own
 _READ = {*FIELDS, *TASK_FIELDS, *ASPECT_FIELDS} - {"data_type", "problem_type"}
 _HALF = re.compile("[\ud800-\udfff]")
 

@@ -21,8 +21,8 @@ from jvr1 import config as settings
 from jvr1.data.batch import Bucket, Need
 from jvr1.data.encode import Encoder
 from jvr1.data.fitting import Padding, fit_training, in_buckets, need_of, padding_of
-from jvr1.data.index import Measure, build_index, only_probed, with_seconds
-from jvr1.data.index_file import IndexEntry, file_stamp, load_index, save_index, settings_hash
+from jvr1.data.index import Again, Measure, build_index, only_probed, unprobed, with_seconds
+from jvr1.data.index_file import IndexEntry, file_stamp, index_sum, load_index, save_index, settings_hash
 from jvr1.data.index_summary import keeps_them, summarise_index
 from jvr1.data.inspection import Finding, counted_lines, doubtful_rows, inspect_entries, inspect_records
 from jvr1.data.records import DATA_TYPES, Record, load_records
@@ -44,11 +44,13 @@ class Questions(NamedTuple):
     trained: bool
 
 
-def measure_questions(file: str, config: ConfigDict, encoder: Encoder, workdir: epath.Path) -> Questions:
-    """A file (relative to data.root) read and measured, its records in no buckets yet. All processes call it. Raises
-    UserError."""
+def measure_questions(
+    file: str, config: ConfigDict, encoder: Encoder, workdir: epath.Path, *, again: Again = "nothing"
+) -> Questions:
+    """A file (relative to data.root) read and measured, its records in no buckets yet. again: as of `index_of`. All
+    processes call it. Raises UserError."""
     records = load_records(str(epath.Path(config.data.root) / file), settings.question_fields(config))
-    entries = index_of(file, records, config, encoder, workdir, told=False)
+    entries = index_of(file, records, config, encoder, workdir, told=False, again=again)
     return Questions(file, with_seconds(records, entries), entries, encoder.targets)
 
 
@@ -120,29 +122,65 @@ def index_of(
     *,
     told: bool = True,
     stamp: Mapping[str, Any] | None = None,
+    again: Again = "nothing",
 ) -> list[IndexEntry]:
     """What the records of a file measure, in no buckets yet: made before with the same settings, or now. told: whether
-    a summary is printed when it is made. stamp: of what the records were read from, where that is not the file. All
-    processes call it; the first makes it.
+    a summary is printed when it is made. stamp: of what the records were read from, where that is not the file. again:
+    which media that could not be used are probed again; "changed": those that were written since. All processes call
+    it; the first makes it.
 
-    A file's name carries the hash of the settings, so one made with others is never taken.
+    A file's name carries the hash of the settings, so one made with others, or of other probes, is never taken.
     """
     file = str(epath.Path(config.data.root) / file)
     folder = epath.Path(config.data.index) if config.data.index else workdir / "index"
     probing = {"records": stamp or file_stamp(file), **settings.question_fields(config).told}
     probing |= {"probed": PROBING, "max_decoded_mb": config.data.max_decoded_mb}
-    measuring = probing | encoder.fingerprint()
+    probes = folder / f"{epath.Path(file).stem}-media-{settings_hash(probing)}.jsonl"
+    if jax.process_index() == 0:
+        if probes.exists():
+            _probe_again(probes, records, config, encoder, probing, again)
+        else:
+            _make(probes, records, config, encoder, probing, only_probed, None, workdir)
+    _wait_for(f"media {probes}")
+    measuring = probing | {"media": index_sum(str(probes))} | encoder.fingerprint()
     path = folder / f"{epath.Path(file).stem}-{settings_hash(measuring)}.jsonl"
     if not path.exists() and jax.process_index() == 0:
-        probes = folder / f"{epath.Path(file).stem}-media-{settings_hash(probing)}.jsonl"
-        _make(probes, records, config, encoder, probing, only_probed, None, workdir)
         known = _load(probes, probing, len(records))
         entries = _make(path, records, config, encoder, measuring, encoder.measure, known, workdir)
         if told:
             print(f"{file}: {summarise_index(entries).told('measured')}")
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f"index {path}")
+    _wait_for(f"index {path}")
     return _load(path, measuring, len(records))
+
+
+def _wait_for(what: str) -> None:
+    """Until all processes are here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
+
+
+def _probe_again(
+    probes: epath.Path,
+    records: Sequence[Record],
+    config: ConfigDict,
+    encoder: Encoder,
+    probing: Mapping[str, Any],
+    again: Again,
+) -> None:
+    """Writes the probes anew where media that could not be used can be now."""
+    if again == "nothing":
+        return
+    known, since = _load(probes, probing, len(records)), float(probes.stat().mtime)
+    failed = [entry.row for entry in known if unprobed(records[entry.row], entry)]
+    if again == "changed":
+        failed = [row for row in failed if any(encoder.media.written_since(p, since) for p in records[row].paths)]
+    if failed:
+        limits = config.data.timeout, config.data.max_decoded_mb
+        workers, own = config.data.index_workers, [records[row] for row in failed]
+        found = build_index(own, encoder.media, probing, only_probed, workers, None, *limits)
+        for row, entry in zip(failed, found, strict=True):
+            known[row] = replace(entry, row=row)
+        save_index(str(probes), known, probing)
 
 
 def _make(
@@ -154,10 +192,8 @@ def _make(
     measure: Measure,
     known: Sequence[IndexEntry] | None,
     workdir: epath.Path,
-) -> Sequence[IndexEntry]:
-    """The entries in an index file, made where it is not there."""
-    if path.exists():
-        return ()
+) -> list[IndexEntry]:
+    """An index file made, and its entries."""
     partial = local_cache(workdir) / f"{path.name}.partial"
     partial.parent.mkdir(parents=True, exist_ok=True)
     limits = config.data.timeout, config.data.max_decoded_mb

@@ -20,6 +20,7 @@ from jvr1 import config as settings
 from jvr1.data.batch import Bucket
 from jvr1.data.chat import ends_of
 from jvr1.data.encode import Encoder
+from jvr1.data.index import Again
 from jvr1.data.index_file import IndexEntry, file_stamp
 from jvr1.data.pipeline import Pipeline
 from jvr1.data.records import DATA_TYPES, Record
@@ -122,7 +123,10 @@ def _open_held(config: ConfigDict, folder: epath.Path, stage: str, *, targets: b
     if begun is not None:  # before the data are opened
         state = beside_params(abstract_state(tx, trainable, mesh))
         check_fits(folder_of(folder) / str(begun.step), model.params, state)
-    (pipeline, rows, entries), questions = open_data(config, model.config, tokenizer, folder, share, targets=targets)
+    going_on = begun is not None
+    (pipeline, rows, entries), questions = open_data(
+        config, model.config, tokenizer, folder, share, targets=targets, begun=going_on
+    )
     return Run(
         settings=config,
         workdir=folder,
@@ -206,15 +210,17 @@ def open_data(
     share: Share,
     *,
     targets: bool,
+    begun: bool = False,
 ) -> tuple[tuple[Pipeline, str, tuple[IndexEntry, ...]], tuple[Pipeline, int] | None]:
     """The rows to train on, as of `open_training_rows`, and the questions of validation. Buckets that are to be fitted
-    are put into the config."""
+    are put into the config. begun: whether the run has steps behind it, whose rows must stay."""
+    again: Again = "nothing" if begun or config.data.index else "changed"
     encoder = make_encoder(config, model, tokenizer, targets=targets)
-    trained = [measure_questions(file, config, encoder, workdir) for file in config.data.train]
+    trained = [measure_questions(file, config, encoder, workdir, again=again) for file in config.data.train]
     asking, validated = encoder, []
     if config.train.validate_every:
         asking = make_encoder(config, model, tokenizer, targets=False)
-        validated = [measure_questions(file, config, asking, workdir) for file in config.data.valid]
+        validated = [measure_questions(file, config, asking, workdir, again=again) for file in config.data.valid]
     if settings.fits_buckets(config):
         fit_run(config, trained, validated, encoder)
     questions = None

@@ -135,7 +135,7 @@ def test_a_question_without_end_costs_only_itself(tmp_path):
         load_records(tmp_path / "r.json"), str(tmp_path), {}, media_files.hang_on_ten_megabytes, 1, timeout=1
     )
     assert [entry.cause for entry in entries] == [None, "timeout", None]
-    assert [[probe.height for probe in entry.media] for entry in entries] == [[56], [], [56]]
+    assert [[probe.height for probe in entry.media] for entry in entries] == [[56], [56], [56]]
     assert "its text was not tokenised" in entries[1].error
 
 

@@ -136,4 +136,4 @@ def test_what_is_no_part(changes, words):
         parse_record(raw | changes)
     assert str(error.value).startswith(words)
     whole = parse_record(json.loads(json.dumps(raw | {"start": None, "end": 2})))
-    assert (whole.start, whole.end, whole.further) == (None, 2.0, {})
+    assert (whole.start, whole.end, whole.further) == (None, 2.0, {"start": None, "end": 2})

@@ -1,6 +1,8 @@
 """A run that fits its own buckets: to its questions, the same when it goes on, refused where too many are lost."""
 
 import json
+import os
+import re
 
 import pytest
 from etils import epath
@@ -40,9 +42,9 @@ def config_of(root, *overrides, auto=True):
     return settings.check(config)
 
 
-def opened(config, root, workdir, targets=False):
+def opened(config, root, workdir, targets=False, begun=False):
     model, tokenizer = read_config(root / "model"), AutoTokenizer.from_pretrained(root / "model")
-    return open_data(config, model, tokenizer, epath.Path(workdir), ALONE, targets=targets)
+    return open_data(config, model, tokenizer, epath.Path(workdir), ALONE, targets=targets, begun=begun)
 
 
 def plans(pipeline, count=40):
@@ -56,6 +58,7 @@ def test_the_same_batches_after_a_restart(root, tmp_path, capsys):
     told = capsys.readouterr().out
     assert "data.buckets=auto: " in told
     assert "32 records, 32 kept, 0 dropped" in told
+    assert all(float(share) <= 15.0 for share in re.findall(r"([\d.]+)%", told.partition("\n")[0]))
     assert all(f"  {row}," in told for row in first.data.buckets)
     again = config_of(root)
     (pipeline_again, digest_again, _), _ = opened(again, root, tmp_path)
@@ -126,3 +129,21 @@ def test_no_medium_is_probed_again_for_other_sizes(root, tmp_path):
         (root / "gone").rename(root / "media")
     assert len(list((root / "index").glob("rl-media-*"))) == 1
     assert len(list((root / "index").glob("rl-*"))) == 3
+
+
+def test_what_was_mended_is_probed_again_before_a_run_begins(root, tmp_path):
+    """In the run's own index; one that goes on keeps its rows."""
+    records = json.loads((root / "rl.json").read_text())[:3]
+    records[0]["path"], records[1]["path"] = "./media/late.mp4", "./media/never.mp4"
+    (root / "mended.json").write_text(json.dumps(records))
+    ours = ("data.train=mended.json", "data.max_dropped=1", "data.index=")
+    late, clip = root / "media" / "late.mp4", root / records[2]["path"]
+    kept = []
+    for begun in (False, True, False):
+        (_, _, entries), _ = opened(config_of(root, *ours), root, tmp_path, begun=begun)
+        kept.append([entry.bucket is not None for entry in entries])
+        if not late.exists():
+            late.write_bytes(clip.read_bytes())
+            index = next((tmp_path / "index").glob("mended-media-*"))
+            os.utime(index, (1, 1))  # the clip was written after it
+    assert kept == [[False, False, True], [False, False, True], [True, False, True]]
