@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -24,6 +25,7 @@ COMMANDS = {
     "evaluate": Entry("jvr1.evaluate", "accuracy on benchmarks or question files, with a report"),
     "ask": Entry("jvr1.ask", "one question about a video or images"),
     "annotate": Entry("jvr1.annotate", "chains of thought for your own questions, by any model"),
+    "report": Entry("jvr1.commands.report", "a training run as one page: curves, validations, completions with frames"),
     "convert": Entry("jvr1.commands.convert", "a model in a form that many hosts open faster"),
     "export": Entry("jvr1.commands.export", "a trained model as an HF folder, for transformers and vLLM"),
     "prepare-data": Entry("jvr1.commands.prepare_data", "Video-R1's data or your own: fetch, unpack, check, index"),
@@ -60,6 +62,8 @@ def run(arguments: Sequence[str]) -> int | None:
         raise UserError(f"there is no command {name!r}; {told}")
     entry = COMMANDS[name]
     sys.argv = [f"jvr1 {name}", *rest]  # what the commands read, and what their messages call them
+    # that torch is missing: it has no part in this
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     module = importlib.import_module(entry.module)
     if entry.module.startswith(OWN):
         code: int | None = module.main(rest)

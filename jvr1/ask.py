@@ -60,15 +60,15 @@ def main(args: argparse.Namespace) -> int:
     with jax.set_mesh(mesh):
         for sampled in decoder.stream(weights, arrays, jax.random.key(config.seed), sampling):
             length, cut = int(sampled.length[0, 0]), not sampled.ended[0, 0]
-            say(text.add(sampled.ids[0, 0, seen:length]))
+            write_out(text.add(sampled.ids[0, 0, seen:length]))
             seen = length
-    say(text.end() + "\n")
+    write_out(text.end() + "\n")
     if cut:
         print(f"cut off after {seen} tokens; --max-tokens allows more", file=sys.stderr)
     return 0
 
 
-def say(text: str) -> None:
+def write_out(text: str) -> None:
     print(text, end="", flush=True)
 
 

@@ -66,8 +66,8 @@ class Command(NamedTuple):
     @property
     def told(self) -> dict[str, Any]:
         """What all processes of a run must have alike: the command line but for folders of this machine."""
-        flat = _flat(json.loads(self.config.to_json()))
-        alike = {name: value for name, value in flat.items() if not SETTINGS[name].about.of_machine}
+        every = flat(json.loads(self.config.to_json()))
+        alike = {name: value for name, value in every.items() if not SETTINGS[name].about.of_machine}
         return alike | {"--workdir": self.workdir}
 
 
@@ -164,7 +164,7 @@ def from_json(text: str, name: str) -> ConfigDict:
     try:
         kept = json.loads(text)
         kept.get("data", {}).get("image_pixels", {}).pop("total_pixels", None)  # had no effect, and is gone
-        check_names(_flat(kept))
+        check_names(flat(kept))
         config.update(kept)
     except (json.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{name}: its config.json is not of this version: {_one_line(error)}") from None
@@ -194,15 +194,16 @@ def _unknown(name: str) -> str:
 
 def changes(kept: str, config: ConfigDict, name: str) -> dict[str, str]:
     """Setting -> 'setting: before -> now' of those that differ from a workdir's config.json. Raises UserError."""
-    before, now = (_flat(json.loads(to_json(c))) for c in (from_json(kept, name), config))
+    before, now = (flat(json.loads(to_json(c))) for c in (from_json(kept, name), config))
     return {key: f"{key}: {before[key]} -> {now[key]}" for key in now if before[key] != now[key]}
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings by their whole names."""
+    named: dict[str, Any] = {}
     for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
+        named |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return named
 
 
 def _one_line(error: BaseException, file: Path | None = None) -> str:
@@ -234,7 +235,7 @@ def _one_line(error: BaseException, file: Path | None = None) -> str:
 def check(config: ConfigDict) -> ConfigDict:
     """Returns the config, its problem kinds loaded; raises UserError with the reason when its settings cannot work
     together."""
-    values = _flat(config.to_dict())
+    values = flat(config.to_dict())
     check_names(values)
     if left_out := [name for name in SETTINGS if name not in values]:
         raise UserError(f"{left_out[0]} is not in the config; start from jvr1.config.default()")

@@ -13,7 +13,7 @@ from jvr1.chips import GIB, chip_of
 from jvr1.data.index_summary import IndexSummary, summarise_index
 from jvr1.data.schedule import Schedule
 from jvr1.plan.memory import phase_memory
-from jvr1.plan.programs import step_shapes
+from jvr1.plan.programs import STAGES, step_shapes
 from jvr1.processes.peers import processes
 from jvr1.train.progress import say
 from jvr1.train.setup import Run
@@ -35,16 +35,17 @@ def aligned(lines: Iterator[tuple[str, str]]) -> list[str]:
 
 def start_lines(run: Run) -> Iterator[tuple[str, str]]:
     """(label, text) of each line."""
-    yield "jvr1", f"{__version__}, {run.stage}"
+    yield "run", f"train-{run.stage}, jvr1 {__version__}"
     yield "devices", device_line()
     yield "mesh", mesh_line(run)
     config = run.settings.model
-    kept = "" if run.settings.lora.rank else f", parameters kept in {config.param_dtype}"
+    apart = config.param_dtype != config.dtype and not run.settings.lora.rank
+    kept = f", parameters kept in {config.param_dtype}" if apart else ""
     yield "model", f"{run.config.family.title} from {run.origin.named}, {config.dtype}{kept}"
     yield "parameters", parameter_line(run)
     yield from row_lines(run)
     yield "steps", step_line(run)
-    if run.stage == "rl":
+    if run.stage in STAGES:
         yield "memory", memory_line(run)
     yield "workdir", f"{run.workdir}, " + ("new" if run.begun is None else f"goes on at step {run.begun.step}")
     yield "to see", f"tensorboard --logdir {run.workdir / 'tensorboard'}"
@@ -69,12 +70,12 @@ def parameter_line(run: Run) -> str:
     """How many there are and how many of them are trained."""
     total, trained = (sum(x.size for x in jax.tree.leaves(tree)) for tree in (run.params, run.trainable))
     if trained == total:
-        return f"{number(total)}, all trained"
+        return f"{amount(total)}, all trained"
     how = f", LoRA of rank {run.lora.rank}" if run.lora is not None else ""
-    return f"{number(total)}, {number(trained)} trained ({trained / total:.2%}{how})"
+    return f"{amount(total)}, {amount(trained)} trained ({trained / total:.2%}{how})"
 
 
-def number(count: int) -> str:
+def amount(count: int) -> str:
     """8.29 B, 880 k."""
     for size, name in ((1e9, " B"), (1e6, " M"), (1e3, " k")):
         if count >= size:
@@ -118,7 +119,7 @@ def step_line(run: Run) -> str:
 
 def memory_line(run: Run) -> str:
     """The most that a device holds, as `jvr1 plan` counts it, and what it has."""
-    shapes = step_shapes(run.settings, run.config, run.mesh)
+    shapes = step_shapes(run.settings, run.config, run.mesh, stage=run.stage)
     peak, phase, bucket = max(
         ((sum(parts.values()), phase, bucket.name)
          for bucket in settings.buckets(run.settings) for phase, parts in phase_memory(shapes, bucket).items())

@@ -17,7 +17,7 @@ from jvr1.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
-OURS = re.compile(r"^(?:\w+=\S+ )*(?:jvr1|python|tools/\w+\.sh|launch/\w+\.sh)\b(?!/)")
+OURS = re.compile(r"^(?:\w+=\S+ )*(?:jvr1 [a-z-]|python |tools/\w+\.sh\b|launch/\w+\.sh\b)")
 
 
 class Shown(NamedTuple):

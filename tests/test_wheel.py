@@ -87,7 +87,7 @@ REFUSED: list[tuple[Sequence[str], str]] = [
     (["jvr1.ask", "--model=nosuch", "--image=nosuch.png", "what is seen?"], "nosuch"),
     (["jvr1.annotate", "--no-such-option"], "--"),
 ]
-HELP = ("train-rl", "evaluate", "index", "plan", "demo-data")
+HELP = ("train-rl", "evaluate", "index", "plan", "demo-data", "report")
 
 
 def test_its_commands_run_where_there_is_no_source(installed):

@@ -70,4 +70,5 @@ evaluate hf "$out/hf"
 
 say "result"
 python tools/demo_report.py "$out"
+jvr1 report "$out/rl"
 printf 'This took %d:%02d after the set-up.\n' $((SECONDS / 60)) $((SECONDS % 60))

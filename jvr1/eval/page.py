@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from PIL import Image
 
@@ -19,6 +18,7 @@ from jvr1.data.records import Record
 from jvr1.errors import UserError
 from jvr1.eval.report import HOW, AskedSuite, percent, rests_on, tables
 from jvr1.eval.score import value
+from jvr1.pages import render_page
 from jvr1.problems.answers import final_answer
 from jvr1.questions.replies import SCORED_MODES, Question, task_of
 
@@ -45,11 +45,8 @@ def html(report: Mapping[str, Any], asked: Sequence[AskedSuite], look: Look, wit
         questions += [
             _fault(one.suite.title, fault.index, fault.problem_id, fault.message) for fault in one.suite.faults
         ]
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )  # fmt: skip
-    return environment.get_template("report.html.jinja").render(
+    return render_page(
+        Path(__file__).parent / "report.html.jinja",
         report=report,
         tables=tables(report),
         questions=questions,

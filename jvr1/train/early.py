@@ -5,6 +5,7 @@ from __future__ import annotations
 from etils import epath
 from ml_collections import ConfigDict
 
+from jvr1.data.records import load_records
 from jvr1.errors import UserError
 from jvr1.rl.user_values import UserValues, open_user_values
 from jvr1.train.metrics import check_wandb
@@ -21,8 +22,12 @@ def check_early(config: ConfigDict, stage: str) -> UserValues | None:
     return open_user_values(config) if wanted else None
 
 
+EARLY_BYTES = 64 * 2**20
+"""Larger files take long enough to be read once, after the weights."""
+
+
 def check_data_files(config: ConfigDict) -> None:
-    """Raises UserError for one of data.train and data.valid that is not there."""
+    """Raises UserError for one of data.train and data.valid that is not there, or is small and cannot be read."""
     root, files = epath.Path(config.data.root), dict.fromkeys(config.data.train, "data.train")
     if config.train.validate_every:
         files |= dict.fromkeys(config.data.valid, "data.valid")
@@ -30,3 +35,5 @@ def check_data_files(config: ConfigDict) -> None:
         if not (root / file).exists():
             where = f"data.root {root}" if config.data.root else "this folder: data.root is empty"
             raise UserError(f"{setting} names {file}, which is not in {where}")
+        if not (root / file).is_dir() and (root / file).stat().length <= EARLY_BYTES:
+            load_records(str(root / file))

@@ -43,7 +43,7 @@ from jvr1.train.state import (
     init_state,
     make_update,
 )
-from jvr1.train.validation import keep_answers, log_answers
+from jvr1.train.validation import keep_answers, log_answers, validation_line
 from jvr1.train.workdir import as_meta
 
 Step = Callable[[int, Sequence[Microbatch]], tuple[Tally, Any]]
@@ -327,8 +327,7 @@ class Loop:
         if wanted and wanted not in metrics:
             raise UserError(f"train.stop_metric={wanted!r} is not measured; validation gives {', '.join(metrics)}")
         self.writer.scalars(step, {f"valid/{name}": value for name, value in metrics.items()})
-        accuracies = {name: value for name, value in metrics.items() if name.endswith(("/ordered", "/shuffled"))}
-        say(f"step {step} valid: " + "  ".join(f"{name} {value:.3f}" for name, value in accuracies.items()))
+        say(validation_line(step, metrics))
         if step:
             self._measured = metrics
             self._finished = self._finished or self._reached(metrics)

@@ -61,19 +61,22 @@ class MetricsWriter:
 
     def text(self, step: int, tag: str, text: str) -> None:
         """A text as it is, whatever markdown it contains."""
-        self.markdown(step, tag, "\n".join("    " + line for line in text.splitlines()))
+        self._note(step, tag, "\n".join("    " + line for line in text.splitlines()), text)
 
     def table(self, step: int, tag: str, head: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """A text and a table below it. Cells are shown as they are, line breaks as spaces."""
+        """A text and a table below it, whose rows are numbered, with their last cells below the table: TensorBoard
+        gives a long one all the width. Cells are shown as they are, line breaks as spaces."""
         cells = [[_cell(text) for text in row] for row in (columns, *rows)]
-        cells.insert(1, ["---"] * len(columns))
-        lines = [*(f"**{_cell(line)}**\n" for line in head.splitlines()), *(f"| {' | '.join(row)} |" for row in cells)]
-        self.markdown(step, tag, "\n".join(lines))
+        lines = [f"**{_cell(line)}**\n" for line in head.splitlines()]
+        lines += [f"| {' | '.join(['', *cells[0][:-1]])} |", "|---" * len(columns) + "|"]
+        lines += [f"| {' | '.join([str(i), *row[:-1]])} |" for i, row in enumerate(cells[1:], 1)]
+        lines += [f"\n**{i}** {row[-1]}" for i, row in enumerate(cells[1:], 1)]
+        self._note(step, tag, "\n".join(lines), "\n".join(lines))
 
-    def markdown(self, step: int, tag: str, text: str) -> None:
+    def _note(self, step: int, tag: str, markdown: str, text: str) -> None:
         if self._board is None:
             return
-        self._add(Event(step=step, summary=text_pb(tag, text)))
+        self._add(Event(step=step, summary=text_pb(tag, markdown)))
         if self._wandb is not None:
             self._wandb.log({tag: text}, step=step)
 
@@ -150,27 +153,31 @@ def write_rollouts(workdir: epath.PathLike, step: int, process: int, rows: Seque
 
 LEAST_HEIGHT = 112
 """Pixels: smaller frames are shown in whole multiples of their size."""
-MOST_LINES = 14
+FRAMES_BESIDE, MOST_LINES = 4, 14
+_GAP, _MARGIN = 2, 4
 
 
 def frame_strip(frames: UInt8[np.ndarray, "n h w 3"], caption: str, min_width: int = 480) -> UInt8[np.ndarray, "H L 3"]:
-    """Frames side by side on white, small ones enlarged, with the caption, wrapped to their width, below them."""
+    """Frames on white, four beside each other, small ones enlarged; below them the caption, wrapped to their width, in
+    letters that can be read where TensorBoard shows the picture 350 pixels wide."""
     times = -(-LEAST_HEIGHT // frames.shape[1])
     frames = frames.repeat(times, axis=1).repeat(times, axis=2)
     n, h, w, _ = frames.shape
-    gap, margin = 2, 4
-    width = max(n * (w + gap) - gap, min_width)
-    font = ImageFont.load_default(12)
-    lines = [line for part in caption.splitlines() for line in _wrap(part, font, width - 2 * margin)]
+    rows, columns = -(-n // FRAMES_BESIDE), min(n, FRAMES_BESIDE)
+    width, height = max(columns * (w + _GAP) - _GAP, min_width), rows * (h + _GAP) - _GAP
+    size = max(14, width // 30)
+    font = ImageFont.load_default(size)
+    lines = [line for part in caption.splitlines() for line in _wrap(part, font, width - 2 * _MARGIN)]
     if len(lines) > MOST_LINES:
         lines = [*lines[: MOST_LINES - 1], ".."]
-    line_height = 17
-    image = Image.new("RGB", (width, h + 2 * margin + line_height * len(lines)), "white")
+    line_height = round(1.4 * size)
+    image = Image.new("RGB", (width, height + 2 * _MARGIN + line_height * len(lines)), "white")
     for i, frame in enumerate(frames):
-        image.paste(Image.fromarray(frame), (i * (w + gap), 0))
+        row, column = divmod(i, FRAMES_BESIDE)
+        image.paste(Image.fromarray(frame), (column * (w + _GAP), row * (h + _GAP)))
     draw = ImageDraw.Draw(image)
     for i, line in enumerate(lines):
-        draw.text((margin, h + margin + i * line_height), line, fill="black", font=font)
+        draw.text((_MARGIN, height + _MARGIN + i * line_height), line, fill="black", font=font)
     return np.asarray(image)
 
 

@@ -17,7 +17,7 @@ from jvr1.train.metrics import MetricsWriter, frame_strip
 from jvr1.train.rollouts import Rollout
 
 MAX_PICTURES = 4
-QUESTION, ANSWER = 300, 400
+_QUESTION, _ANSWER = 300, 400
 """Characters shown of a question and of a completion in a line."""
 
 
@@ -41,7 +41,7 @@ def log_pictures(writer: MetricsWriter, step: int, rollouts: Sequence[Rollout], 
         for variant, first in zip(VARIANTS, (0, rollout.rows[0]), strict=True):
             if variant == VARIANTS[0] or len(rollout.rows) == 2:
                 frames = frames_asked(rollout.micro.arrays, b, variant, config)
-                said = f"{asked(record)} (right: {gold_of(record)})\n{one_line(rollout.texts[b][first], ANSWER)}"
+                said = f"{asked(record)} (right: {gold_of(record)})\n{one_line(rollout.texts[b][first], _ANSWER)}"
                 writer.image(step, f"frames/{shown}/{variant}", frame_strip(frames, said))
 
 
@@ -75,9 +75,9 @@ def sample_lines(step: int, rollouts: Sequence[Rollout]) -> list[str]:
         return []
     rollout, b, _, record = rows[step % len(rows)]
     reward = np.asarray(rollout.result.reward[b][: rollout.rows[0]])
-    lines = [f"step {step} asks: {one_line(asked(record), QUESTION)} [right: {gold_of(record)}]"]
+    lines = [f"step {step} asks: {one_line(asked(record), _QUESTION)} [right: {gold_of(record)}]"]
     for r in dict.fromkeys((int(reward.argmax()), int(reward.argmin()))):
-        said = one_line(rollout.texts[b][r], ANSWER)
+        said = one_line(rollout.texts[b][r], _ANSWER)
         lines.append(f"  reward {reward[r]:.3g}, advantage {rollout.result.advantage[b, r]:+.3g}: {said}")
     return lines
 

@@ -8,7 +8,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import jax
 from etils import epath
@@ -19,12 +19,14 @@ from jvr1.opening.staging import write_file
 
 RECENT = 20
 """Steps whose median is what a step takes, for the time that is left."""
+FIRST = 3
+"""Steps that compile, before which nothing is said of the time left."""
 LONG = 3.0
 """Seconds after which a compilation is spoken of."""
 COMPILED = "compiled.json"
 """File of a workdir: seconds by program, of those that took long."""
 _EVENT = "/jax/core/compile/backend_compile_duration"
-_BAR = "{n_fmt}/{total_fmt} {percentage:3.0f}%|{bar:16}| {postfix}"
+_BAR = "{n_fmt}/{total_fmt} |{bar:10}| {desc}"
 
 
 def say(text: str) -> None:
@@ -34,7 +36,7 @@ def say(text: str) -> None:
         sys.stdout.flush()
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: float | int) -> str:
     """3 s, 2:05, 1:02:05."""
     whole = round(seconds)
     minutes, rest = divmod(whole, 60)
@@ -42,6 +44,11 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours}:{minutes:02}:{rest:02}"
     return f"{minutes}:{rest:02}" if minutes else f"{whole} s"
+
+
+def short(value: float | int) -> str:
+    """Three digits: 0.0123, 1.23, 123, 12,300."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 class Progress:
@@ -54,21 +61,23 @@ class Progress:
         if sys.stderr.isatty() and jax.process_index() == 0:
             self.bar = tqdm(total=total, initial=done, bar_format=_BAR, dynamic_ncols=True)
 
-    def after(self, step: int, values: Mapping[str, float]) -> None:
+    def after(self, step: int, values: Mapping[str, float | int]) -> None:
         """values: those of the step just taken, `seconds/step` among them."""
         self._seconds.append(values["seconds/step"])
         told = self.told(step, values)
         if self.bar is None:
             say(f"step {step}/{self.total}  {told}")
         else:
-            self.bar.set_postfix_str(told, refresh=False)
+            self.bar.set_description_str(told, refresh=False)
             self.bar.update()
 
-    def told(self, step: int, values: Mapping[str, float]) -> str:
+    def told(self, step: int, values: Mapping[str, float | int]) -> str:
         """The numbers of a step, what it took, and the time left at the recent steps' median."""
-        parts = [f"{label} {values[name]:.3g}" for name, label in self.show.items() if name in values]
-        left = statistics.median(self._seconds) * (self.total - step)
-        return "  ".join([*parts, f"{values['seconds/step']:.3g} s", f"left {duration(left)}"])
+        parts = [f"{label} {short(values[name])}" for name, label in self.show.items() if name in values]
+        parts.append(f"{short(values['seconds/step'])} s")
+        if len(self._seconds) > FIRST:
+            parts.append(f"left {duration(statistics.median(self._seconds) * (self.total - step))}")
+        return "  ".join(parts)
 
     def close(self) -> None:
         if self.bar is not None:
@@ -124,8 +133,9 @@ class Compilations:
             say(f"compiled {name} in {duration(seconds)}")
         if seconds >= self.longest:
             self.seconds[name] = seconds
-            if jax.process_index() == 0:
-                write_file(self.file, (json.dumps(self.seconds, indent=1) + "\n").encode())
+            with suppress(OSError):  # a storage that takes no more is told by what needs it
+                if jax.process_index() == 0:
+                    write_file(self.file, (json.dumps(self.seconds, indent=1) + "\n").encode())
 
 
 def program_name(name: str) -> str:

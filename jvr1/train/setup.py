@@ -117,6 +117,7 @@ def _open_held(config: ConfigDict, folder: epath.Path, stage: str, *, targets: b
     lora = settings.lora(config)
     model, origin = open_weights(config, folder, begun, mesh, stage)
     tokenizer = make_tokenizer(model.carried, model.config, model.source)
+    ends, tensor = ends_of(tokenizer, model.carried, model.config), config.mesh.decode_tensor
     optimizer = settings.optimizer(config)
     trainable, frozen = partition(model.params, optimizer.freeze, ".*" if lora is None else ADAPTERS)
     tx = make_optimizer(optimizer, trainable)
@@ -146,14 +147,7 @@ def _open_held(config: ConfigDict, folder: epath.Path, stage: str, *, targets: b
         optimizer=optimizer,
         tx=tx,
         key=jax.random.key(config.seed),
-        decoder=make_decoder(
-            model.graphdef,
-            mesh,
-            model.config,
-            ends_of(tokenizer, model.carried, model.config),
-            tensor=config.mesh.decode_tensor,
-            dtype=config.model.dtype,
-        ),
+        decoder=make_decoder(model.graphdef, mesh, model.config, ends, tensor=tensor, dtype=config.model.dtype),
         pipeline=pipeline,
         share=share,
         rows=rows,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -14,14 +14,14 @@ from jvr1.questions.asking import VARIANTS
 from jvr1.questions.replies import Question, task_of
 from jvr1.train.metrics import MetricsWriter
 
-VALIDATION = "validation"
+VALIDATION_FOLDER = "validation"
 """Folder of a workdir: step-N.jsonl has what each question of a validation was answered."""
 SHOWN_ANSWERS = 12
 
 
 def keep_answers(workdir: epath.Path, step: int, questions: Sequence[Question], mode: str) -> None:
     """Writes WORKDIR/validation/step-N.jsonl, a line a question that was asked."""
-    folder = workdir / VALIDATION
+    folder = workdir / VALIDATION_FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(answers_of(q, mode), ensure_ascii=False) + "\n" for q in questions if q.error is None]
     # a lone surrogate, which JSON can carry, has no UTF-8 form
@@ -46,6 +46,17 @@ def answers_of(question: Question, mode: str) -> dict[str, Any]:
     }
 
 
+def validation_line(step: int, metrics: Mapping[str, float]) -> str:
+    """Of each task the accuracy on ordered frames, in brackets on shuffled ones."""
+    told = []
+    for name, value in metrics.items():
+        task, _, variant = name.rpartition("/")
+        if variant == VARIANTS[0]:
+            twin = metrics.get(f"{task}/{VARIANTS[1]}")
+            told.append(f"{task} {value:.2f}" + ("" if twin is None else f" ({twin:.2f})"))
+    return f"step {step} valid, ordered (shuffled): {'  '.join(told)}"
+
+
 def log_answers(writer: MetricsWriter, step: int, questions: Sequence[Question], mode: str) -> None:
     """A table of some questions, evenly spread, the same at each validation."""
     there = [answers_of(q, mode) for q in questions if q.error is None]
@@ -54,6 +65,7 @@ def log_answers(writer: MetricsWriter, step: int, questions: Sequence[Question],
     for one in there[::every][:SHOWN_ANSWERS]:
         said = [one["replies"].get(variant, {}) for variant in VARIANTS]
         told = [f"{r['answer'] or 'none'} ({r['accuracy']:.3g})" if r else "" for r in said]
-        rows.append([one["task"], one["problem"], one["gold"], *told, said[0].get("completion", "")])
-    columns = ["task", "question", "right", *VARIANTS, "completion on ordered frames"]
+        asked = "  ".join([one["problem"], *one["options"]])
+        rows.append([one["task"], one["gold"], *told, f"{asked}: {said[0].get('completion', '')}"])
+    columns = ["task", "right", *VARIANTS, "question and completion on ordered frames"]
     writer.table(step, "valid/answers", f"{len(there)} questions, {len(rows)} shown", columns, rows)

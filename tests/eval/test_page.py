@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
+from browser import browse, console
 from PIL import Image
 
 from jvr1.data.records import Fault, parse_record
@@ -51,23 +51,6 @@ def page(tmp_path_factory) -> Path:
     file = tmp_path_factory.mktemp("page") / "report.html"
     file.write_text(html(report, asked, look, 100))
     return file
-
-
-def browse(file: Path, *arguments: str) -> tuple[str, str]:
-    """Chromium's answer and what it logged. Fresh profile, nothing of its own in the background."""
-    command = [
-        "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-        "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
-        f"--user-data-dir={file.parent / 'profile'}", "--enable-logging=stderr", "--v=0", "--window-size=1200,1600",
-        "--host-resolver-rules=MAP * ~NOTFOUND", *arguments, file.as_uri(),
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout, done.stderr
-
-
-def console(log: str) -> list[str]:
-    return [line for line in log.splitlines() if "CONSOLE" in line]
 
 
 def test_it_opens_without_a_word_and_shows_every_question(page):

@@ -126,12 +126,14 @@ def test_strip_shows_the_frames_in_order_and_the_caption_below():
     frames = np.zeros((5, 40, 100, 3), np.uint8)
     frames[..., 0] = np.arange(50, 100, 10)[:, None, None]
     strip = frame_strip(frames, "ordered: B, right\nshuffled: " + "d" * 200)
-    assert (strip.dtype, strip.shape[1:]) == (np.uint8, (1508, 3))
-    for i in range(5):  # each pixel nine times: 40 rows are too few to be seen
-        np.testing.assert_array_equal(strip[:120:3, i * 302 : i * 302 + 300 : 3], frames[i])
-        np.testing.assert_array_equal(strip[2:120:3, i * 302 + 2 : i * 302 + 300 : 3], frames[i])
-    assert (strip[:120, 300:302] == 255).all()
-    text = strip[120:]
+    assert (strip.dtype, strip.shape[1:]) == (np.uint8, (4 * 302 - 2, 3))
+    for i in range(5):  # four in a row, each pixel nine times: 40 rows are too few to be seen
+        top, left = 122 * (i // 4), 302 * (i % 4)
+        shown = strip[top : top + 120, left : left + 300]
+        np.testing.assert_array_equal(shown[::3, ::3], frames[i])
+        np.testing.assert_array_equal(shown[2::3, 2::3], frames[i])
+    assert (strip[:242, 300:302] == 255).all()
+    text = strip[242:]
     assert (text < 128).any()
     # all of the 200 letters are there: 200 stems, in lines within the margins
     assert (text[:, :4] == 255).all()
@@ -140,7 +142,7 @@ def test_strip_shows_the_frames_in_order_and_the_caption_below():
     assert more.shape[0] > strip.shape[0]
     assert frame_strip(frames, "d" * 40_000).shape == frame_strip(frames, "d" * 80_000).shape  # cut
     assert frame_strip(frames[:1, :, :10], "x").shape[1] == 480
-    assert frame_strip(frames, "").shape == (128, 1508, 3)
+    assert frame_strip(frames, "").shape == (250, 1206, 3)
     large = np.zeros((2, 120, 100, 3), np.uint8)
     assert frame_strip(large, "").shape == (128, 480, 3)
 
