@@ -14,6 +14,7 @@ from jvr1.model.families import TOKEN_PIXELS
 from jvr1.model.layers import REMAT_POLICIES
 from jvr1.model.lora import LoRASettings
 from jvr1.model.media import PixelLimits, VideoSampling
+from jvr1.model.rounded import LARGEST
 from jvr1.optimizers.config import OptimizerConfig
 from jvr1.rl.rewards import MODES
 from jvr1.rl.tgrpo import TGRPOConfig
@@ -35,6 +36,13 @@ class ModelSettings:
         "float32",
         "Of the parameters as kept (with LoRA, of the adapters); at lr 1e-6 a bfloat16 parameter rarely moves",
         one_of=FLOATS,
+    )
+    rollout_dtype: str = setting(
+        "",
+        "Of the kernels of the decoder's layers while completions are sampled to learn from: eight bits, with a scale "
+        "for each output; empty: model.dtype. Sampling and scoring then differ (loss/logprob_gap): T-GRPO needs "
+        "rl.rollout_correction",
+        one_of=("", *LARGEST),
     )
     remat: str = setting(
         "full",

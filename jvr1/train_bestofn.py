@@ -51,7 +51,8 @@ def main(command: settings.Command) -> int:
     def train_step(step: int, microbatches: Sequence[Microbatch]) -> tuple[Tally, None]:
         tally, best = Tally(), []
         with loop.phase("generate"):
-            weights = run.decoder.weights(combine(loop.state.params, run.frozen))
+            whole = combine(loop.state.params, run.frozen)
+            weights = run.decoder.weights(whole, eight_bits=config.model.rollout_dtype)
             tasks = [training_task(micro, group, 0) for micro in microbatches]
             key = jax.random.fold_in(run.key, step)
             completions = run.decoder.answers(weights, tasks, key, **taking_turns)

@@ -17,6 +17,7 @@ import jax
 
 from jvr1 import config as settings
 from jvr1.data.batch import Microbatch
+from jvr1.errors import UserError
 from jvr1.processes.guard import run_distributed
 from jvr1.rl.judge import make_judge
 from jvr1.rollout.tasks import Sampled, texts_of
@@ -63,6 +64,11 @@ def main(command: settings.Command) -> int:
     algorithm = settings.tgrpo(config)
     if config.rl.refill:
         algorithm = replace(algorithm, drop_zero_variance=True)
+    if config.model.rollout_dtype and algorithm.rollout_correction == "none":
+        raise UserError(
+            f"model.rollout_dtype={config.model.rollout_dtype} samples from other weights than are trained; set "
+            "rl.rollout_correction, such as token_truncate"
+        )
     group, shuffled = config.rl.group, config.rl.shuffled
     enough = config.rl.refill_share * config.batch.micro * config.batch.per_step
 
@@ -108,7 +114,7 @@ def main(command: settings.Command) -> int:
     # --- the prompts of a step, and more of them while too few groups have different rewards
     def answers(step: int, microbatches: Sequence[Microbatch]) -> tuple[list[Judgement], list[bool]]:
         with loop.phase("generate"):
-            weights = run.decoder.weights(combine(loop.state.params, run.frozen))
+            weights = run.decoder.weights(combine(loop.state.params, run.frozen), eight_bits=config.model.rollout_dtype)
         answered: list[Judgement] = []
         groups: list[float] = []
         for again in range(1 + config.rl.refill):

@@ -97,16 +97,18 @@ def tokens(rng: np.random.Generator, *parts: Item | int) -> np.ndarray:
 
 
 def visual_inputs(
-    items: list[Item], config: ModelConfig, windows: int = 0, steps: int = 0
+    items: list[Item], config: ModelConfig, windows: int = 0, steps: int = 0, slots: int = 0
 ) -> tuple[Visual, np.ndarray]:
-    """Our form of one prompt's media (no batch axis), and the index of each visual token in order."""
+    """Our form of one prompt's media (no batch axis) in at least so many windows, steps and frames; the index of each
+    visual token in order."""
     layouts = [config.family.layout(i.grid.height, i.grid.width, config.vision) for i in items]
     w = max(windows, *(len(layout.hw) for layout in layouts))
     f = max(steps, sum(i.grid.steps for i in items))
     n = sum(len(i.frames) for i in items)
-    slots, units = config.vision.slots, config.vision.units
-    frames = np.zeros((n + f - sum(i.grid.steps for i in items), w, slots, config.vision.patch_values), np.uint8)
-    hw, pair, index = np.full((f, w, slots, 2), -1, np.int16), np.zeros((f, 2), np.int32), []
+    patches, units = config.vision.slots, config.vision.units
+    n = max(slots, n + f - sum(i.grid.steps for i in items))
+    frames = np.zeros((n, w, patches, config.vision.patch_values), np.uint8)
+    hw, pair, index = np.full((f, w, patches, 2), -1, np.int16), np.zeros((f, 2), np.int32), []
     at_frame = at_step = 0
     for item, layout in zip(items, layouts, strict=True):
         own = len(layout.hw)
@@ -126,6 +128,7 @@ def our_inputs(
     left: bool = False,
     windows: int = 0,
     steps: int = 0,
+    slots: int = 0,
 ) -> tuple[Prompt, Visual | None]:
     """Our form of one sequence, with a batch axis of 1, padded to `length`."""
     positions, following = config.family.positions(ids, [i.grid for i in items], config)
@@ -136,7 +139,7 @@ def our_inputs(
     mask[at], padded[at], position[:, at] = True, ids, positions
     visual = None
     if items:
-        visual, order = visual_inputs(items, config, windows, steps)
+        visual, order = visual_inputs(items, config, windows, steps, slots)
         index[np.flatnonzero(np.isin(padded, (IMAGE, VIDEO)) & mask)] = order
         visual = Visual(*(x[None] for x in visual))
     prompt = Prompt(padded[None], position[None], mask[None], index[None], np.int32([following]))

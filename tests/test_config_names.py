@@ -53,6 +53,7 @@ SETTINGS: list[tuple[str, object, dict[str, object]]] = [
     ("data.max_decoded_mb", 0, {}),
     *((name, 0, {}) for name in ("model.logit_chunk", "data.index_workers", "optimizer.max_bad_steps")),
     *((name, -1, {}) for name in ("train.validate_every", "seed", "train.pictures_every", "mesh.decode_tensor")),
+    ("train.samples_every", -1, {}),
     *((name, -1, {}) for name in ("rl.shuffled", "rl.slots", "rl.lanes", "lora.rank", "rl.packing")),
     *((name, -1, {}) for name in ("sampling.top_k", "rl.length_min", "optimizer.warmup_steps", "data.workers")),
     *((name, -1.0, {}) for name in ("rl.alpha", "rl.temporal_reward", "rl.beta", "rl.std_eps", "rl.clip_high")),

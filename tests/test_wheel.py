@@ -78,7 +78,7 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
 REFUSED: list[tuple[Sequence[str], str]] = [
     (["jvr1", "train"], "there is no command 'train'; did you mean 'train-rl'?"),
     (["jvr1", "train-rl", "--config=tgrpo_7", "--workdir=w"], "there is no config 'tgrpo_7'; did you mean tgrpo_7b"),
-    (["jvr1", "train-rl", "--config=tgrpo_7b", "--workdir=w"], "Video-R1/Qwen2.5-VL-7B-COT-SFT is no folder"),
+    (["jvr1", "train-rl", "--config=tgrpo_7b", "--workdir=w"], "data.train names Video-R1-260k.json, which is not in"),
     (["jvr1", "export", "nosuch", "out"], "nosuch does not exist"),
     (["jvr1.train_sft"], "both --config FILE and --workdir DIR are needed"),
     (["jvr1.train_bestofn"], "both --config FILE and --workdir DIR are needed"),

@@ -9,7 +9,6 @@ huggingface.co/datasets/MBZUAI/VideoMathQA, Charades-STA Gao et al. (TALL), arXi
 
 from __future__ import annotations
 
-import io
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from typing import Any, NamedTuple, TypeAlias
 from etils import epath
 
 from jvr1.data.records import Fault, Record, parse_record
+from jvr1.data.rows import raw_rows
 from jvr1.errors import UserError, shown
 
 OPTION_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -93,12 +93,16 @@ def _mlvu(item: Any, stem: str) -> Iterator[AskedItem]:
 
 
 def _tvbench(item: Any, stem: str) -> Iterator[AskedItem]:
-    """`start` and `end`, which two tasks have, are kept and not used: the whole video is asked about."""
+    """Two of its ten tasks are about a part of their video, from `start` to `end`."""
     options = [str(option) for option in item["candidates"]]
     answer = OPTION_LETTERS[options.index(str(item["answer"]))]
-    number, more = f"{stem}/{item['video']}: {item['question']}", {k: item[k] for k in ("start", "end") if k in item}
+    number, more = f"{stem}/{item['video']}: {item['question']}", _part(item) if stem in TVBENCH_PARTS else {}
     video = f"{stem}/{item['video']}"
     yield AskedItem(number, item["question"], video, answer, _lettered(options), stem, more=more)
+
+
+def _part(item: Any) -> dict[str, float]:
+    return {"start": float(item["start"]), "end": float(item["end"])}
 
 
 def _video_math_qa(item: Any, stem: str) -> Iterator[AskedItem]:
@@ -131,6 +135,7 @@ TVBENCH_TASKS = (
     "action_antonym", "action_count", "action_localization", "action_sequence", "egocentric_sequence",
     "moving_direction", "object_count", "object_shuffle", "scene_transition", "unexpected_action",
 )  # fmt: skip
+TVBENCH_PARTS = ("action_localization", "action_sequence")
 PUBLISHED_FORMS = {
     "videoholmes": Form(
         ("test_Video-Holmes.json",), ("", "Benchmark", "Video-Holmes", "Video-Holmes/Benchmark"),
@@ -249,7 +254,7 @@ def _fields(asked: AskedItem, form: Form, title: str, videos: _Videos) -> dict[s
 def _items(file: epath.Path, title: str) -> list[Any]:
     """Of a JSON array, of JSON or other lines, or of a parquet table. Raises UserError."""
     if file.suffix == ".parquet":
-        return _rows(file)
+        return list(raw_rows(str(file)))
     try:
         text = file.read_text(encoding="utf-8-sig")
         if file.suffix == ".txt":
@@ -262,15 +267,3 @@ def _items(file: epath.Path, title: str) -> list[Any]:
     if not isinstance(found, list):
         raise UserError(f"{file} is not the list of questions that {title} publishes")
     return found
-
-
-def _rows(file: epath.Path) -> list[Any]:
-    try:
-        from pyarrow import ArrowException, parquet
-    except ModuleNotFoundError:
-        jsonl = file.with_suffix(".jsonl").name
-        raise UserError(f"{file} is read by pyarrow: pip install pyarrow, or write its rows to {jsonl}") from None
-    try:
-        return parquet.read_table(io.BytesIO(file.read_bytes())).to_pylist()
-    except ArrowException as error:
-        raise UserError(f"{file} cannot be read: {error}") from None

@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jvr1.model.parameters import MESH_AXES
+from jvr1.model.rounded import Rounded
 
 BATCH = ("data", "fsdp")
 """Mesh axes over which the batch axis of every activation is split."""
@@ -28,7 +29,7 @@ class Linear(nnx.Module):
     """y = x . kernel + bias: contracts the last `len(inputs)` axes of x, appends the axes `outputs`.
 
     `jvr1.model.lora` gives some an adapter: y + (x . lora_a) . lora_b * lora_scale, with lora_a [*inputs, rank] and
-    lora_b [rank, *outputs]. The product of the two is never formed.
+    lora_b [rank, *outputs]. The product of the two is never formed. For generation a kernel may be `Rounded`.
     """
 
     def __init__(
@@ -50,7 +51,11 @@ class Linear(nnx.Module):
         self.lora_scale = 0.0
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        y = jnp.tensordot(x, self.kernel[...].astype(x.dtype), axes=self.contracted)
+        kernel = self.kernel.get_value()
+        if isinstance(kernel, Rounded):
+            y = kernel.product(x, self.contracted)
+        else:
+            y = jnp.tensordot(x, kernel.astype(x.dtype), axes=self.contracted)
         if self.lora_a is not None and self.lora_b is not None:
             low = jnp.tensordot(x, self.lora_a[...].astype(x.dtype), axes=self.contracted)
             y = y + jnp.tensordot(low, self.lora_b[...].astype(x.dtype), axes=1) * self.lora_scale

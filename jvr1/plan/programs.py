@@ -128,7 +128,7 @@ def step_shapes(
         tx=tx,
         state=abstract_state(tx, trainable, mesh),
         reference=reference if config.rl.beta else None,
-        places=places(params, generation, dtype, apart=wants_apart(platform)),
+        places=places(params, generation, dtype, apart=wants_apart(platform), eight_bits=config.model.rollout_dtype),
         total=jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=x.sharding), trainable),
         attention=attention,
         stage=stage,

@@ -17,6 +17,8 @@ from jax.sharding import PartitionSpec as P
 
 from jvr1.data.batch import Arrays
 from jvr1.model.config import ModelConfig
+from jvr1.model.families import known
+from jvr1.model.rounded import Rounded, rounded, rounded_shape
 from jvr1.rollout.generate import Room
 from jvr1.rollout.queue import Programs, answer_queue, make_programs
 from jvr1.rollout.sampling import Sampling
@@ -32,7 +34,8 @@ class Decoder:
     """Completions of a model whose batches lie on `mesh`, its weights laid out for generation on that of `generation`.
 
     weights(params): a copy in the compute dtype, split over `tensor` of the generation mesh and replicated otherwise;
-    what lies so already is not copied (`lay_out`). programs: what a queue of prompts runs; compiled once for each
+    what lies so already is not copied; with `eight_bits` the kernels of the decoder's layers are rounded (`lay_out`).
+    programs: what a queue of prompts runs; compiled once for each
     bucket, room and sampling.
     """
 
@@ -173,45 +176,79 @@ def wants_apart(platform: str) -> bool:
 
 
 class Place(NamedTuple):
-    """Where a parameter lies for generation: its sharding and dtype; of how many layers it is a list, 0: none."""
+    """Where a parameter lies for generation: its sharding and dtype; of how many layers it is a list, 0: none. inputs:
+    of a kernel that becomes `Rounded`, the axes that its product sums over."""
 
     sharding: NamedSharding
     dtype: str
     layers: int = 0
+    inputs: tuple[int, ...] = ()
 
     def holds(self, x: Any) -> bool:
         """Whether an array, or its shape, lies so."""
-        return not self.layers and str(x.dtype) == self.dtype and x.sharding == self.sharding
+        return not (self.layers or self.inputs) and str(x.dtype) == self.dtype and x.sharding == self.sharding
 
     def shape(self, x: Any) -> Any:
         """What comes of an array's shape."""
-        if not self.layers:
-            return jax.ShapeDtypeStruct(x.shape, jnp.dtype(self.dtype), sharding=self.sharding)
-        layer = jax.ShapeDtypeStruct(x.shape[1:], jnp.dtype(self.dtype), sharding=_of_a_layer(self.sharding))
-        return [layer] * self.layers
+        if self.layers:
+            own = self._of_a_layer()
+            return [own.shape(jax.ShapeDtypeStruct(x.shape[1:], x.dtype))] * self.layers
+        if self.inputs:
+            made = rounded_shape(x, self.inputs, self.dtype)
+            return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), made, self.shardings)
+        return jax.ShapeDtypeStruct(x.shape, jnp.dtype(self.dtype), sharding=self.sharding)
+
+    def move(self, x: jax.Array) -> Any:
+        """What comes of an array; where that lies `shardings` say."""
+        if self.layers:
+            own = self._of_a_layer()
+            return [own.move(x[i]) for i in range(self.layers)]
+        return rounded(x, self.inputs, self.dtype) if self.inputs else x.astype(self.dtype)
+
+    @property
+    def shardings(self) -> Any:
+        """Of all that it becomes."""
+        if self.layers:
+            return [self._of_a_layer().shardings] * self.layers
+        if not self.inputs:
+            return self.sharding
+        outputs = [axes for i, axes in enumerate(self.sharding.spec) if i not in self.inputs]
+        return Rounded(self.sharding, NamedSharding(self.sharding.mesh, P(*outputs)))
+
+    def _of_a_layer(self) -> Place:
+        sharding = NamedSharding(self.sharding.mesh, P(*self.sharding.spec[1:]))
+        return Place(sharding, self.dtype, inputs=tuple(i - 1 for i in self.inputs))
 
 
 def places(
-    params: Any, mesh: Mesh | AbstractMesh, dtype: str | None = None, *, apart: bool = False, consumed: bool = False
+    params: Any,
+    mesh: Mesh | AbstractMesh,
+    dtype: str | None = None,
+    *,
+    apart: bool = False,
+    consumed: bool = False,
+    eight_bits: str = "",
 ) -> Any:
     """The `Place` of each parameter, array or shape, on another mesh of the same devices, in another dtype (None: its
     own). apart: those of the decoder's layers as lists, an array a layer, if most of them are copied anyhow, or
-    what they were is `consumed`: a base under adapters that lies right has no second copy."""
+    what they were is `consumed`: a base under adapters that lies right has no second copy. eight_bits: a dtype of
+    `rounded.LARGEST` for the kernels of the decoder's layers; adapters, biases and norms stay as they are."""
     shardings = param_shardings(params, mesh)
 
-    def stacked(x: Any, sharding: NamedSharding) -> Place:
-        return Place(sharding, dtype or str(x.dtype))
+    def stacked(path: tuple[Any, ...], x: Any, sharding: NamedSharding) -> Place:
+        name, place = path_name(path), Place(sharding, dtype or str(x.dtype))
+        matrix = known(name).matrix if name.startswith(DECODER_LAYERS) and name.endswith("/kernel") else None
+        return place._replace(dtype=eight_bits, inputs=matrix.inputs) if eight_bits and matrix else place
 
-    def of_a_layer(path: tuple[Any, ...], x: Any, sharding: NamedSharding) -> Place:
-        own = path_name(path).startswith(DECODER_LAYERS)
-        return stacked(x, sharding)._replace(layers=x.shape[0] if own else 0)
+    def of_a_layer(path: tuple[Any, ...], x: Any, place: Place) -> Place:
+        return place._replace(layers=x.shape[0]) if path_name(path).startswith(DECODER_LAYERS) else place
 
-    every = jax.tree.map(stacked, params, shardings)
+    every = jax.tree_util.tree_map_with_path(stacked, params, shardings)
     layers = params["text"]["layers"]
     most = sum(x.size for x in jax.tree.leaves(layers)) / 2
     if not apart or not (consumed or _copied(layers, every["text"]["layers"]) > most):
         return every
-    return jax.tree_util.tree_map_with_path(of_a_layer, params, shardings)
+    return jax.tree_util.tree_map_with_path(of_a_layer, params, every)
 
 
 def _copied(params: Any, there: Any) -> int:
@@ -219,9 +256,9 @@ def _copied(params: Any, there: Any) -> int:
     return sum(jax.tree.leaves(jax.tree.map(lambda x, place: 0 if place.holds(x) else x.size, params, there)))
 
 
-def lay_out(params: dict, mesh: Mesh, dtype: str | None = None, *, apart: bool = False, consumed: bool = False) -> dict:
-    """Parameters in their `places`. consumed: what is copied is deleted, so that both never stand there whole, and
-    layers lie apart that otherwise would have stayed where they were."""
+def lay_out(params: dict, mesh: Mesh, dtype: str | None = None, *, consumed: bool = False, **how: Any) -> dict:
+    """Parameters in their `places`, which are told the rest. consumed: what is copied is deleted, so that both never
+    stand there whole, and layers lie apart that otherwise would have stayed where they were."""
 
     def move(x: jax.Array, place: Place) -> Any:
         if place.holds(x):
@@ -231,17 +268,10 @@ def lay_out(params: dict, mesh: Mesh, dtype: str | None = None, *, apart: bool =
             x.delete()
         return moved
 
-    return jax.tree.map(move, params, places(params, mesh, dtype, apart=apart, consumed=consumed))
+    return jax.tree.map(move, params, places(params, mesh, dtype, consumed=consumed, **how))
 
 
 @cache
 def mover(place: Place) -> jax.stages.Wrapped:
     """The jitted program that puts a parameter in its place."""
-    if not place.layers:
-        return jax.jit(lambda x: x.astype(place.dtype), out_shardings=place.sharding)
-    own = [_of_a_layer(place.sharding)] * place.layers
-    return jax.jit(lambda x: [x[i].astype(place.dtype) for i in range(place.layers)], out_shardings=own)
-
-
-def _of_a_layer(stacked: NamedSharding) -> NamedSharding:
-    return NamedSharding(stacked.mesh, P(*stacked.spec[1:]))
+    return jax.jit(place.move, out_shardings=place.shardings)

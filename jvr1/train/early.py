@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -27,7 +29,7 @@ EARLY_BYTES = 64 * 2**20
 
 
 def check_data_files(config: ConfigDict) -> None:
-    """Raises UserError for one of data.train and data.valid that is not there, or is small and cannot be read."""
+    """Raises UserError for one of data.train and data.valid that is not there, or is small and no JSON."""
     root, files = epath.Path(config.data.root), dict.fromkeys(config.data.train, "data.train")
     if config.train.validate_every:
         files |= dict.fromkeys(config.data.valid, "data.valid")
@@ -35,5 +37,10 @@ def check_data_files(config: ConfigDict) -> None:
         if not (root / file).exists():
             where = f"data.root {root}" if config.data.root else "this folder: data.root is empty"
             raise UserError(f"{setting} names {file}, which is not in {where}")
-        if not (root / file).is_dir() and (root / file).stat().length <= EARLY_BYTES:
-            load_records(str(root / file))
+        if file.endswith(".json") and (root / file).stat().length <= EARLY_BYTES:
+            try:
+                json.loads((root / file).read_bytes())
+            except json.JSONDecodeError:
+                load_records(str(root / file))  # says where
+            except (ValueError, RecursionError):
+                continue  # damaged texts are told when the records are read

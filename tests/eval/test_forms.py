@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
-from types import SimpleNamespace
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from jvr1.errors import UserError
 from jvr1.eval.breakdown import HOLMES_TYPES, LVBENCH_TYPES
-from jvr1.eval.forms import MLVU_TASKS, PUBLISHED_FORMS, TVBENCH_TASKS
+from jvr1.eval.forms import MLVU_TASKS, PUBLISHED_FORMS, TVBENCH_PARTS, TVBENCH_TASKS
 from jvr1.eval.report import AskedSuite, build
 from jvr1.eval.suites import BENCHMARKS, open_suites
 from jvr1.questions.asking import Asking
@@ -56,8 +56,7 @@ def published(root, name: str) -> None:
         "videomathqa": {"videomathqa_mcq_test.jsonl": MATH, "videos/v_7.MKV": ""},
         "charades": {"charades_sta_test.txt": "3MSZA 24.3 30.4##person turn a light on.\n"},
         "tvbench": {
-            f"json/{task}.json": [TV | ({"start": 1.5, "end": 9.0} if task == "action_localization" else {})]
-            for task in TVBENCH_TASKS
+            f"json/{task}.json": [TV | {"start": 1.5, "end": 9.0}] for task in TVBENCH_TASKS
         },
     }  # fmt: skip
     for file, content in contents[name].items():
@@ -160,11 +159,13 @@ def test_the_mean_over_tasks_is_there(tmp_path, name):
     assert len(found["tasks"]) == WANTED[name][5]
 
 
-def test_parts_of_a_video_are_kept_and_said_to_be_whole(tmp_path):
+def test_two_tasks_are_about_a_part_of_their_video(tmp_path):
+    """What other tasks' files say of a start and an end is not used, as in TVBench's own code."""
     published(tmp_path, "tvbench")
     (suite,) = open_suites(["tvbench"], str(tmp_path))
-    bounds = [{k: v for k, v in r.further.items() if k in ("start", "end")} for r in suite.records.values()]
-    assert [found for found in bounds if found] == [{"start": 1.5, "end": 9.0}]
+    parts = {r.task: (r.start, r.end) for r in suite.records.values()}
+    assert {task for task, part in parts.items() if part == (1.5, 9.0)} == {"action_localization", "action_sequence"}
+    assert {part for task, part in parts.items() if task not in TVBENCH_PARTS} == {(None, None)}
 
 
 def test_a_question_that_is_none_is_a_fault(tmp_path):
@@ -195,16 +196,9 @@ def test_what_is_not_there_is_one_line(tmp_path, name, files, message):
     assert "\n" not in str(error.value)
 
 
-def test_a_table_is_read_by_pyarrow_or_told(tmp_path, monkeypatch):
-    (tmp_path / "videomathqa_mcq_test.parquet").write_bytes(b"PAR1")
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(UserError, match=r"pip install pyarrow, or write its rows to videomathqa_mcq_test.jsonl"):
-        open_suites(["videomathqa"], str(tmp_path))
-    table = SimpleNamespace(to_pylist=lambda: [MATH])
-    stand_in = SimpleNamespace(
-        ArrowException=OSError,
-        parquet=SimpleNamespace(read_table=lambda file: table if file.read() == b"PAR1" else None),
-    )
-    monkeypatch.setitem(sys.modules, "pyarrow", stand_in)
+def test_a_table_is_read_as_it_is_published(tmp_path):
+    table = pyarrow.Table.from_pylist([MATH | {"steps": None}])
+    pyarrow.parquet.write_table(table, tmp_path / "videomathqa_mcq_test.parquet")
     (suite,) = open_suites(["videomathqa"], str(tmp_path))
-    assert suite.records[0].problem_id == "q7"
+    (record,) = suite.records.values()
+    assert (record.problem_id, record.options, record.aspect) == ("q7", ("A. 30", "B. 45"), "short")

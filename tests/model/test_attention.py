@@ -174,7 +174,7 @@ def assert_equal(got, want, tolerance=1e-5):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("case", [(1, 24, 4), (3, 70, 2), (5, 6, 2)])
+@pytest.mark.parametrize("case", [(1, 24, 4), (3, 70, 2), pytest.param((5, 6, 2), marks=pytest.mark.nightly)])
 def test_values_and_gradients_are_those_of_dense_attention(kernels, backend, case):
     case = (*case, padded_left(backend) and case[0] > 1)
     assert_equal(values_and_gradients(backend, *group(*case)), by_dense(case))
@@ -236,7 +236,7 @@ def on_tapes(backend: str, size: int, ways: int, left: bool):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize(("size", "ways"), [(168, 0), (200, 2)])
+@pytest.mark.parametrize(("size", "ways"), [pytest.param(168, 0, marks=pytest.mark.nightly), (200, 2)])
 def test_on_a_tape_completions_see_the_prompt_and_themselves(kernels, backend, size, ways):
     """Without a mesh, tapes full to the last token; and with padding, on one."""
     left = padded_left(backend)

@@ -138,7 +138,7 @@ def test_adapters_are_drawn_alike_on_any_mesh():
     )
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.nightly), "bfloat16"])
 @pytest.mark.usefixtures("strict_dtypes")
 def test_a_fresh_model_gives_what_its_base_gives_to_the_bit(dtype):
     graphdef, base = oracle.random_model(CONFIG, dtype=jnp.dtype(dtype), param_dtype=jnp.dtype(dtype))
@@ -235,7 +235,7 @@ def test_merging_gives_the_plain_model_with_the_dense_sum(adapted, dtype):
         assert error <= (2e-6 if dtype == "float32" else 2**-8 * np.abs(named(want)[name]).max()), name
 
 
-@pytest.mark.parametrize("sizes", [(2, 2, 2), (1, 8, 1)])
+@pytest.mark.parametrize("sizes", [(2, 2, 2), pytest.param((1, 8, 1), marks=pytest.mark.nightly)])
 def test_sharded_equals_unsharded(sizes):
     """In a model whose every parameter can be split, with the batch of the test of the plain model."""
     config, data = test_sharding.CONFIG, test_sharding.batch()

@@ -56,14 +56,18 @@ def test_prefill_and_decode_equal_the_full_forward(model):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("left", [False, True])
+@pytest.mark.parametrize("left", [pytest.param(False, marks=pytest.mark.nightly), True])
 def test_hidden_states_do_not_see_the_padding(model, left):
     forms.test_hidden_states_do_not_see_the_padding(model, left)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "more", [{"rows": 2, "frames": 3, "steps": 0, "windows": 0}, {"rows": 0, "frames": 0, "steps": 2, "windows": 2}]
+    "more",
+    [
+        pytest.param({"rows": 2, "frames": 3, "steps": 0, "windows": 0}, marks=pytest.mark.nightly),
+        {"rows": 0, "frames": 0, "steps": 2, "windows": 2},
+    ],
 )
 def test_visual_tokens_do_not_change_when_padding_grows(model, more):
     forms.test_visual_tokens_do_not_change_when_padding_grows(model, more)
@@ -93,8 +97,7 @@ def unsharded():
 
 @pytest.mark.parametrize(
     "sizes",
-    [(2, 2, 2), pytest.param((1, 8, 1), marks=pytest.mark.slow)]
-    + [pytest.param(s, marks=pytest.mark.nightly) for s in ((8, 1, 1), (1, 4, 2))],
+    [(2, 2, 2), *(pytest.param(s, marks=pytest.mark.nightly) for s in ((1, 8, 1), (8, 1, 1), (1, 4, 2)))],
 )
 def test_sharded_equals_unsharded(unsharded, sizes):
     sharding.test_sharded_equals_unsharded(unsharded, sizes)

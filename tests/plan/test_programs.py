@@ -27,7 +27,7 @@ CONFIG = small_config()
 (BUCKET,) = settings.buckets(CONFIG)
 
 
-@pytest.fixture(scope="module", params=PLACES)
+@pytest.fixture(scope="module")
 def devices(request, topology):
     return jax.devices() if request.param == "cpu" else topology(request.param)
 
@@ -42,7 +42,13 @@ def compiled_decode(step: Shapes) -> CompiledProgram:
         return read_program(compile_lowered(decode_program(step, BUCKET), step.mesh).as_text())
 
 
-@pytest.mark.parametrize("tensor", [1, 4])
+@pytest.mark.parametrize(
+    ("devices", "tensor"),
+    [("cpu", 1)]
+    + [(place, 4) for place in PLACES]
+    + [pytest.param(place, 1, marks=pytest.mark.nightly) for place in PLACES[1:]],
+    indirect=["devices"],
+)
 def test_no_parameter_moves_between_devices_while_tokens_are_sampled(devices, tensor):
     """And what the loop reads of the chip's memory is at least all that it needs."""
     config = small_config(**{"mesh.decode_tensor": tensor, "batch.per_step": 1})

@@ -35,6 +35,7 @@ PICTURE = Bucket("image", 1, 1, 24, C - 4)
 BOTH = SlotShape(VIDEO.prompt, C, (3, 2))
 
 KEY = jax.random.key(5)
+NIGHTLY = pytest.mark.nightly
 
 
 def picture(rng: np.random.Generator, number: int):
@@ -122,7 +123,9 @@ def assert_same(got: list[Sampled], want: list[Sampled]):
         np.testing.assert_allclose(a.logprobs, b.logprobs, atol=5e-5)
 
 
-@pytest.mark.parametrize(("slots", "lanes"), [(0, 0), (3, 0), (3, 2), (32, 1)])
+@pytest.mark.parametrize(
+    ("slots", "lanes"), [(0, 0), (3, 2), *(pytest.param(*s, marks=NIGHTLY) for s in ((3, 0), (32, 1)))]
+)
 def test_rows_are_those_of_fixed_batches(one, fixed, slots, lanes):
     """Fewer slots than prompts, more, and as many; all completions of a prompt at a time, or some after others."""
     _, decoder, weights = one
@@ -131,7 +134,7 @@ def test_rows_are_those_of_fixed_batches(one, fixed, slots, lanes):
     assert len(rounds) > 4 or slots > 24  # they come as they end, if others wait
 
 
-@pytest.mark.parametrize(("slots", "lanes"), [(6, 0), (13, 2)])
+@pytest.mark.parametrize(("slots", "lanes"), [pytest.param(6, 0, marks=NIGHTLY), (13, 2)])
 def test_buckets_take_turns_in_slots_that_take_both(one, fixed, slots, lanes):
     """A picture has a shorter prompt, fewer tokens and one stream in a slot for videos with two."""
     _, decoder, weights = one
@@ -147,7 +150,7 @@ def test_layers_that_lie_apart_give_the_same_rows(one, fixed):
     assert_same(collected(decoder.queue(weights, TASKS, KEY, shapes=[BOTH], slots=5, temperature=1.0)), fixed)
 
 
-@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("apart", [pytest.param(False, marks=NIGHTLY), True])
 def test_a_ring_that_is_turned_back_gives_the_same_rows(fixed, monkeypatch, apart):
     monkeypatch.setattr(generate_module, "LEAST_READ", 4)
     _, decoder, weights = open_decoder({"data": 1}, 1, apart=apart)
@@ -163,9 +166,9 @@ def test_a_ring_that_is_turned_back_gives_the_same_rows(fixed, monkeypatch, apar
     ("sizes", "how"),
     [
         ({"data": 8}, {}),
-        ({"fsdp": 4, "tensor": 2}, {"apart": True}),
+        pytest.param({"fsdp": 4, "tensor": 2}, {"apart": True}, marks=NIGHTLY),
         ({"fsdp": 8}, {"tensor": 2, "apart": True}),
-        ({"fsdp": 4, "tensor": 2}, {"tensor": 1}),
+        pytest.param({"fsdp": 4, "tensor": 2}, {"tensor": 1}, marks=NIGHTLY),
     ],
 )
 def test_eight_devices_give_the_same_rows(fixed, sizes, how):
