@@ -17,6 +17,11 @@ def check_together(config: ConfigDict) -> None:
         raise UserError(
             f"rl.gate={config.rl.gate!r} compares with shuffled completions; set rl.shuffled > 0 or rl.gate='none'"
         )
+    if config.model.rollout_dtype and config.rl.rollout_correction == "none":
+        raise UserError(
+            f"model.rollout_dtype={config.model.rollout_dtype!r} samples from other weights than are trained; set "
+            "rl.rollout_correction, such as 'token_truncate'"
+        )
     if config.batch.per_step % config.rl.minibatches:
         raise UserError(
             f"rl.minibatches={config.rl.minibatches} does not divide batch.per_step={config.batch.per_step}"

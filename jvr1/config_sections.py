@@ -14,7 +14,7 @@ from jvr1.model.families import TOKEN_PIXELS
 from jvr1.model.layers import REMAT_POLICIES
 from jvr1.model.lora import LoRASettings
 from jvr1.model.media import PixelLimits, VideoSampling
-from jvr1.model.rounded import LARGEST
+from jvr1.model.rounded import EIGHT_BITS
 from jvr1.optimizers.config import OptimizerConfig
 from jvr1.rl.rewards import MODES
 from jvr1.rl.tgrpo import TGRPOConfig
@@ -40,9 +40,9 @@ class ModelSettings:
     rollout_dtype: str = setting(
         "",
         "Of the kernels of the decoder's layers while completions are sampled to learn from: eight bits, with a scale "
-        "for each output; empty: model.dtype. Sampling and scoring then differ (loss/logprob_gap): T-GRPO needs "
-        "rl.rollout_correction",
-        one_of=("", *LARGEST),
+        "for each output; empty: model.dtype. Sampling and scoring then differ (loss/logprob_gap): "
+        "rl.rollout_correction must be set",
+        one_of=("", *EIGHT_BITS),
     )
     remat: str = setting(
         "full",

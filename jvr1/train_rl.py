@@ -17,7 +17,6 @@ import jax
 
 from jvr1 import config as settings
 from jvr1.data.batch import Microbatch
-from jvr1.errors import UserError
 from jvr1.processes.guard import run_distributed
 from jvr1.rl.judge import make_judge
 from jvr1.rollout.tasks import Sampled, texts_of
@@ -64,11 +63,6 @@ def main(command: settings.Command) -> int:
     algorithm = settings.tgrpo(config)
     if config.rl.refill:
         algorithm = replace(algorithm, drop_zero_variance=True)
-    if config.model.rollout_dtype and algorithm.rollout_correction == "none":
-        raise UserError(
-            f"model.rollout_dtype={config.model.rollout_dtype} samples from other weights than are trained; set "
-            "rl.rollout_correction, such as token_truncate"
-        )
     group, shuffled = config.rl.group, config.rl.shuffled
     enough = config.rl.refill_share * config.batch.micro * config.batch.per_step
 

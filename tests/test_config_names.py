@@ -46,6 +46,8 @@ NOT_OF_A_SETTING = {("sharding.py", "unknown"), ("config.py", "left_out")}
 
 SETTINGS: list[tuple[str, object, dict[str, object]]] = [
     *((name, "other", {}) for name in ("model.remat", "model.attention", "model.dtype", "model.param_dtype")),
+    ("model.rollout_dtype", "other", {}),
+    ("model.rollout_dtype", "int8", {}),
     *((name, "other", {}) for name in ("model.reference", "reward.mode", "rl.gate", "rl.kl", "rl.aggregation")),
     *((name, "other", {}) for name in ("rl.ratio", "optimizer.schedule", "optimizer.name", "optimizer.moment_dtype")),
     *((name, 0, {}) for name in ("batch.micro", "batch.per_step", "train.steps", "train.save_every", "train.keep")),

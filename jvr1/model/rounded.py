@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-LARGEST = {"int8": 127.0, "float8_e4m3fn": 448.0}
+EIGHT_BITS = {"int8": 127.0, "float8_e4m3fn": 448.0}
 """What the values of a kernel are kept as, and the largest that is used of each."""
 
 
 class Rounded(NamedTuple):
-    """A kernel as `values * scale`: values of a dtype of LARGEST, in the kernel's shape; scale in fp32, in the shape of
+    """A kernel as `values * scale`: values of one of EIGHT_BITS, in the kernel's shape; scale in fp32, in the shape of
     its outputs (and of its layers, where they are stacked)."""
 
     values: Array
@@ -40,7 +40,7 @@ def rounded(side: Float[Array, "..."], inputs: Sequence[int], dtype: str) -> Rou
     that are summed over."""
     wide = side.astype(jnp.float32)
     largest = jnp.max(jnp.abs(wide), axis=tuple(inputs), keepdims=True)
-    scale = jnp.where(largest > 0, largest / LARGEST[dtype], 1.0)
+    scale = jnp.where(largest > 0, largest / EIGHT_BITS[dtype], 1.0)
     values = wide / jnp.broadcast_to(scale, wide.shape)
     values = jnp.round(values) if dtype == "int8" else values
     return Rounded(values.astype(dtype), jnp.squeeze(scale, tuple(inputs)))

@@ -232,7 +232,7 @@ def places(
     """The `Place` of each parameter, array or shape, on another mesh of the same devices, in another dtype (None: its
     own). apart: those of the decoder's layers as lists, an array a layer, if most of them are copied anyhow, or
     what they were is `consumed`: a base under adapters that lies right has no second copy. eight_bits: a dtype of
-    `rounded.LARGEST` for the kernels of the decoder's layers; adapters, biases and norms stay as they are."""
+    `rounded.EIGHT_BITS` for the kernels of the decoder's layers; adapters, biases and norms stay as they are."""
     shardings = param_shardings(params, mesh)
 
     def stacked(path: tuple[Any, ...], x: Any, sharding: NamedSharding) -> Place:

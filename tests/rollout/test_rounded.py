@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from rollout.test_queue import CONFIG, ENDS, KEY, TASKS, C, collected, random_model
 
-from jvr1.model.rounded import LARGEST, Rounded, rounded
+from jvr1.model.rounded import EIGHT_BITS, Rounded, rounded
 from jvr1.rollout.decoder import make_decoder
 from jvr1.rollout.tasks import Sampled
 from jvr1.sharding import make_mesh, param_shardings
 
 
-@pytest.mark.parametrize("dtype", LARGEST)
+@pytest.mark.parametrize("dtype", EIGHT_BITS)
 def test_a_weight_is_off_by_half_a_step_at_most(dtype):
     """Of int8 the step is the output's scale, of E4M3 an eighth of the power of two below, from 2^-6 down 2^-9."""
     rng = np.random.default_rng(0)
@@ -33,7 +33,7 @@ def test_a_weight_is_off_by_half_a_step_at_most(dtype):
     assert not back[:, 2, 3].any()
 
 
-@pytest.mark.parametrize("dtype", LARGEST)
+@pytest.mark.parametrize("dtype", EIGHT_BITS)
 @pytest.mark.parametrize("contracted", [1, 2])
 def test_a_product_is_that_of_what_the_eight_bits_stand_for(dtype, contracted):
     rng = np.random.default_rng(1)
