@@ -23,16 +23,19 @@ def split_config(text: str) -> tuple[str, str]:
     if ".py:" in text:
         file, _, argument = text.partition(".py:")
         return f"{file}.py", f":{argument}"
-    if text.endswith(".py") or Path(text).exists():
+    if text.endswith(".py"):
         return text, ""
     name, colon, argument = text.partition(":")
     return name, colon + argument
 
 
 def config_place(text: str) -> str:
-    """FILE[:ARG] of what --config gives. Raises UserError where there is no such file or name."""
+    """FILE[:ARG] of what --config gives. A name of jvr1's own is that, whatever lies in the working directory: a
+    workdir may be called like its config. Raises UserError where there is no such file or name."""
     place, argument = split_config(text)
     file, own = Path(place), own_configs()
+    if place in own:
+        return f"{own[place]}{argument}"
     if file.is_dir():
         raise UserError(f"config file {file} is a folder; name a file in it")
     if file.exists() and file.suffix != ".py":
@@ -41,8 +44,6 @@ def config_place(text: str) -> str:
         )
     if file.exists():
         return text
-    if place in own:
-        return f"{own[place]}{argument}"
     if file.suffix == ".py" or len(file.parts) > 1:
         told = f"; jvr1's own is named without folder: --config {file.stem}{argument}" if file.stem in own else ""
         raise UserError(f"config file {file} does not exist{told}")

@@ -54,10 +54,13 @@ def test_an_unknown_command_names_the_nearest(name, told):
 
 def test_only_what_is_asked_for_is_imported():
     """The list of commands needs neither JAX nor anything else that takes seconds."""
-    told = "from jvr1.__main__ import run; import sys; run(['--help']); sys.exit('jax' in sys.modules)"
+    told = "from jvr1.__main__ import run; import sys; run(['--help']); print('imported', *sys.modules)"
     done = subprocess.run([sys.executable, "-c", told], cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert not {name for name in done.stdout.split() if name.startswith("jvr1.")}
+    imported = set(done.stdout.rpartition("imported ")[2].split())
+    assert not {"jax", "numpy", "tensorflow", "transformers"} & imported
+    assert "jvr1.errors" in imported
+    assert not {entry.module for entry in console.COMMANDS.values()} & imported
 
 
 def test_a_command_gets_its_arguments_and_its_code(monkeypatch, tmp_path, capsys):
@@ -85,6 +88,21 @@ def test_a_file_of_one_s_own_comes_first(tmp_path, monkeypatch):
     assert config_place("mine.py:y") == "mine.py:y"
     assert from_file("mine.py").seed == from_file("./mine.py:z").seed
     assert config_place("tgrpo_7b") == str(REPOSITORY / "configs" / "tgrpo_7b.py")
+
+
+def test_what_lies_in_the_working_directory_does_not_hide_a_config(tmp_path, monkeypatch):
+    """`--config tgrpo_7b --workdir tgrpo_7b` goes on."""
+    monkeypatch.chdir(tmp_path)
+    Path("tgrpo_7b").mkdir()
+    Path("tiny").write_text("notes")
+    Path("tiny:rl").mkdir()
+    assert config_place("tgrpo_7b") == str(REPOSITORY / "configs" / "tgrpo_7b.py")
+    assert config_place("tiny:rl") == f"{REPOSITORY / 'configs' / 'tiny.py'}:rl"
+    assert config_place("tiny") == str(REPOSITORY / "configs" / "tiny.py")
+    Path("sft_7b.py").write_text("def get_config(): ...")
+    assert config_place("sft_7b.py") == "sft_7b.py"
+    with pytest.raises(UserError, match="config file tgrpo_7b is a folder"):
+        config_place("./tgrpo_7b")
 
 
 @pytest.mark.parametrize(

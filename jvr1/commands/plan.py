@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     config = settings.from_file(args.config, rest)
     settings.buckets(config)
     if args.table:
-        print("\n".join(fewest_chips(config)))
+        print("\n".join(fewest_chips(config, args.stage or stage_of(args.config))))
         return 0
     if not args.mesh or not args.chip:
         raise UserError("--mesh data=N,fsdp=N and --chip NAME are needed, or --table")
@@ -206,22 +206,23 @@ def compile_step(plan: RunPlan, topology: str) -> None:
         print(f"  counted {counted / GIB:.2f} GiB, {counted / one.peak - 1:+.1%}", flush=True)
 
 
-def fewest_chips(config: settings.ConfigDict) -> Iterator[str]:
-    """Markdown: for each published size of the config's family and each chip the fewest chips that hold the run, and a
-    step's time at best."""
+def fewest_chips(config: settings.ConfigDict, stage: str) -> Iterator[str]:
+    """Markdown: for each published size of the config's family and each chip the fewest chips that hold a run
+    of the stage, and a step's time at best."""
     yield "| model | chip | chips | mesh | peak GiB of | in | step s | prompts |"
     yield "|---|---|---|---|---|---|---|---|"
     for size in named_model(config.model.source).family.published:
         for name in TABLE_CHIPS:
             chip = chip_named(name)
             counts = chip.sizes or GPUS
-            plan = smallest(config, published(size), chip, counts)
+            plan = smallest(config, published(size), chip, counts, stage)
             if plan is None:
                 yield f"| {size} | {name} | more than {max(counts)} | | | | | |"
                 continue
             bytes_, phase, _ = plan.peak()
             batch, sizes = plan.step.config.batch, plan.step.config.mesh
-            mesh = " ".join(f"{axis}={sizes[axis]}" for axis in ("fsdp", "tensor", "decode_tensor") if sizes[axis] > 1)
+            axes = ("fsdp", "tensor", "decode_tensor")[: 3 if stage == "rl" else 2]
+            mesh = " ".join(f"{axis}={sizes[axis]}" for axis in axes if sizes[axis] > 1)
             memory = f"{bytes_ / GIB:.1f} of {chip.memory / GIB:.1f} | {phase}"
             time = f"{plan.seconds:.0f} | {batch.micro * batch.per_step}"
             yield f"| {size} | {name} | {plan.chips} | {mesh} | {memory} | {time} |"

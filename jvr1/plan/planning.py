@@ -264,15 +264,19 @@ def _setting(config: ConfigDict, name: str) -> Any:
     return operator.attrgetter(name)(config)
 
 
-def smallest(config: ConfigDict, model: ModelConfig, chip: Chip, sizes: Sequence[int]) -> RunPlan | None:
-    """The plan with the fewest chips that fits: over tensor as few ways as possible in training, then in generation,
-    the others over fsdp with one prompt of a microbatch each. None when none of the sizes fits."""
+def smallest(
+    config: ConfigDict, model: ModelConfig, chip: Chip, sizes: Sequence[int], stage: str = "rl"
+) -> RunPlan | None:
+    """The plan of a stage with the fewest chips that fits: over tensor as few ways as possible in training, then in
+    generation, the others over fsdp with one prompt of a microbatch each. None when none of the sizes fits."""
     splits = valid_tensor_sizes(model)
     for chips, tensor, decode in itertools.product(sizes, splits, splits):
         if chips % tensor or chips % decode or (chips // tensor) % (chips // decode):
             continue
+        if stage == "sft" and decode != tensor:
+            continue  # nothing is generated
         mesh = {"mesh.data": 1, "mesh.fsdp": chips // tensor, "mesh.tensor": tensor, "mesh.decode_tensor": decode}
-        plan = make_plan(changed(config, mesh | {"batch.micro": chips // tensor}), model, chip)
+        plan = make_plan(changed(config, mesh | {"batch.micro": chips // tensor}), model, chip, stage=stage)
         if plan.fits:
             return plan
     return None

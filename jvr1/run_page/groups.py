@@ -92,4 +92,6 @@ def rollout_record(row: dict[str, Any]) -> Record:
         process=None,
         path=tuple(path) if isinstance(path, list) else path,
         data_source=row["data_source"],
+        start=row.get("start"),
+        end=row.get("end"),
     )

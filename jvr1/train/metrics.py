@@ -9,7 +9,7 @@ import io
 import json
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -157,12 +157,16 @@ FRAMES_BESIDE, MOST_LINES = 4, 14
 _GAP, _MARGIN = 2, 4
 
 
-def frame_strip(frames: UInt8[np.ndarray, "n h w 3"], caption: str, min_width: int = 480) -> UInt8[np.ndarray, "H L 3"]:
-    """Frames on white, four beside each other, small ones enlarged; below them the caption, wrapped to their width, in
-    letters that can be read where TensorBoard shows the picture 350 pixels wide."""
-    times = -(-LEAST_HEIGHT // frames.shape[1])
-    frames = frames.repeat(times, axis=1).repeat(times, axis=2)
-    n, h, w, _ = frames.shape
+def frame_strip(
+    frames: Iterable[UInt8[np.ndarray, "_ _ 3"]], caption: str, min_width: int = 480
+) -> UInt8[np.ndarray, "H L 3"]:
+    """Frames, of any sizes, on white, four beside each other, small ones enlarged; below them the caption, wrapped to
+    their width, in letters that can be read where TensorBoard shows the picture 350 pixels wide."""
+    shown = []
+    for frame in frames:
+        times = -(-LEAST_HEIGHT // len(frame))
+        shown.append(frame.repeat(times, axis=0).repeat(times, axis=1))
+    n, h, w = len(shown), max(len(frame) for frame in shown), max(frame.shape[1] for frame in shown)
     rows, columns = -(-n // FRAMES_BESIDE), min(n, FRAMES_BESIDE)
     width, height = max(columns * (w + _GAP) - _GAP, min_width), rows * (h + _GAP) - _GAP
     size = max(14, width // 30)
@@ -172,7 +176,7 @@ def frame_strip(frames: UInt8[np.ndarray, "n h w 3"], caption: str, min_width: i
         lines = [*lines[: MOST_LINES - 1], ".."]
     line_height = round(1.4 * size)
     image = Image.new("RGB", (width, height + 2 * _MARGIN + line_height * len(lines)), "white")
-    for i, frame in enumerate(frames):
+    for i, frame in enumerate(shown):
         row, column = divmod(i, FRAMES_BESIDE)
         image.paste(Image.fromarray(frame), (column * (w + _GAP), row * (h + _GAP)))
     draw = ImageDraw.Draw(image)

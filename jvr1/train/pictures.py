@@ -46,12 +46,12 @@ def log_pictures(writer: MetricsWriter, step: int, rollouts: Sequence[Rollout], 
 
 
 def group_table(rollout: Rollout, b: int) -> tuple[list[str], list[list[str]]]:
-    """Columns, and a row a completion: ordered ones first, the best first; then those on shuffled frames."""
+    """Columns, and a row a completion: ordered ones first, the best first, those without a reward last; then those on
+    shuffled frames."""
     names = rollout.judged.names if rollout.judged.values is not None else ()
     columns = ["frames", "reward", "advantage", "accuracy", "format", *names, "tokens", "answer", "completion"]
     result, group, rows = rollout.result, rollout.rows[0], []
-    best = np.argsort(-np.asarray(result.reward[b][:group]), kind="stable").tolist()
-    for r in [*best, *range(group, len(rollout.texts[b]))]:
+    for r in [*best_first(rollout, b), *range(group, len(rollout.texts[b]))]:
         score, ordered = rollout.judged.rows[b][r], r < group
         own = [] if rollout.judged.values is None else [f"{value:.3g}" for value in rollout.judged.values[b, r]]
         given = ordered and bool(rollout.judged.scored[b][r])
@@ -68,15 +68,24 @@ def group_table(rollout: Rollout, b: int) -> tuple[list[str], list[list[str]]]:
     return columns, rows
 
 
+def best_first(rollout: Rollout, b: int) -> list[int]:
+    """Places of a row's ordered completions: by reward, then those that have none."""
+    scored, reward = rollout.judged.scored[b], rollout.result.reward[b]
+    return sorted(range(rollout.rows[0]), key=lambda r: -float(reward[r]) if scored[r] else np.inf)
+
+
 def sample_lines(step: int, rollouts: Sequence[Rollout]) -> list[str]:
-    """A question of the step, another at each, with its best and its worst completion. [] where there is none."""
+    """A question of the step, another at each, with the best and the worst of its completions that have a reward; where
+    none has, the first. [] where there is no question."""
     rows = list(shown_rows(rollouts))
     if not rows:
         return []
     rollout, b, _, record = rows[step % len(rows)]
-    reward = np.asarray(rollout.result.reward[b][: rollout.rows[0]])
     lines = [f"step {step} asks: {one_line(asked(record), _QUESTION)} [right: {gold_of(record)}]"]
-    for r in dict.fromkeys((int(reward.argmax()), int(reward.argmin()))):
+    reward, scored = np.asarray(rollout.result.reward[b]), np.flatnonzero(rollout.judged.scored[b])
+    if not len(scored):
+        return [*lines, f"  no reward: {one_line(rollout.texts[b][0], _ANSWER)}"]
+    for r in dict.fromkeys((scored[reward[scored].argmax()], scored[reward[scored].argmin()])):
         said = one_line(rollout.texts[b][r], _ANSWER)
         lines.append(f"  reward {reward[r]:.3g}, advantage {rollout.result.advantage[b, r]:+.3g}: {said}")
     return lines
@@ -97,13 +106,15 @@ def one_line(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[:half]} .. {text[-half:]}"
 
 
-def frames_asked(arrays: Arrays, b: int, variant: str, config: ModelConfig) -> UInt8[np.ndarray, "n h w 3"]:
-    """The different frames of a row in the order that the model sees them."""
+def frames_asked(arrays: Arrays, b: int, variant: str, config: ModelConfig) -> list[UInt8[np.ndarray, "_ _ 3"]]:
+    """The different frames of a row in the order that the model sees them; those of a video are of one size, images
+    each of its own."""
     visual, shuffled = arrays.visual, arrays.shuffled
     assert visual is not None
     assert shuffled is not None
     hw = visual.hw[b]
     real = (hw[..., 0] >= 0).any(axis=(1, 2))
-    pair = (visual.pair if variant == VARIANTS[0] else shuffled)[b][real].reshape(-1)
-    frames = list(dict.fromkeys(pair.tolist()))  # an image pairs its frame with itself, an odd last one too
-    return frames_of(visual.frames[b][frames], hw[0], config.vision.patch)
+    grids = {frame: grid for pair, grid in zip(visual.pair[b][real], hw[real], strict=True) for frame in pair.tolist()}
+    order = (visual.pair if variant == VARIANTS[0] else shuffled)[b][real].reshape(-1)
+    frames = dict.fromkeys(order.tolist())  # an image pairs its frame with itself, an odd last one too
+    return [frames_of(visual.frames[b][[frame]], grids[frame], config.vision.patch)[0] for frame in frames]

@@ -133,6 +133,8 @@ def rollout_rows(step: int, rollouts: Sequence[Rollout]) -> list[dict[str, Any]]
                         "problem": row.record.problem,
                         "options": row.record.options,
                         "path": row.record.path,
+                        "start": row.record.start,
+                        "end": row.record.end,
                         "frames": VARIANTS[not ordered],
                         "completion": text,
                         "solution": row.record.solution,

@@ -162,7 +162,7 @@ def files_of(config: ConfigDict) -> dict[str, str | None]:
     """What the processes of a run must find alike, each in its own place: name -> hash of the content, None where there
     is none. Of a model what describes it; its weights are read in parts by all."""
     root, source = epath.Path(config.data.root), epath.Path(config.model.source)
-    validated = (config.data.valid,) if config.train.validate_every else ()
+    validated = config.data.valid if config.train.validate_every else ()
     found = {name: root / name for name in (*config.data.train, *validated)}
     found |= {f"model.source/{name}": source / name for name in (CONFIG, "model.safetensors.index.json")}
     return {name: file_stamp(str(p))["sha256"][:12] if p.exists() else None for name, p in found.items()}

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+import jax
 import markdown
 import numpy as np
 import pytest
 from etils import epath
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from jvr1.data.batch import Row
+from jvr1.data.batch import Clip, Row, build_example, make_buckets
 from jvr1.data.records import Record
+from jvr1.model.families import published
 from jvr1.questions.replies import Question, reply
-from jvr1.train.metrics import MetricsWriter
-from jvr1.train.pictures import group_table, one_line, sample_lines
-from jvr1.train.rollouts import Rollout
+from jvr1.run_page.groups import rollout_record
+from jvr1.train.metrics import MetricsWriter, frame_strip
+from jvr1.train.pictures import frames_asked, group_table, one_line, sample_lines
+from jvr1.train.rollouts import Rollout, rollout_rows
 from jvr1.train.validation import answers_of, keep_answers, log_answers, validation_line
 
 TEXTS = ["<think>a</think><answer>A</answer>", "<answer>B|C</answer>", "third", "fourth, shuffled"]
@@ -78,6 +83,67 @@ def test_a_sample_is_a_question_with_its_best_and_its_worst():
     ]
     assert "[right: A]" in sample_lines(5, [rollout(rows)])[0]  # another question at the next step
     assert sample_lines(1, [rollout(rows[:1])]) == []
+
+
+def test_a_sample_is_chosen_among_completions_with_a_reward():
+    """A reward of the user's that gives no opinion leaves 0 or nan in the place of the reward."""
+    rows = (Row(0, 0, record()),)
+    for absent in (5.0, np.nan, -5.0):
+        one = rollout(rows)
+        one.judged.scored[0, 1], one.result.reward[0, 1] = False, absent
+        assert sample_lines(0, [one])[1:] == [
+            f"  reward 1, advantage +0: {TEXTS[0]}", "  reward 0, advantage -1.25: third"
+        ]  # fmt: skip
+        _, table = group_table(one, 0)
+        assert [row[1] for row in table] == ["1", "0", "", ""]  # the one without comes after those with
+        one.judged.scored[0] = False
+        assert sample_lines(0, [one])[1:] == [f"  no reward: {TEXTS[0]}"]
+
+
+def test_a_rollout_s_row_keeps_the_part_of_the_video():
+    part = replace(record(7), start=1.5, end=4.0)
+    one = rollout((Row(0, 0, part), Row(0, 1, record(8))))
+    one.result.signal = np.zeros(2)
+    kept = [json.loads(json.dumps(row)) for row in rollout_rows(3, [one])]
+    assert [rollout_record(row) for row in (kept[0], kept[4])] == [part, record(8)]
+    old = {name: value for name, value in kept[0].items() if name not in ("start", "end")}
+    assert rollout_record(old) == record(7)  # of a run of before there were parts
+
+
+def arrays_of(kind: str, *clips: np.ndarray) -> Any:
+    """A microbatch of one row with these media, and the model's config."""
+    config, ids, made = published("3b"), [5], [Clip(frames, 0.5) for frames in clips]
+    for grid in (clip.grid(config) for clip in made):
+        count = grid.steps * grid.height * grid.width // 4
+        ids += [*[config.visual_tokens[kind == "video"]] * count, 6]
+    (bucket,) = make_buckets([(kind, 4, 6, 200, 4)])
+    order = np.random.default_rng(3)
+    one = build_example(np.asarray(ids, np.int32), made, np.zeros(1, np.int32), bucket, config, order)
+    return jax.tree.map(lambda x: np.asarray(x)[None], one), config
+
+
+def test_images_of_a_record_are_unfolded_each_by_its_own_size():
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (1, *size, 3), np.uint8) for size in ((56, 112), (112, 56), (28, 84))]
+    arrays, config = arrays_of("image", *images)
+    frames = frames_asked(arrays, 0, "ordered", config)
+    for frame, image in zip(frames, images, strict=True):
+        np.testing.assert_array_equal(frame, image[0])
+    strip = frame_strip(frames, "")
+    assert strip.shape == (112 + 8, 3 * 338 - 2, 3)  # cells of the widest, which is shown four times as large
+    np.testing.assert_array_equal(strip[:112:4, 676::4], frames[2])
+    np.testing.assert_array_equal(strip[:112, 338 : 338 + 56], frames[1])
+    assert (strip[:112, 338 + 56 : 676] == 255).all()
+
+
+def test_frames_of_a_video_are_shown_in_the_order_of_the_twin():
+    frames = np.random.default_rng(0).integers(0, 256, (6, 56, 84, 3), np.uint8)
+    arrays, config = arrays_of("video", frames)
+    np.testing.assert_array_equal(frames_asked(arrays, 0, "ordered", config), frames)
+    twin = frames_asked(arrays, 0, "shuffled", config)
+    order = [next(i for i, frame in enumerate(frames) if (frame == one).all()) for one in twin]
+    assert sorted(order) == list(range(6))
+    assert order != list(range(6))
 
 
 def test_long_texts_keep_both_ends():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ from runs import REPOSITORY
 
 from jvr1 import config as settings
 from jvr1.errors import UserError
-from jvr1.train.setup import open_run
+from jvr1.train.setup import files_of, open_run
 
 
 def opening(demo, workdir, **changes) -> str:
@@ -66,3 +67,19 @@ def test_the_command_line_ends_with_code_2_and_one_line(demo, tmp_path):
     assert line.startswith("error: ")
     assert "/no/root" in line
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("validate_every", [0, 3])
+def test_the_files_that_processes_must_find_alike(tmp_path, validate_every):
+    """Those of validation where there is one; of a model what describes it."""
+    contents = {"a.json": b"[1]", "b.json": b"[2]", "held.json": b"[3]", "other.json": b"[4]", "config.json": b"{}"}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    config = settings.default()
+    config.data.root = config.model.source = str(tmp_path)
+    config.data.train, config.data.valid = ("a.json", "b.json"), ("held.json", "other.json")
+    config.train.validate_every = validate_every
+    there = ["a.json", "b.json", *(["held.json", "other.json"] if validate_every else []), "config.json"]
+    hashes = {name: hashlib.sha256(contents[name]).hexdigest()[:12] for name in there}
+    hashes["model.source/config.json"] = hashes.pop("config.json")
+    assert files_of(config) == hashes | {"model.source/model.safetensors.index.json": None}
