@@ -42,14 +42,15 @@ OWN = "jvr1.commands."
 def listing() -> str:
     width = max(map(len, COMMANDS))
     lines = [f"  {name:{width}}  {entry.about}" for name, entry in COMMANDS.items()]
-    return "\n".join(
-        ["usage: jvr1 COMMAND [ARGUMENTS]", "", "commands:", *lines, "", "jvr1 COMMAND --help says what it takes."]
-    )
+    more = "jvr1 COMMAND --help, or jvr1 help COMMAND, says what it takes."
+    return "\n".join(["usage: jvr1 COMMAND [ARGUMENTS]", "", "commands:", *lines, "", more])
 
 
 def run(arguments: Sequence[str]) -> int | None:
     """Runs the command that the first argument names with the rest. Raises UserError for one that is not there."""
     name, *rest = arguments or ["--help"]
+    if name == "help" and rest:
+        name, *rest = rest[0], "--help"
     if name in ("-h", "--help", "help"):
         print(listing())
         return 0

@@ -32,8 +32,8 @@ _LIMITS = {
 _PACKAGES = {
     "gcsfs": "gs:// paths need the package gcsfs: pip install gcsfs",
     "s3fs": "s3:// paths need the package s3fs: pip install s3fs",
-    "jax": "jax is not installed: pip install jax, or jvr1[cuda12], [cuda13] or [tpu]",
-    "matplotlib": "curves are drawn by the package matplotlib: pip install matplotlib, or jvr1[plots]",
+    "jax": "jax is not installed: pip install jax, or jax[cuda12], jax[cuda13] or jax[tpu]",
+    "matplotlib": "curves are drawn by the package matplotlib: pip install matplotlib",
     "wandb": "train.wandb needs the package wandb: pip install wandb",
 }
 _GOOGLE = {"RefreshError", "DefaultCredentialsError", "TransportError", "MalformedError"}

@@ -27,6 +27,22 @@ def test_each_command_is_listed_with_a_line(capsys):
     assert capsys.readouterr().out == f"jvr1 {__version__}\n"
 
 
+def test_help_of_a_command_is_its_own(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["jvr1"])
+    told = []
+    for arguments in (["help", "report"], ["report", "--help"]):
+        with pytest.raises(SystemExit) as end:
+            console.run(arguments)
+        assert end.value.code == 0
+        told.append(capsys.readouterr().out)
+    assert told[0] == told[1]
+    assert "jvr1 report WORKDIR" in told[0]
+    console.run(["help"])
+    assert "usage: jvr1 COMMAND" in capsys.readouterr().out
+    with pytest.raises(UserError, match="there is no command 'reprot'; did you mean 'report'"):
+        console.run(["help", "reprot"])
+
+
 def test_every_module_of_commands_and_every_main_is_a_command():
     package = REPOSITORY / "jvr1"
     modules = {f"jvr1.commands.{p.stem}" for p in (package / "commands").glob("*.py") if p.stem != "__init__"}

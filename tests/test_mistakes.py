@@ -75,7 +75,7 @@ def test_packages_that_are_not_there(capsys, monkeypatch):
     error = raised(lambda: epath.Path("gs://bucket/a.json").open("rb"))  # what etils and fsspec say by themselves
     assert "gs:// paths need the package gcsfs: pip install gcsfs" in ended(capsys, error)
     missing = ModuleNotFoundError("No module named 'matplotlib'", name="matplotlib")
-    assert "pip install matplotlib, or jvr1[plots]" in ended(capsys, missing)
+    assert "by the package matplotlib: pip install matplotlib" in ended(capsys, missing)
     assert "pip install jax" in ended(capsys, ModuleNotFoundError("No module named 'jax'", name="jax.numpy"))
 
 
@@ -86,7 +86,8 @@ def test_without_jax_a_command_says_so(capsys, monkeypatch):
         jvr1.check_jax(["-m"])
     assert end.value.code == 2
     assert (
-        capsys.readouterr().err == "error: jax is not installed: pip install jax, or jvr1[cuda12], [cuda13] or [tpu]\n"
+        capsys.readouterr().err
+        == "error: jax is not installed: pip install jax, or jax[cuda12], jax[cuda13] or jax[tpu]\n"
     )
 
 

@@ -45,7 +45,9 @@ from jvr1.plan.planning import (
     read_mesh,
     smallest,
     stage_of,
+    step_prompts,
     suggestions,
+    words_of,
 )
 from jvr1.plan.programs import STAGES, step_shapes
 from jvr1.plan.topologies import TARGETS, topology_devices, topology_name
@@ -55,6 +57,7 @@ from jvr1.sharding import make_mesh
 TABLE_CHIPS = ("v5e", "v5p", "v6e", "v7x", "l40s", "h100-80", "h200", "b200")
 GPUS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 SUGGESTED = 6
+BEST_OF_N = "counted as a step of train-rl; train-bestofn samples alike and learns from one completion of a group: less"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -82,6 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     plan = make_plan(config, model, chip, args.tokens, args.stage or stage_of(args.config))
     topology = topology_name(chip, plan.chips) if args.compile else None
     print("\n".join(lines(plan, args.tokens)), flush=True)
+    if "bestofn" in words_of(args.config) and not args.stage:
+        print(BEST_OF_N)
     if topology:
         compile_step(plan, topology)
     return 0 if plan.fits else 1
@@ -172,8 +177,8 @@ def time_lines(plan: RunPlan, tokens: int | None) -> Iterator[str]:
             f"  {name:12}{work.flops / 1e12:10.1f} TFLOP{work.memory / 1e9:10.1f} GB memory{work.link / 1e9:9.1f} GB "
             f"link  {work.seconds(plan.chip):8.2f} s ({work.bound(plan.chip)})"
         )
-    batch = plan.step.config.batch
-    yield f"  together {plan.seconds:.1f} s for {batch.micro * batch.per_step} prompts; at {OF_PEAK:.0%} of the chip's"
+    prompts = step_prompts(plan.step.config)
+    yield f"  together {plan.seconds:.1f} s for {prompts} prompts; at {OF_PEAK:.0%} of the chip's"
     yield f"  operations and {OF_BANDWIDTH:.0%} of its bytes a second {plan.expected:.1f} s"
 
 
@@ -220,11 +225,11 @@ def fewest_chips(config: settings.ConfigDict, stage: str) -> Iterator[str]:
                 yield f"| {size} | {name} | more than {max(counts)} | | | | | |"
                 continue
             bytes_, phase, _ = plan.peak()
-            batch, sizes = plan.step.config.batch, plan.step.config.mesh
+            sizes = plan.step.config.mesh
             axes = ("fsdp", "tensor", "decode_tensor")[: 3 if stage == "rl" else 2]
             mesh = " ".join(f"{axis}={sizes[axis]}" for axis in axes if sizes[axis] > 1)
             memory = f"{bytes_ / GIB:.1f} of {chip.memory / GIB:.1f} | {phase}"
-            time = f"{plan.seconds:.0f} | {batch.micro * batch.per_step}"
+            time = f"{plan.seconds:.0f} | {step_prompts(plan.step.config)}"
             yield f"| {size} | {name} | {plan.chips} | {mesh} | {memory} | {time} |"
 
 

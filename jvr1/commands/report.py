@@ -21,6 +21,7 @@ from jvr1 import config as settings
 from jvr1.command_line import Parser
 from jvr1.data.records import Record
 from jvr1.errors import UserError, run_main
+from jvr1.opening.staging import write_file
 from jvr1.run_page.page import run_html
 from jvr1.run_page.reading import RunFiles, read_run
 
@@ -33,7 +34,11 @@ def main(arguments: list[str] | None = None) -> None:
     run = read_run(args.workdir)
     config = settings.from_json((run.workdir / "config.json").read_text(), str(run.workdir))
     out = epath.Path(args.out or run.workdir / "report.html")
-    out.write_text(run_html(run, not_default(config), frames_reader(run, config, args)))
+    html = run_html(run, not_default(config), frames_reader(run, config, args))
+    try:
+        write_file(out, html.encode())
+    except OSError as error:
+        raise UserError(f"{out} cannot be written ({error.strerror or error}); name another file by --out") from None
     print(f"step {run.step} of {config.train.steps}: {out}")
 
 

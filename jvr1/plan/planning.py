@@ -78,10 +78,14 @@ def abstract_mesh(config: ConfigDict) -> AbstractMesh:
     return AbstractMesh(tuple(config.mesh[axis] for axis in AXES), AXES)
 
 
+def words_of(name: str) -> list[str]:
+    """Words of the last of the names in a config's FILE[:ARG]."""
+    return re.split(r"[^a-z0-9]+", name.rpartition("/")[2].lower())
+
+
 def stage_of(name: str) -> str:
     """What a config named FILE[:ARG] is for: "sft" where the last of its names has that as a word, else "rl"."""
-    last = name.rpartition("/")[2]
-    return "sft" if "sft" in re.split(r"[^a-z0-9]+", last.lower()) else "rl"
+    return "sft" if "sft" in words_of(name) else "rl"
 
 
 def counted_shapes(config: ConfigDict, model: ModelConfig, platform: str = "tpu", stage: str = "rl") -> Shapes:
@@ -156,15 +160,20 @@ SUGGESTED_LORA = {"lora.rank": 32, "lora.alpha": 64.0, "lora.patterns": ("text/l
 
 
 class Suggestion(NamedTuple):
-    """A change of settings, and the plan with it."""
+    """A change of settings, the plan with it, and the prompts of a step without it."""
 
     changes: dict[str, Any]
     plan: RunPlan
+    prompts: int
 
     @property
     def alters(self) -> bool:
-        """Whether the training is another one then."""
-        return any(name in ALTERS for name in self.changes)
+        """Whether the training is another one then, be it of other prompts a step."""
+        return any(name in ALTERS for name in self.changes) or step_prompts(self.plan.step.config) != self.prompts
+
+
+def step_prompts(config: ConfigDict) -> int:
+    return config.batch.micro * config.batch.per_step
 
 
 def suggestions(plan: RunPlan, tokens: int | None = None) -> list[Suggestion]:
@@ -189,13 +198,12 @@ def _counted(plan: RunPlan, every: Sequence[dict[str, Any]], tokens: int | None)
         except UserError:
             continue  # the mesh or the rows do not allow it
         if other.peak()[0] < plan.peak()[0]:
-            found.append(Suggestion(changes, other))
+            found.append(Suggestion(changes, other, step_prompts(config)))
     return found
 
 
 def _rank(one: Suggestion) -> tuple[bool, bool, float]:
-    batch = one.plan.step.config.batch
-    chip_seconds = one.plan.seconds * one.plan.chips / (batch.micro * batch.per_step)
+    chip_seconds = one.plan.seconds * one.plan.chips / step_prompts(one.plan.step.config)
     return (not one.plan.fits, one.alters, chip_seconds if one.plan.fits else float(one.plan.peak()[0]))
 
 
@@ -222,12 +230,13 @@ def faster(plan: RunPlan, tokens: int | None = None) -> list[Suggestion]:
         except UserError:
             continue  # the mesh or the rows do not allow it
         if other.fits and other.expected < plan.expected:
-            found.append(Suggestion(changes, other))
+            found.append(Suggestion(changes, other, step_prompts(config)))
     return sorted(found, key=lambda one: (one.plan.expected, len(one.changes)))
 
 
 def candidates(config: ConfigDict, model: ModelConfig) -> list[dict[str, Any]]:
-    """Changes worth counting. More chips come as a larger fsdp axis, with the rows they need."""
+    """Changes worth counting. More chips come as a larger fsdp axis, with the rows they need, of the same prompts a
+    step where they divide into such rows."""
     mesh, chips = config.mesh, config.mesh.data * config.mesh.fsdp * config.mesh.tensor
     tensors = [t for t in valid_tensor_sizes(model) if chips % t == 0]
     found: list[dict[str, Any]] = [{"model.remat": remat} for remat in ("dots", "full") if remat != config.model.remat]
@@ -238,7 +247,9 @@ def candidates(config: ConfigDict, model: ModelConfig) -> list[dict[str, Any]]:
     found += [{"batch.micro": n} for n in range(config.batch.micro // 2, 0, -1) if config.batch.micro % n == 0]
     found += [{"mesh.data": 1, "mesh.fsdp": mesh.data * mesh.fsdp}] if mesh.data > 1 else []
     found += [{"mesh.fsdp": mesh.fsdp // t, "mesh.tensor": mesh.tensor * t} for t in (2, 4) if mesh.fsdp % t == 0]
-    found += [{"mesh.fsdp": mesh.fsdp * n, "batch.micro": config.batch.micro * n} for n in (2, 4, 8)]
+    for n in (2, 4, 8):
+        more = {"mesh.fsdp": mesh.fsdp * n, "batch.micro": config.batch.micro * n}
+        found.append(more if config.batch.per_step % n else more | {"batch.per_step": config.batch.per_step // n})
     return found
 
 

@@ -168,7 +168,7 @@ def _found(name: str) -> Path:
     found = next((place / name for place in places if (place / name).exists()), None)
     if found is None:
         raise UserError(
-            f"compiling for GPUs needs XLA's compiler for CUDA: pip install 'jvr1[{EXTRA}]', or its packages into a "
-            f"folder of their own that {FOLDER} names (the docs' page pods)"
+            f"compiling for GPUs needs XLA's compiler for CUDA: install jvr1 with its extra [{EXTRA}], or "
+            f"those packages into a folder of their own that {FOLDER} names (the docs' page pods)"
         )
     return found

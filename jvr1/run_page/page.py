@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import os
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from jvr1.data.cache import is_remote
 from jvr1.pages import render_page
 from jvr1.pages.curves import LINE_COLOURS, Points, curves
 from jvr1.questions.asking import VARIANTS
@@ -47,12 +53,13 @@ def run_html(run: RunFiles, changed: Mapping[str, Any], look: Thumbnails, now: f
     tasks, table = validation_table(run)
     return render_page(
         Path(__file__).parent / "run.html.jinja",
-        title=run.workdir.name,
+        title=title_of(str(run.workdir)),
         workdir=str(run.workdir),
         source=run.config["model"]["source"],
         step=run.step,
         steps=steps,
         done=run.step >= steps,
+        reached=reached(run),
         made=time.strftime("%d %B %Y, %H:%M", time.localtime(now)),
         tiles=list(tiles(run.values)),
         charts=list(charts(run.values)),
@@ -65,6 +72,21 @@ def run_html(run: RunFiles, changed: Mapping[str, Any], look: Thumbnails, now: f
     )
 
 
+def title_of(workdir: str) -> str:
+    """Name of the folder, be it written as `.`."""
+    place = workdir if is_remote(workdir) else os.path.abspath(workdir)
+    return place.rstrip("/").rpartition("/")[2] or place
+
+
+def reached(run: RunFiles) -> str:
+    """The measure that ended the run before its last step, with its value; '' where none has."""
+    name, least = run.config["train"].get("stop_metric"), run.config["train"].get("stop_value")
+    points = [(step, value) for step, value in run.values.get(f"valid/{name}", ()) if step]
+    if not name or not points or points[-1][1] < np.float32(least):  # as a log keeps it
+        return ""
+    return f"{name} is {shown_number(points[-1][1])}, at least {least}"
+
+
 def tiles(values: Values) -> Iterator[tuple[str, str]]:
     """(label, value) of the last step."""
     for name, label in TILES.items():
@@ -73,12 +95,15 @@ def tiles(values: Values) -> Iterator[tuple[str, str]]:
 
 
 def charts(values: Values) -> Iterator[dict[str, Any]]:
-    """Those of which there is something to show: title, SVG, and the lines' names with their last values."""
+    """Those of which there is something to show: title, SVG, the lines' names with their last values,
+    and how many more there are than are drawn."""
     for title, patterns, reach in CHARTS:
-        series = dict(list(chosen(values, patterns).items())[:LINE_COLOURS])
+        found = chosen(values, patterns)
+        series = dict(list(found.items())[:LINE_COLOURS])
         if series:
             legend = [(name, shown_number(points[-1][1])) for name, points in series.items()]
-            yield {"title": title, "svg": curves(series, **reach), "legend": legend}
+            more = len(found) - len(series)
+            yield {"title": title, "svg": curves(series, **reach), "legend": legend, "more": more}
 
 
 def chosen(values: Values, patterns: Sequence[str]) -> dict[str, Points]:
@@ -125,14 +150,24 @@ def validation_changes(validations: Mapping[int, Sequence[dict[str, Any]]]) -> l
     return [turned(validations, *pair, listed=pair == (steps[0], steps[-1])) for pair in pairs]
 
 
+def by_question(lines: Sequence[dict[str, Any]]) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """Each question of a validation by what it is, wherever it stands in its file: problem, options and media, and the
+    how manieth of such it is."""
+    seen: Counter[str] = Counter()
+    for one in lines:
+        key = json.dumps([one.get(name) for name in ("problem", "options", "path")])
+        yield (key, seen[key]), one
+        seen[key] += 1
+
+
 def turned(
     validations: Mapping[int, Sequence[dict[str, Any]]], before: int, after: int, *, listed: bool
 ) -> dict[str, Any]:
     """Questions whose accuracy rose and fell."""
-    then = {one["number"]: one for one in validations[before]}
+    then = dict(by_question(validations[before]))
     gained, lost = [], []
-    for one in validations[after]:
-        was = then.get(one["number"])
+    for key, one in by_question(validations[after]):
+        was = then.get(key)
         if was is None or VARIANTS[0] not in one["replies"] or VARIANTS[0] not in was["replies"]:
             continue
         old, new = was["replies"][VARIANTS[0]], one["replies"][VARIANTS[0]]

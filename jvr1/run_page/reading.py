@@ -76,7 +76,7 @@ def numbered(folder: epath.Path, pattern: str) -> dict[int, list[epath.Path]]:
 
 def lines_of(path: epath.Path) -> Iterator[dict[str, Any]]:
     """Objects of a file of JSON lines."""
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8").split("\n"):  # splitlines() breaks at U+2028, which JSON may hold
         try:
             value = json.loads(line)
         except ValueError:

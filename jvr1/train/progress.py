@@ -6,7 +6,7 @@ import json
 import statistics
 import sys
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 
@@ -24,7 +24,7 @@ FIRST = 3
 LONG = 3.0
 """Seconds after which a compilation is spoken of."""
 COMPILED = "compiled.json"
-"""File of a workdir: seconds by program, of those that took long."""
+"""File of a workdir: seconds of programs that took long, by the name and which of that name they were in their run."""
 _EVENT = "/jax/core/compile/backend_compile_duration"
 _BAR = "{n_fmt}/{total_fmt} |{bar:10}| {desc}"
 
@@ -52,7 +52,8 @@ def short(value: float | int) -> str:
 
 
 class Progress:
-    """show: metric -> its short name, in the order shown. On process 0; elsewhere nothing."""
+    """A bar where stderr is a terminal; lines where there is none, and where stdout is kept (a file, `| tee`). show:
+    metric -> its short name, in the order shown. On process 0; elsewhere nothing."""
 
     def __init__(self, total: int, done: int, show: Mapping[str, str]):
         self.total, self.show = total, dict(show)
@@ -65,9 +66,9 @@ class Progress:
         """values: those of the step just taken, `seconds/step` among them."""
         self._seconds.append(values["seconds/step"])
         told = self.told(step, values)
-        if self.bar is None:
+        if self.bar is None or not sys.stdout.isatty():
             say(f"step {step}/{self.total}  {told}")
-        else:
+        if self.bar is not None:
             self.bar.set_description_str(told, refresh=False)
             self.bar.update()
 
@@ -85,15 +86,18 @@ class Progress:
 
 
 class Compilations:
-    """Says of what XLA compiles for longer than `LONG` seconds what it is and how long it took the last time.
+    """Says of what XLA compiles for longer than `LONG` seconds what it is and how long it took at the last start.
 
-    Times are kept in WORKDIR/compiled.json. Compiled programs that JAX keeps load in less and are not spoken of.
+    Times are kept in WORKDIR/compiled.json. A function compiles once a shape: its second compilation in a run is
+    compared with the second of the start before. Compiled programs that JAX keeps load in less and are not spoken of.
     """
 
     def __init__(self, workdir: epath.Path, after: float = LONG):
         self.file, self.longest = workdir / COMPILED, after
         self.seconds = _kept(self.file)
-        self._running: dict[tuple[int, str], tuple[threading.Timer, list[str]]] = {}
+        self._before = dict(self.seconds)
+        self._begun: Counter[str] = Counter()
+        self._running: dict[tuple[int, str], tuple[threading.Timer, list[str], str]] = {}
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -105,7 +109,7 @@ class Compilations:
         finally:
             monitoring.unregister_scalar_listener(self._begins)
             monitoring.unregister_event_duration_listener(self._ended)
-            for timer, _ in self._running.values():
+            for timer, *_ in self._running.values():
                 timer.cancel()
 
     def _begins(self, event: str, value: float | int, **about: str | int) -> None:
@@ -113,13 +117,15 @@ class Compilations:
             return
         name = program_name(str(about.get("fun_name", "?")))
         told: list[str] = []
-        timer = threading.Timer(self.longest, self._tell, (name, told))
+        self._begun[name] += 1
+        key = f"{name} {self._begun[name]}"
+        timer = threading.Timer(self.longest, self._tell, (name, key, told))
         timer.daemon = True
-        self._running[threading.get_ident(), name] = timer, told
+        self._running[threading.get_ident(), name] = timer, told, key
         timer.start()
 
-    def _tell(self, name: str, told: list[str]) -> None:
-        before = self.seconds.get(name)
+    def _tell(self, name: str, key: str, told: list[str]) -> None:
+        before = self._before.get(key)
         told.append(name)
         say(f"compiling {name}" + (f", which took {duration(before)} the last time" if before else ""))
 
@@ -132,7 +138,7 @@ class Compilations:
         if running[1]:
             say(f"compiled {name} in {duration(seconds)}")
         if seconds >= self.longest:
-            self.seconds[name] = seconds
+            self.seconds[running[2]] = seconds
             with suppress(OSError):  # a storage that takes no more is told by what needs it
                 if jax.process_index() == 0:
                     write_file(self.file, (json.dumps(self.seconds, indent=1) + "\n").encode())

@@ -87,6 +87,6 @@ def test_without_the_compiler_a_line_says_what_to_install(monkeypatch, tmp_path,
         run_main(TOOL["main"])
     assert end.value.code == 2
     assert re.fullmatch(
-        r"error: compiling for GPUs needs XLA's compiler for CUDA: pip install 'jvr1\[compile-gpu\]', or .*\n",
+        r"error: compiling for GPUs needs XLA's compiler for CUDA: install jvr1 with its extra \[compile-gpu\], .*\n",
         capsys.readouterr().err,
     )

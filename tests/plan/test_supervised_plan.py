@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -10,10 +11,11 @@ from step_shapes import SMALL, small_config
 
 from jvr1 import config as settings
 from jvr1.chips import chip_named
+from jvr1.commands import plan as tool
 from jvr1.commands.plan import main as plan_command
 from jvr1.demo.tiny_model import write_tiny_model
 from jvr1.model.families import published
-from jvr1.plan.planning import changed, largest_bucket, make_plan, named_model, stage_of, suggestions
+from jvr1.plan.planning import Suggestion, changed, largest_bucket, make_plan, named_model, stage_of, suggestions
 from jvr1.plan.programs import batch_shapes, chip_bytes, lower_phase, step_shapes
 from jvr1.plan.work import useful_flops
 from jvr1.sharding import make_mesh
@@ -125,3 +127,41 @@ def test_a_supervised_run_gets_suggestions_of_its_own():
         assert one.plan.step.stage == "sft"
         assert not [name for name in one.changes if name.startswith("rl.")]
     assert suggestions(plan)[0].changes["lora.rank"] == 32
+
+
+def test_the_table_counts_the_stage(capsys, monkeypatch):
+    """By the config's name, or as told."""
+    monkeypatch.setattr(tool, "TABLE_CHIPS", ("h100-80",))
+
+    def table(*arguments: str) -> list[str]:
+        plan_command(["--config", "sft_7b", "--table", *arguments])
+        return [line for line in capsys.readouterr().out.splitlines() if line.startswith("| 7b")]
+
+    (supervised,), (learned,) = table(), table("--stage", "rl")
+    assert supervised != learned
+    assert "decode_tensor" not in supervised
+    _, _, _, chips, mesh, memory, phase, seconds, _, _ = (cell.strip() for cell in supervised.split("|"))
+    fsdp = int(mesh.removeprefix("fsdp="))
+    assert fsdp == int(chips)
+    plan = plan_of("sft_7b", "7b", "h100-80", "sft", **{"mesh.fsdp": fsdp, "batch.micro": fsdp})
+    assert memory == f"{plan.peak()[0] / 2**30:.1f} of {plan.chip.memory / 2**30:.1f}"
+    assert (phase, seconds) == (plan.peak()[1], f"{plan.seconds:.0f}")
+
+
+def test_other_prompts_a_step_are_another_training():
+    plan = plan_of("sft_7b", "7b", "h100-80", "sft", **{"batch.micro": 4, "batch.per_step": 2})
+    for changes, alters in (
+        ({"batch.micro": 2}, True), ({"batch.micro": 2, "batch.per_step": 4}, False), ({"model.remat": "dots"}, False),
+        ({"batch.per_step": 1}, True), ({"lora.rank": 8}, True),
+    ):  # fmt: skip
+        config = changed(plan.step.config, changes)
+        other = replace(plan, step=replace(plan.step, config=config))
+        assert Suggestion(changes, other, 8).alters == alters, changes
+    for one in suggestions(plan):
+        batch = one.plan.step.config.batch
+        assert one.alters or batch.micro * batch.per_step == 8, one.changes
+
+
+def test_best_of_n_is_said_to_be_counted_as_rl(capsys):
+    plan_command(["--config", "bestofn_7b", "--mesh", "fsdp=8", "--chip", "v5p"])
+    assert "counted as a step of train-rl; train-bestofn samples alike" in capsys.readouterr().out

@@ -9,14 +9,16 @@ import shutil
 import numpy as np
 import pytest
 from browser import browse, console
+from etils import epath
 from PIL import Image
 from runs import STEPS, scalars
 
+from jvr1 import config as settings
 from jvr1.commands import report
 from jvr1.errors import UserError
 from jvr1.run_page.groups import groups_of, shown_steps
-from jvr1.run_page.page import chosen, validation_changes
-from jvr1.run_page.reading import read_run
+from jvr1.run_page.page import charts, chosen, run_html, validation_changes
+from jvr1.run_page.reading import RunFiles, lines_of, read_run
 
 VALIDATED = 25
 
@@ -108,7 +110,7 @@ def test_validations_say_what_changed(workdir):
 def test_changes_are_counted_from_one_validation_to_the_next():
     def at(*accuracies):
         replies = [{"ordered": {"answer": str(a), "accuracy": a, "completion": ""}} for a in accuracies]
-        return [{"number": i, "replies": reply} for i, reply in enumerate(replies)]
+        return [{"number": i, "problem": f"q{i}", "path": "v.mp4", "replies": r} for i, r in enumerate(replies)]
 
     found = validation_changes({0: at(0, 1, 0, 0.5), 5: at(1, 1, 0, 0.25), 9: at(1, 0, 1, 0.25)})
     told = [(c["before"], c["after"], c["listed"], [kind["count"] for kind in c["kinds"]]) for c in found]
@@ -117,6 +119,93 @@ def test_changes_are_counted_from_one_validation_to_the_next():
     (only,) = validation_changes({0: at(0), 5: at(1)})
     assert only["listed"]
     assert validation_changes({0: at(0)}) == []
+
+
+def test_questions_are_compared_with_themselves_wherever_they_stand():
+    """Their file was changed between two starts: one is new, one is gone, two of the same words ask of two videos."""
+
+    def line(number, problem, path, accuracy):
+        said = {"answer": str(accuracy), "accuracy": accuracy, "completion": ""}
+        return {"number": number, "problem": problem, "path": path, "options": [], "replies": {"ordered": said}}
+
+    before = [
+        line(0, "gone", "a", 1),
+        line(1, "which", "a", 0),
+        line(2, "which", ["b", "c"], 1),
+        line(3, "twice", "d", 0),
+    ]
+    before += [line(4, "twice", "d", 1)]
+    after = [
+        line(0, "which", ["b", "c"], 1),
+        line(1, "new", "a", 1),
+        line(2, "which", "a", 1),
+        line(3, "twice", "d", 0),
+    ]
+    after += [line(4, "twice", "d", 0)]
+    (change,) = validation_changes({0: before, 5: after})
+    better, worse = ([(q["problem"], q["path"]) for q in kind["questions"]] for kind in change["kinds"])
+    assert better == [("which", "a")]
+    assert worse == [("twice", "d")]
+
+
+def run_of(folder, values, **train):
+    config = {"train": {"steps": 9, "stop_metric": "", "stop_value": 0.0} | train, "model": {"source": "m"}}
+    return RunFiles(epath.Path(folder), config, {"loss": [(4, 1.0)]} | values)
+
+
+def test_a_run_that_a_measure_ended_is_done(tmp_path):
+    def head(values, **train):
+        found = re.search(
+            r'<p class="soft">(.*?)</p>', run_html(run_of(tmp_path, values, **train), {}, lambda record: ())
+        )
+        assert found
+        return found[1]
+
+    stop = {"stop_metric": "order/ordered", "stop_value": 0.9}
+    kept = float(np.float32(0.9))  # a log has fewer digits: 0.89999998
+    assert "step 4 of 9 &middot;" in head({})
+    assert "step 4 of 9 &middot;" in head({"valid/order/ordered": [(0, 0.95), (2, 0.95), (4, 0.5)]}, **stop)
+    assert "step 4 of 9 &middot;" in head({"valid/order/ordered": [(0, 0.95)]}, **stop)  # before the first step
+    said = head({"valid/order/ordered": [(0, 0.1), (4, kept)]}, **stop)
+    assert "done at step 4 of 9: order/ordered is 0.9, at least 0.9" in said
+
+
+def test_the_title_is_the_folder_s_name(tmp_path, monkeypatch):
+    (tmp_path / "seven").mkdir()
+    monkeypatch.chdir(tmp_path / "seven")
+    for place, title in ((".", "seven"), ("../seven/", "seven"), ("gs://bucket/runs/rl/", "rl")):
+        assert f"<h1>{title}</h1>" in run_html(run_of(place, {}), {}, lambda record: ())
+
+
+def test_curves_that_are_not_drawn_are_counted():
+    values = {f"accuracy/k{i}": [(1, 0.5)] for i in range(11)}
+    (chart,) = charts(values)
+    assert (len(chart["legend"]), chart["more"]) == (8, 3)
+    (whole,) = charts(dict(list(values.items())[:8]))
+    assert whole["more"] == 0
+
+
+@pytest.mark.parametrize("text", ["a\u2028b", "a\u0085b\x0cc\x1ed", "\r\n"])
+def test_a_line_ends_where_json_lines_end(tmp_path, text):
+    rows = [{"completion": text}, {"completion": "next"}]
+    for ascii_only in (True, False):
+        content = "\n".join(json.dumps(row, ensure_ascii=ascii_only) for row in rows) + "\n"
+        (tmp_path / "a.jsonl").write_bytes(content.encode())
+        assert list(lines_of(epath.Path(tmp_path / "a.jsonl"))) == rows
+
+
+def test_a_page_that_cannot_be_written_is_said_in_a_line(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(settings.to_json(settings.default()))
+    (tmp_path / "there.html").mkdir()
+    for out in (tmp_path / "missing" / "a.html", tmp_path / "there.html"):
+        with pytest.raises(UserError) as error:
+            report.main([str(tmp_path / "run"), f"--out={out}"])
+        assert re.fullmatch(
+            rf"{re.escape(str(out))} cannot be written \(.+\); name another file by --out", str(error.value)
+        )
+    report.main([str(tmp_path / "run"), f"--out={tmp_path / 'page.html'}"])
+    assert "<h1>run</h1>" in (tmp_path / "page.html").read_bytes().decode()
 
 
 def test_names_of_curves_tell_them_apart():

@@ -37,20 +37,32 @@ def test_a_log_gets_a_line_a_step(capsys):
     ]
 
 
-def test_a_terminal_gets_a_bar(monkeypatch, capsys):
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
+class Stream(io.StringIO):
+    def __init__(self, terminal: bool):
+        super().__init__()
+        self.terminal = terminal
 
-    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    def isatty(self) -> bool:
+        return self.terminal
+
+
+@pytest.mark.parametrize(
+    ("out", "error", "bar", "lines"),
+    [(True, True, True, False), (False, True, True, True), (True, False, False, True), (False, False, False, True)],
+    ids=["terminal", "| tee run.log", "2> error.log", "> run.log 2>&1"],
+)
+def test_a_terminal_gets_a_bar_and_what_is_kept_gets_lines(monkeypatch, out, error, bar, lines):
+    monkeypatch.setattr(sys, "stdout", said := Stream(out))
+    monkeypatch.setattr(sys, "stderr", terminal := Stream(error))
     steps = Progress(4, 0, SHOW)
     for step in (1, 2, 3, 4):
         steps.after(step, values(2.0))
     steps.close()
     last = terminal.getvalue().split("\r")[-1]
-    assert "4/4 |" in last
-    assert "reward 1  KL 0.00123  2 s  left 0 s" in last
-    assert capsys.readouterr().out == ""
+    assert ("4/4 |" in last) == ("reward 1  KL 0.00123  2 s  left 0 s" in last) == bar
+    told = ["1/4  reward 1  KL 0.00123  2 s", "2/4  reward 1  KL 0.00123  2 s", "3/4  reward 1  KL 0.00123  2 s"]
+    told.append("4/4  reward 1  KL 0.00123  2 s  left 0 s")
+    assert said.getvalue().splitlines() == ([f"step {line}" for line in told] if lines else [])
 
 
 @pytest.mark.parametrize(
@@ -104,13 +116,39 @@ def test_a_long_compilation_is_said_with_what_it_took_the_last_time(tmp_path, mo
     assert first[0] == "compiling of_the_test"
     assert first[1].startswith("compiled of_the_test in ")
     kept = json.loads((tmp_path / COMPILED).read_text())
-    (tmp_path / COMPILED).write_text(json.dumps(kept | {"of_the_test": 125.0}))
+    assert list(kept)[-1] == "of_the_test 1"
+    (tmp_path / COMPILED).write_text(json.dumps(kept | {"of_the_test 1": 125.0}))
     with Compilations(workdir, after=0.0).watched():
         compile_afresh("of_the_test", 2)
     assert "compiling of_the_test, which took 2:05 the last time" in capsys.readouterr().out.splitlines()
-    assert json.loads((tmp_path / COMPILED).read_text())["of_the_test"] < 125
+    assert json.loads((tmp_path / COMPILED).read_text())["of_the_test 1"] < 125
     compile_afresh("of_the_test", 3)
     assert capsys.readouterr().out == ""  # nobody listens any more
+
+
+def test_each_shape_of_a_program_has_a_time_of_its_own(tmp_path, monkeypatch, capsys):
+    """The last time is that of an earlier start; of another shape in this one it says nothing."""
+    monkeypatch.setattr(progress.threading, "Timer", AtOnce)
+    event = progress._EVENT
+
+    def start(*seconds: float) -> list[str]:
+        one = Compilations(epath.Path(tmp_path))
+        for taken in seconds:
+            one._begins(event, 0.0, fun_name="jit(gradients)")
+            one._ended(event, taken, fun_name="jit(gradients)")
+        return capsys.readouterr().out.splitlines()
+
+    assert start(8.0, 30.0) == [
+        "compiling gradients", "compiled gradients in 8 s", "compiling gradients", "compiled gradients in 30 s"
+    ]  # fmt: skip
+    assert json.loads((tmp_path / COMPILED).read_text()) == {"gradients 1": 8.0, "gradients 2": 30.0}
+    assert start(9.0, 1.0, 20.0) == [
+        "compiling gradients, which took 8 s the last time", "compiled gradients in 9 s",
+        "compiling gradients, which took 30 s the last time", "compiled gradients in 1 s",
+        "compiling gradients", "compiled gradients in 20 s",
+    ]  # fmt: skip
+    kept = json.loads((tmp_path / COMPILED).read_text())
+    assert kept == {"gradients 1": 9.0, "gradients 2": 30.0, "gradients 3": 20.0}
 
 
 def test_a_short_compilation_is_not_worth_a_word(tmp_path, capsys, compile_afresh):
