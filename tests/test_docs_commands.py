@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import importlib
 import re
 import shlex
@@ -133,10 +134,46 @@ def test_one_that_jvr1_would_refuse_is_seen(only_read, line):
 def test_a_usage_line_names_options_that_there_are(page, line):
     name = line.split()[1]
     assert name in COMMANDS
-    package = ROOT / "jvr1"
-    text = "".join(path.read_text() for path in [*package.glob("*.py"), *(package / "commands").glob("*.py")])
+    file = ROOT / f"{COMMANDS[name].module.replace('.', '/')}.py"
     for option in re.findall(r"--[a-z][\w-]*", line):
-        assert f'"{option}"' in text or option == "--config", f"{page}: {option}"
+        assert option == "--config" or has_option(file, option), f"{page}: {option}"
+
+
+def imported_by(file: Path) -> list[Path]:
+    """Files of ours that a Python file imports, at its top or in a function."""
+    found = []
+    for node in ast.walk(ast.parse(file.read_text())):
+        names = [one.name for one in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{one.name}" for one in node.names)]
+        for name in names:
+            places = [folder / f"{name.replace('.', '/')}.py" for folder in (ROOT, ROOT / "tools", file.parent)]
+            found += [place for place in places if place.is_file()]
+    return found
+
+
+def has_option(file: Path, option: str) -> bool:
+    """Whether a script takes it: it or a module that it imports defines it, with argparse (--a-b) or absl (a_b)."""
+    if file.suffix != ".py":
+        return bool(re.search(rf"(?<![\w-]){option}(?![\w-])", file.read_text()))
+    defined = rf"""["']{option}["']|DEFINE_\w+\(\s*["']{option[2:]}["']"""
+    return any(re.search(defined, one.read_text()) for one in (file, *imported_by(file)))
+
+
+@pytest.mark.parametrize(
+    ("file", "own", "other"),
+    [
+        ("tools/random_checkpoint.py", "--shard-gb", "--topology"),
+        ("tools/compile_tpu.py", "--topology", "--decode_tensor"),
+        ("launch/tpu_pod.sh", "--zone", "--times"),
+        ("launch/retry.sh", "--times", "--zone"),
+        ("jvr1/commands/report.py", "--no-frames", "--topology"),
+    ],
+)
+def test_an_option_of_another_tool_is_none_of_this(file, own, other):
+    assert has_option(ROOT / file, own)
+    assert not has_option(ROOT / file, other)
+    assert not has_option(ROOT / file, own[:-1])
 
 
 @pytest.mark.parametrize(("page", "line"), [one for one in LINES if not one.line.startswith("jvr1 ")])
@@ -148,18 +185,9 @@ def test_a_tool_or_script_exists_and_has_the_options(page, line):
         return
     file = ROOT / words[0]
     assert file.is_file(), f"{page}: {words[0]}"
-    text = (
-        file.read_text()
-        + "".join(
-            path.read_text()
-            for path in (ROOT / "tools").rglob("*.py")
-            if path.parent != file.parent or path.suffix == ".py"
-        )
-        + (ROOT / "jvr1" / "plan" / "compiling.py").read_text()
-    )
     for word in words[1:]:
         option = word.partition("=")[0]
         if option.startswith("--config."):
             settings.check_names([option.removeprefix("--config.")])
         elif option.startswith("--"):
-            assert option in text or option.replace("-", "_") in text, f"{page}: {option} of {words[0]}"
+            assert has_option(file, option), f"{page}: {option} of {words[0]}"

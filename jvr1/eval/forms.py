@@ -257,11 +257,11 @@ def _items(file: epath.Path, title: str) -> list[Any]:
         return list(raw_rows(str(file)))
     try:
         text = file.read_text(encoding="utf-8-sig")
+        # splitlines() breaks at U+2028 and others, which a text may hold
+        lines = [line for line in text.replace("\r\n", "\n").split("\n") if line.strip()]
         if file.suffix == ".txt":
-            return [line for line in text.splitlines() if line.strip()]
-        found = (
-            [json.loads(line) for line in text.splitlines() if line] if file.suffix == ".jsonl" else json.loads(text)
-        )
+            return lines
+        found = [json.loads(line) for line in lines] if file.suffix == ".jsonl" else json.loads(text)
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise UserError(f"{file} cannot be read: {error}") from None
     if not isinstance(found, list):

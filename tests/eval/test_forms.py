@@ -7,10 +7,11 @@ import json
 import pyarrow
 import pyarrow.parquet
 import pytest
+from etils import epath
 
 from jvr1.errors import UserError
 from jvr1.eval.breakdown import HOLMES_TYPES, LVBENCH_TYPES
-from jvr1.eval.forms import MLVU_TASKS, PUBLISHED_FORMS, TVBENCH_PARTS, TVBENCH_TASKS
+from jvr1.eval.forms import MLVU_TASKS, PUBLISHED_FORMS, TVBENCH_PARTS, TVBENCH_TASKS, _items
 from jvr1.eval.report import AskedSuite, build
 from jvr1.eval.suites import BENCHMARKS, open_suites
 from jvr1.questions.asking import Asking
@@ -202,3 +203,15 @@ def test_a_table_is_read_as_it_is_published(tmp_path):
     (suite,) = open_suites(["videomathqa"], str(tmp_path))
     (record,) = suite.records.values()
     assert (record.problem_id, record.options, record.aspect) == ("q7", ("A. 30", "B. 45"), "short")
+
+
+def test_a_line_separator_in_a_text_ends_no_line(tmp_path):
+    """JSON may hold U+2028 and U+0085 as they are; Windows ends lines by two characters."""
+    published(tmp_path, "videomathqa")
+    asked = "How\u2028large\u0085is it?"
+    lines = [json.dumps(MATH | {"question": asked, "question_id": q}, ensure_ascii=False) for q in ("a", "b")]
+    (tmp_path / "videomathqa_mcq_test.jsonl").write_bytes("\r\n".join([*lines, ""]).encode())
+    (suite,) = open_suites(["videomathqa"], str(tmp_path))
+    assert [record.problem for record in suite.records.values()] == [f"{asked}\n"] * 2
+    (tmp_path / "charades.txt").write_bytes("one\u2028line\r\n\ntwo\n".encode())
+    assert _items(epath.Path(tmp_path / "charades.txt"), "x") == ["one\u2028line", "two"]
