@@ -32,12 +32,21 @@ from jvr1.problems.kinds import load_kinds
 from jvr1.setting import written_as
 
 TIMEOUT = 60.0
+SURVEY = {"fps": 2.0, "min_frames": 4, "max_frames": 16, "frame_tokens": 128, "image_tokens": 256}
+"""How media are measured without a config; with one that is among its settings."""
 
 
 def main(arguments: list[str] | None = None) -> None:
     flags = with_overrides(options(), arguments)
+    given = [f"--{name.replace('_', '-')}" for name in SURVEY if getattr(flags, name) is not None]
+    if flags.config and given:
+        raise UserError(
+            f"{', '.join(given)}: not beside --config, whose settings say it: data.video, data.image_pixels"
+        )
     if flags.config:
         return index_for(flags)
+    for name, value in SURVEY.items():
+        setattr(flags, name, value if getattr(flags, name) is None else getattr(flags, name))
     out = flags.out or f"{flags.data}.index"
     with written_as({name: f"--{name.replace('_', '-')}" for name in ("fps", "min_frames", "max_frames")}):
         sampling = VideoSampling(flags.fps, flags.min_frames, flags.max_frames)
@@ -86,7 +95,9 @@ def config_of_data(flags: argparse.Namespace) -> ConfigDict:
 
     config = settings.from_file(flags.config, flags.overrides)
     load_kinds(config.data.kinds)
-    config.data.root, config.data.index_workers = flags.root, flags.workers
+    config.data.root = flags.root
+    if flags.workers is not None:
+        config.data.index_workers = flags.workers
     config.data.index = flags.out or config.data.index or f"{flags.root}/index"
     config.data.media_cache = flags.cache or config.data.media_cache
     config.model.source = flags.model or config.model.source
@@ -134,11 +145,12 @@ def options() -> Parser:
     add_config_options(parser)
     parser.add_argument("--out", help="local or gs:// (default: ROOT/index with --config, else DATA.json.index)")
     add_media_options(parser)
-    parser.add_argument("--fps", type=float, default=2.0, help="frames read a second of video")
-    parser.add_argument("--min-frames", type=int, default=4)
-    parser.add_argument("--max-frames", type=int, default=16)
-    parser.add_argument("--frame-tokens", type=int, default=128, help="most visual tokens of a video frame")
-    parser.add_argument("--image-tokens", type=int, default=256, help="most visual tokens of an image")
+    survey = parser.add_argument_group("without --config, whose settings say it")
+    survey.add_argument("--fps", type=float, help="frames read a second of video (2)")
+    survey.add_argument("--min-frames", type=int, help="fewest frames of a video (4)")
+    survey.add_argument("--max-frames", type=int, help="most frames of a video (16)")
+    survey.add_argument("--frame-tokens", type=int, help="most visual tokens of a video frame (128)")
+    survey.add_argument("--image-tokens", type=int, help="most visual tokens of an image (256)")
     return parser
 
 
@@ -154,7 +166,9 @@ def add_config_options(parser: Parser) -> None:
 
 def add_media_options(parser: Parser) -> None:
     """How media are probed."""
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="helper processes")
+    parser.add_argument(
+        "--workers", type=int, help="helper processes (the config's data.index_workers, or a core each)"
+    )
     parser.add_argument("--timeout", type=float, help="seconds a medium may take (60)")
     parser.add_argument(
         "--again", action="store_true", help="with --config: probe all again that could not be used, changed or not"
@@ -170,6 +184,8 @@ def with_overrides(parser: Parser, arguments: list[str] | None) -> argparse.Name
     if rest and not (flags.config and all(one.startswith("--config.") for one in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     flags.overrides = rest
+    if not flags.config and getattr(flags, "workers", 1) is None:
+        flags.workers = os.cpu_count() or 1
     return flags
 
 

@@ -11,6 +11,7 @@ import media_files
 import pytest
 from media_files import BROKEN, GOOD, LATE, clip, write_broken, write_good
 
+from jvr1 import config as settings
 from jvr1.commands import index as tool
 from jvr1.data import index
 from jvr1.data.index import VisualTokens, build_index
@@ -214,6 +215,22 @@ def test_command_line(mixed, folder, tmp_path, capsys):
     assert json.loads(lines[0])["settings"]["records"] == file_stamp(data)
     assert not Path(f"{data}.index.partial").exists()
     assert replace(parse_record(json.loads(data.read_text())[0]), extra="") == records[0]  # what `published` adds
+
+
+def test_what_the_config_says_is_not_said_beside_it(tmp_path):
+    """Options of the survey are refused; the workers are the config's but where the command line has some."""
+    how = [str(tmp_path / "a.json"), f"--root={tmp_path}", "--config=tiny:rl"]
+    for options in (["--fps=1"], ["--max-frames=8", "--image-tokens=64"]):
+        given = ", ".join(option.partition("=")[0] for option in options)
+        with pytest.raises(UserError, match=f"^{given}: not beside --config, whose settings say it"):
+            tool.main([*how, *options])
+
+    def workers(*options: str) -> int:
+        return tool.config_of_data(tool.with_overrides(tool.options(), [*how, *options])).data.index_workers
+
+    assert workers() == settings.from_file("tiny:rl").data.index_workers
+    assert workers("--config.data.index_workers=5") == 5
+    assert workers("--config.data.index_workers=5", "--workers=3") == 3
 
 
 @pytest.mark.parametrize(
