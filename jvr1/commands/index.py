@@ -40,9 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
     flags = with_overrides(options(), arguments)
     given = [f"--{name.replace('_', '-')}" for name in SURVEY if getattr(flags, name) is not None]
     if flags.config and given:
-        raise UserError(
-            f"{', '.join(given)}: not beside --config, whose settings say it: data.video, data.image_pixels"
-        )
+        raise UserError(f"{', '.join(given)}: not beside --config, which says it: data.video, data.image_pixels")
     if flags.config:
         return index_for(flags)
     for name, value in SURVEY.items():

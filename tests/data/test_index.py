@@ -222,7 +222,7 @@ def test_what_the_config_says_is_not_said_beside_it(tmp_path):
     how = [str(tmp_path / "a.json"), f"--root={tmp_path}", "--config=tiny:rl"]
     for options in (["--fps=1"], ["--max-frames=8", "--image-tokens=64"]):
         given = ", ".join(option.partition("=")[0] for option in options)
-        with pytest.raises(UserError, match=f"^{given}: not beside --config, whose settings say it"):
+        with pytest.raises(UserError, match=f"^{given}: not beside --config, which says it"):
             tool.main([*how, *options])
 
     def workers(*options: str) -> int:
