@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -135,25 +134,26 @@ def test_all_rows_at_once():
         assert (one.cause, one.error) == ("value", "it gave 1 values for 2 rows; a list with one for each is expected")
 
 
-@pytest.mark.parametrize("name", ["slow", "slow_waiting"])
-def test_calls_run_at_the_same_time(name):
-    """64 rows of 0.2 s each. In 0.45 s where nothing else runs (docs/rewards.md); 12.8 s one by one."""
-    with UserReward(f"user_rewards:{name}", timeout=60.0) as reward:
-        reward(rows(*range(64)))  # what is made at the first call is there from then on
-        begin = time.monotonic()
-        found = reward(rows(*range(64)))
-        assert time.monotonic() - begin < 6.0  # not of a clock: of how many at a time, on whatever machine
-        assert [one.values[name] for one in found] == [float(i) for i in range(64)]
+def meeting(folder: Path, count: int) -> list[RewardRow]:
+    """Rows whose rewards wait for each other."""
+    return [replace(row, extra={"folder": str(folder), "together": count}) for row in rows(*range(count))]
 
 
-def test_calls_that_hang_cost_the_time_limit_together():
-    """Seven of 64: 14 s one after the other."""
-    with UserReward("user_rewards:hangs_on_every_tenth", timeout=2.0) as reward:
-        begin = time.monotonic()
-        found = reward(rows(*range(64)))
-        assert time.monotonic() - begin < 7.0
-        for i, one in enumerate(found):
-            assert (one.cause == "timeout") if i % 10 == 3 else one.values == {"hangs_on_every_tenth": float(i)}
+@pytest.mark.parametrize("name", ["meets_others", "meets_others_waiting"])
+def test_calls_run_at_the_same_time(name, tmp_path):
+    """As many as the concurrency: none ends before all have begun."""
+    with UserReward(f"user_rewards:{name}", timeout=600.0, concurrency=32) as reward:
+        found = reward(meeting(tmp_path, 32))
+        assert [one.values for one in found] == [{name: float(i)} for i in range(32)]
+
+
+def test_calls_that_hang_cost_the_time_limit_together(tmp_path):
+    """Seven of 64: before the first of them is ended, all others have begun, those that hang too."""
+    with UserReward("user_rewards:hangs_on_every_tenth", timeout=4.0) as reward:
+        found = reward(meeting(tmp_path, 64))
+    for i, one in enumerate(found):
+        assert (one.cause == "timeout") if i % 10 == 3 else one.values == {"hangs_on_every_tenth": float(i)}
+    assert {p.name for p in tmp_path.glob("saw-all-*")} == {f"saw-all-{i}" for i in range(3, 64, 10)}
 
 
 def test_the_module_is_imported_once_whatever_the_calls():

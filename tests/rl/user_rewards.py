@@ -7,9 +7,10 @@ import random
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 NOT_A_FUNCTION = 3
-IMPORTED = time.time_ns()
+IMPORTED, IMPORTED_AT = time.time_ns(), time.monotonic()
 LOOPS = set()
 
 
@@ -120,20 +121,39 @@ def by_place(completion, /):
     return 1.0
 
 
-def slow(row):
-    time.sleep(0.2)
+def meets_others(row):
+    """Only ends well where as many calls as `extra.together` are under way at a time."""
+    while not have_met(row):
+        time.sleep(0.02)
     return float(row.completion)
 
 
-async def slow_waiting(row):
+async def meets_others_waiting(row):
     LOOPS.add(id(asyncio.get_running_loop()))
-    await asyncio.sleep(0.2)
+    while not have_met(row):
+        await asyncio.sleep(0.02)
     return float(row.completion) if len(LOOPS) == 1 else None
 
 
+def have_met(row) -> bool:
+    folder = Path(row.extra["folder"])
+    (folder / f"begun-{row.completion}").touch()
+    if (folder / "in vain").exists() or time.monotonic() - IMPORTED_AT > 60:
+        (folder / "in vain").touch()
+        raise TimeoutError("no others came")
+    return len(list(folder.glob("begun-*"))) >= row.extra["together"]
+
+
 def hangs_on_every_tenth(row):
-    time.sleep(1000 if int(row.completion) % 10 == 3 else 0.02)
-    return float(row.completion)
+    """Where it hangs it leaves a file once it has seen all others begin."""
+    folder = Path(row.extra["folder"])
+    (folder / f"begun-{row.completion}").touch()
+    if int(row.completion) % 10 != 3:
+        return float(row.completion)
+    while len(list(folder.glob("begun-*"))) < row.extra["together"]:
+        time.sleep(0.05)
+    (folder / f"saw-all-{row.completion}").touch()
+    time.sleep(1000)
 
 
 def when_imported():
