@@ -59,7 +59,7 @@ def run_html(run: RunFiles, changed: Mapping[str, Any], look: Thumbnails, now: f
         step=run.step,
         steps=steps,
         done=run.step >= steps,
-        reached=reached(run),
+        ended_by=ended_by(run),
         made=time.strftime("%d %B %Y, %H:%M", time.localtime(now)),
         tiles=list(tiles(run.values)),
         charts=list(charts(run.values)),
@@ -78,7 +78,7 @@ def title_of(workdir: str) -> str:
     return place.rstrip("/").rpartition("/")[2] or place
 
 
-def reached(run: RunFiles) -> str:
+def ended_by(run: RunFiles) -> str:
     """The measure that ended the run before its last step, with its value; '' where none has."""
     name, least = run.config["train"].get("stop_metric"), run.config["train"].get("stop_value")
     points = [(step, value) for step, value in run.values.get(f"valid/{name}", ()) if step]
