@@ -118,7 +118,7 @@ def measured_for(flags: argparse.Namespace, records: Mapping[int, Record]) -> tu
     encoder = encoder_of(config, targets=flags.sft)
     file, own = place_of(flags.data), list(records.values())
     entries = index_of(file, own, config, encoder, epath.Path(config.data.index), told=False, again=again_of(flags))
-    questions = Questions(file, with_seconds(own, entries), entries, flags.sft)
+    questions = Questions(file, with_seconds(own, entries), entries, flags.sft, list(records))
     if fits_buckets(config):
         with redirect_stdout(sys.stderr):  # stdout may be JSON
             fit_run(config, [questions], [], encoder)

@@ -19,11 +19,11 @@ from ml_collections import ConfigDict
 from jvr1.command_line import Parser
 from jvr1.data.cache import MediaCache
 from jvr1.data.index import Again, VisualTokens, build_index
-from jvr1.data.index_file import as_json_values, file_stamp, save_index, settings_hash
+from jvr1.data.index_file import as_json_values, at_places, file_stamp, save_index, settings_hash
 from jvr1.data.index_summary import summarise_index
 from jvr1.data.inspection import counted_lines, inspect_records
 from jvr1.data.memory import MAX_DECODED_MB
-from jvr1.data.records import load_records
+from jvr1.data.records import usable_records
 from jvr1.data.rows import FieldMap, field_map
 from jvr1.errors import UserError, run_main
 from jvr1.model.families import TOKEN_PIXELS
@@ -48,7 +48,8 @@ def main(arguments: list[str] | None = None) -> None:
     )
     media = MediaCache(flags.root, flags.cache, round(flags.cache_gb * 2**30))
     fields = fields_of(flags)
-    records = load_records(flags.data, fields)
+    found = usable_records(flags.data, fields)
+    records = list(found.values())
     most = MAX_DECODED_MB if flags.max_decoded_mb is None else flags.max_decoded_mb
     settings = {"records": file_stamp(flags.data), "measure": as_json_values(measure.settings), "max_decoded_mb": most}
     settings |= fields.told
@@ -56,8 +57,8 @@ def main(arguments: list[str] | None = None) -> None:
     entries = build_index(records, media, settings, measure, flags.workers, partial, flags.timeout or TIMEOUT, most)
     save_index(out, entries, settings)
     partial.unlink(missing_ok=True)
-    print(summarise_index(entries))
-    for line in counted_lines(inspect_records(dict(enumerate(records)))):
+    print(summarise_index(at_places(entries, list(found))))
+    for line in counted_lines(inspect_records(found)):
         print(line)
     print(f"index: {out}")
 

@@ -244,6 +244,17 @@ def test_copies_are_kept_within_their_bound_least_recently_used_out(bucket, tmp_
     assert not list(Path(store.folder, "pins").iterdir())
 
 
+def test_a_copy_that_is_forgotten_is_fetched_anew(bucket, tmp_path):
+    store = MediaCache("gs://bucket", str(tmp_path / "copies"), 4500)
+    for forgotten, found in ((False, bytes(1000)), (True, b"new")):
+        if forgotten:
+            store.forget("0.bin")
+            store.forget("../none")
+        with store.local("0.bin") as file:
+            assert file.read_bytes() == found
+        (bucket / "0.bin").write_bytes(b"new")
+
+
 def test_a_copy_in_use_survives_eviction(bucket, tmp_path):
     store = MediaCache("gs://bucket", str(tmp_path / "copies"), 1500)
     with store.local("0.bin") as file:
