@@ -78,15 +78,15 @@ def index_for(flags: argparse.Namespace) -> None:
         fit_run(config, [questions], [], encoder)
     questions = in_buckets_of(questions, with_buckets(encoder, config))
     print("\n".join(summary_lines(questions, findings_of(questions), config)))
-    print(f"runs take it with --config.data.index={config.data.index}")
+    print(taken_with(config))
 
 
 def config_of_data(flags: argparse.Namespace) -> ConfigDict:
-    """The config that the command line names, with its overrides, for files under --root. Raises UserError."""
+    """The config that the command line names, with its overrides, for files under --root, checked as a run checks it.
+    Raises UserError."""
     from jvr1 import config as settings
 
     config = settings.from_file(flags.config, flags.overrides)
-    load_kinds(config.data.kinds)
     config.data.root, config.data.index_workers = flags.root, flags.workers
     config.data.index = flags.out or config.data.index or f"{flags.root}/index"
     config.data.media_cache = flags.cache or config.data.media_cache
@@ -96,12 +96,25 @@ def config_of_data(flags: argparse.Namespace) -> ConfigDict:
         config.data.max_decoded_mb = flags.max_decoded_mb
     if flags.timeout is not None:
         config.data.timeout = flags.timeout
-    return config
+    return settings.check(config)
 
 
 def again_of(flags: argparse.Namespace) -> Again:
     """Which media that could not be used are probed again."""
     return "all" if flags.again else "changed"
+
+
+def load_own_kinds(flags: argparse.Namespace) -> None:
+    """Puts the config's own problem kinds into the table. Raises UserError."""
+    if flags.config:
+        from jvr1 import config as settings
+
+        load_kinds(settings.from_file(flags.config, flags.overrides).data.kinds)
+
+
+def taken_with(config: ConfigDict) -> str:
+    """What to tell of an index that was made for runs."""
+    return f"runs take it with --config.data.index={config.data.index}"
 
 
 def fields_of(flags: argparse.Namespace) -> FieldMap:

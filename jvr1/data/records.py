@@ -135,6 +135,8 @@ def parse_record(raw: Any) -> Record:
     if not isinstance(raw, dict):
         raise UserError(f"is {_kind(raw)} where an object with fields is expected")
     problem_id = raw.get("problem_id")
+    if isinstance(problem_id, float) and problem_id.is_integer():  # as tables have them where some row has none
+        problem_id = int(problem_id)
     if isinstance(problem_id, bool) or not isinstance(problem_id, int | str):
         raise UserError(f"field 'problem_id' must be a number or a string, got {_kind(problem_id)}")
     # MVBench's for videos that come as frames; its evaluation file names the video made of them

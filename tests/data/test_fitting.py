@@ -87,6 +87,15 @@ def test_thousands_of_shapes():
     assert slots(buckets, needs) < 1.5 * exact
 
 
+def test_pictures_of_hundreds_of_sizes():
+    """More widths than shapes are tried."""
+    needs = [Need("image", 1, w, 40 * w, 1) for w in range(1, 2 * MAX_SHAPES)]
+    buckets = fit_buckets(needs, 8, UNITS)
+    assert len(buckets) <= MAX_BUCKETS
+    exact = sum(n.steps * n.windows * UNITS + n.prompt for n in needs)
+    assert slots(buckets, needs) < 1.5 * exact
+
+
 @pytest.mark.parametrize("most", [1, 2, 3])
 def test_as_few_as_asked(most):
     needs = [Need("video", 2 * i, 8, 300 * i, 1) for i in range(1, 9)]
