@@ -114,8 +114,8 @@ def measured_for(flags: argparse.Namespace, records: Mapping[int, Record]) -> tu
     encoder = encoder_of(config, targets=flags.sft)
     file, own = place_of(flags.data), list(records.values())
     entries = index_of(file, own, config, encoder, epath.Path(config.data.index), told=False, again=again_of(flags))
-    questions = Questions(file, with_seconds(own, entries), entries, flags.sft, list(records))
-    if fits_buckets(config):
+    questions = Questions(file, with_seconds(own, entries), entries, flags.sft, list(records), fits_buckets(config))
+    if questions.fitted:
         with redirect_stdout(sys.stderr):  # stdout may be JSON
             fit_run(config, [questions], [], encoder)
     questions = in_buckets_of(questions, with_buckets(encoder, config))

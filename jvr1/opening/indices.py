@@ -48,13 +48,15 @@ PROBING = 1
 
 class Questions(NamedTuple):
     """A question file: its usable records, with the lengths of their clips, and their entries in the index. trained:
-    whether its rows carry the answer to learn. places: where the records stand in the file."""
+    whether its rows carry the answer to learn. places: where the records stand in the file. fitted: whether buckets are
+    made for them."""
 
     file: str
     records: list[Record]
     entries: list[IndexEntry]
     trained: bool
     places: list[int]
+    fitted: bool
 
 
 def measure_questions(
@@ -65,7 +67,7 @@ def measure_questions(
     found = usable_records(str(epath.Path(config.data.root) / file), settings.question_fields(config))
     records = list(found.values())
     entries = index_of(file, records, config, encoder, workdir, told=False, again=again)
-    return Questions(file, with_seconds(records, entries), entries, encoder.targets, list(found))
+    return Questions(file, with_seconds(records, entries), entries, encoder.targets, list(found), not encoder.buckets)
 
 
 def put_in_buckets(
@@ -77,7 +79,7 @@ def put_in_buckets(
     there = in_buckets_of(questions, encoder)
     findings, entries = findings_of(there), there.entries
     if jax.process_index() == 0:
-        print("\n".join(summary_lines(there, findings, config, listed=False)), flush=True)
+        print("\n".join(summary_lines(there, findings, config, kinds, listed=False)), flush=True)
         if config.data.index and any(map(unprobed, there.records, entries)):
             print(
                 "  data.index is set: media that were mended are probed again by jvr1 index, not by a run", flush=True
@@ -98,14 +100,22 @@ def in_buckets_of(questions: Questions, encoder: Encoder) -> Questions:
 
 
 def summary_lines(
-    questions: Questions, findings: Sequence[Finding], config: ConfigDict, *, listed: bool = True
+    questions: Questions,
+    findings: Sequence[Finding],
+    config: ConfigDict,
+    kinds: Collection[str] | None = None,
+    *,
+    listed: bool = True,
 ) -> Iterator[str]:
     """What became of a file's records in the config's buckets: kept, dropped, why and what would keep them; what is
-    doubtful of those kept. listed: with the buckets and their padding."""
+    doubtful of those kept. kinds: that are asked for; None: those that the config draws. listed: with the buckets and
+    their padding."""
+    drawn = [kind for kind in DATA_TYPES if config.data.modality[kind] > 0] if kinds is None else kinds
     buckets = settings.buckets(config)
     summary = summarise_index(at_places(questions.entries, questions.places), {b.name: b.prompt for b in buckets})
     yield f"{questions.file}: {summary.told('kept', buckets=listed)}"
-    yield from keeps_them(summary, buckets, config.data.auto.prompt, config.data.auto.completion)
+    limits = config.data.auto.prompt, config.data.auto.completion
+    yield from keeps_them(summary, buckets, *limits, drawn=drawn, fitted=questions.fitted, trained=questions.trained)
     yield from counted_lines([one for one in findings if not one.unusable])
 
 

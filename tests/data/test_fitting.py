@@ -170,11 +170,21 @@ def test_entries_go_where_they_fit_and_misfits_are_summed_up():
     summary = summarise_index(placed)
     assert "2 of kind video need 5 to 7, 4 are allowed" in str(summary)
     assert "1 of kind video need 901, 900 are allowed" in str(summary)
-    assert list(keeps_them(summary, buckets, 950, 8)) == [
+    how = {"drawn": ["video", "text"], "fitted": False, "trained": False}
+    assert list(keeps_them(summary, buckets, 950, 8, **how)) == [
         "  one bucket more would hold those of kind video: ('video', 7, 9, 1024, 8)",
         "  --config.data.buckets=auto --config.data.auto.prompt=1000 keeps all of kind text, video",
     ]
-    assert list(keeps_them(summarise_index(placed[:2]), buckets, 950, 8)) == []
+    assert list(keeps_them(summarise_index(placed[:2]), buckets, 950, 8, **how)) == []
+    *_, of_eight = keeps_them(summary, buckets * 4, 950, 768, **how | {"drawn": ["video"]})
+    assert [*keeps_them(summary, buckets * 4, 950, 768, **how | {"drawn": ["video"]})] == [of_eight]
+    auto = "--config.data.buckets=auto --config.data.auto.prompt=1000"
+    assert of_eight == f"  {auto} --config.data.auto.completion=8 keeps all of kind video"
+    (of_fitted,) = keeps_them(summary, buckets, 950, 768, **how | {"fitted": True})
+    assert of_fitted == "  --config.data.auto.prompt=1000 keeps all of kind text, video"
+    *_, learned = keeps_them(summary, buckets, 2000, 0, **how | {"trained": True})
+    assert learned == "  --config.data.buckets=auto --config.data.auto.completion=1 keeps all of kind text, video"
+    assert list(keeps_them(summary, buckets, 950, 8, **how | {"drawn": ["image"]})) == []
 
 
 def test_prompts_are_rounded_by_little():

@@ -77,7 +77,7 @@ def test_records_are_numbered_as_in_their_file_and_only_those_asked_for_count(ch
         IndexEntry(2, (), 99, "video", None, 4, 1),
     ]
     chosen.data.buckets = tuple((b.kind, b.steps, b.windows, b.prompt, b.completion) for b in BUCKETS)
-    questions = Questions("q.json", own, entries, False, [0, 2, 3])
+    questions = Questions("q.json", own, entries, False, [0, 2, 3], False)
     there = put_in_buckets(questions, chosen, asking, ["text"])
     told = capsys.readouterr().out
     assert [entry.bucket for entry in there.entries] == [BUCKETS[3].name, BUCKETS[2].name, None]

@@ -225,6 +225,14 @@ def test_records_in_a_bucket(bucket):
     assert load_records("gs://bucket/a.json") == [EXPECTED]
 
 
+def test_a_whole_number_may_be_written_as_a_float():
+    """As tables have it where some row has none."""
+    assert parse_record(GOOD | {"problem_id": 2.0}) == EXPECTED
+    assert isinstance(parse_record(GOOD | {"problem_id": 2.0}).problem_id, int)
+    with pytest.raises(UserError, match="field 'problem_id' must be a number or a string"):
+        parse_record(GOOD | {"problem_id": 2.5})
+
+
 def test_a_local_root_needs_no_copies(tmp_path):
     (tmp_path / "a.bin").write_bytes(b"x")
     with MediaCache(str(tmp_path)).local("./a.bin") as file:

@@ -103,7 +103,9 @@ def test_a_run_that_would_lose_too_much_is_refused(root, tmp_path, capsys):
     few = ("data.buckets=(('video',4,1,66,6),('image',1,1,8,6))",)
     with pytest.raises(UserError, match=r"rl.json: \d+ of 32 records are dropped \(\d+ too many prompt tokens\)"):
         opened(config_of(root, *few, auto=False), root, tmp_path)
-    assert "--config.data.buckets=auto keeps all of kind image" in capsys.readouterr().out
+    assert (
+        "--config.data.buckets=auto --config.data.auto.completion=6 keeps all of kind image" in capsys.readouterr().out
+    )
     opened(config_of(root, *few, "data.max_dropped=0.5", auto=False), root, tmp_path)
     short = config_of(root, "data.auto.prompt=8")
     with pytest.raises(UserError, match=r"no question of rl.json can be given a bucket"):
