@@ -153,7 +153,7 @@ def write_rollouts(workdir: epath.PathLike, step: int, process: int, rows: Seque
 
 LEAST_HEIGHT = 112
 """Pixels: smaller frames are shown in whole multiples of their size."""
-FRAMES_BESIDE, MOST_LINES = 4, 14
+FRAMES_BESIDE, MOST_LINES = 4, 15
 _GAP, _MARGIN = 2, 4
 
 
@@ -165,7 +165,7 @@ def frame_strip(frames: UInt8[np.ndarray, "n h w 3"], caption: str, min_width: i
     n, h, w, _ = frames.shape
     rows, columns = -(-n // FRAMES_BESIDE), min(n, FRAMES_BESIDE)
     width, height = max(columns * (w + _GAP) - _GAP, min_width), rows * (h + _GAP) - _GAP
-    size = max(14, width // 30)
+    size = max(15, width // 30)
     font = ImageFont.load_default(size)
     lines = [line for part in caption.splitlines() for line in _wrap(part, font, width - 2 * _MARGIN)]
     if len(lines) > MOST_LINES:

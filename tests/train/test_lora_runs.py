@@ -177,7 +177,7 @@ def test_a_description_that_cannot_be_read_is_said(stored, tmp_path):
 # --- a run
 
 LORA_RUN = {
-    "data__buckets": (("video", 4, 1, 66, 6),),
+    "data__max_dropped": 1.0, "data__buckets": (("video", 4, 1, 66, 6),),
     "lora__rank": 4, "lora__alpha": 8.0, "lora__patterns": "('text/layers/.*','visual/blocks/(qkv|proj)')",
     "train__validate_every": 8, "optimizer__warmup_steps": 0, "optimizer__learning_rate": 3e-3,
 }  # fmt: skip
