@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from jvr1.command_line import Parser
 from jvr1.data.cache import MediaCache
 from jvr1.data.index import Again, VisualTokens, build_index
-from jvr1.data.index_file import as_json_values, at_places, file_stamp, save_index, settings_hash
+from jvr1.data.index_file import as_json_values, file_stamp, save_index, settings_hash, with_places
 from jvr1.data.index_summary import summarise_index
 from jvr1.data.inspection import counted_lines, inspect_records
 from jvr1.data.memory import MAX_DECODED_MB
@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
     entries = build_index(records, media, settings, measure, flags.workers, partial, flags.timeout or TIMEOUT, most)
     save_index(out, entries, settings)
     partial.unlink(missing_ok=True)
-    print(summarise_index(at_places(entries, list(found))))
+    print(summarise_index(with_places(entries, list(found))))
     for line in counted_lines(inspect_records(found)):
         print(line)
     print(f"index: {out}")

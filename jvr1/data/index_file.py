@@ -40,7 +40,7 @@ class IndexEntry:
         return self.error.partition(":")[0] if self.error else None
 
 
-def at_places(entries: Sequence[IndexEntry], places: Sequence[int]) -> list[IndexEntry]:
+def with_places(entries: Sequence[IndexEntry], places: Sequence[int]) -> list[IndexEntry]:
     """Entries of usable records numbered as these stand in their file, for those who read it."""
     return [replace(entry, row=place) for entry, place in zip(entries, places, strict=True)]
 

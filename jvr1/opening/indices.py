@@ -27,13 +27,13 @@ from jvr1.data.fitting import Padding, fit_training, in_buckets, need_of, paddin
 from jvr1.data.index import Again, Measure, build_index, only_probed, unprobed, with_seconds
 from jvr1.data.index_file import (
     IndexEntry,
-    at_places,
     began_at,
     file_stamp,
     index_sum,
     load_index,
     save_index,
     settings_hash,
+    with_places,
 )
 from jvr1.data.index_summary import keeps_them, summarise_index
 from jvr1.data.inspection import Finding, counted_lines, doubtful_rows, inspect_entries, inspect_records
@@ -112,7 +112,7 @@ def summary_lines(
     their padding."""
     drawn = [kind for kind in DATA_TYPES if config.data.modality[kind] > 0] if kinds is None else kinds
     buckets = settings.buckets(config)
-    summary = summarise_index(at_places(questions.entries, questions.places), {b.name: b.prompt for b in buckets})
+    summary = summarise_index(with_places(questions.entries, questions.places), {b.name: b.prompt for b in buckets})
     yield f"{questions.file}: {summary.told('kept', buckets=listed)}"
     limits = config.data.auto.prompt, config.data.auto.completion
     yield from keeps_them(summary, buckets, *limits, drawn=drawn, fitted=questions.fitted, trained=questions.trained)
@@ -123,7 +123,7 @@ def findings_of(questions: Questions) -> list[Finding]:
     """All that is wrong or doubtful of records that are in buckets, or in none, by their places in the file."""
     records = dict(zip(questions.places, questions.records, strict=True))
     found = inspect_records(records, thoughts=questions.trained)
-    return found + inspect_entries(questions.records, at_places(questions.entries, questions.places))
+    return found + inspect_entries(questions.records, with_places(questions.entries, questions.places))
 
 
 def _refuse_above(
