@@ -54,10 +54,18 @@ def _plain(value: Any) -> Any:
     return asdict(value) if is_dataclass(value) and not isinstance(value, type) else str(value)
 
 
+def is_kept_result(name: str) -> bool:
+    """Whether a file beside a dataset's own is what `datasets` computed of it: it comes and goes as it is used."""
+    return name.startswith("cache-") and name.endswith(".arrow")
+
+
 def file_stamp(file: str | Path) -> dict[str, Any]:
-    """Size and hash of a file's content, for the settings of an index; of a folder, of the files in it by name."""
+    """Size and hash of a file's content, for the settings of an index; of a folder, of the files in it by name,
+    but what `datasets` keeps of its results there."""
     digest, size, path = hashlib.sha256(), 0, epath.Path(file)
-    parts = sorted(each for each in path.iterdir() if not each.is_dir()) if path.is_dir() else [path]
+    parts = [path]
+    if path.is_dir():
+        parts = sorted(each for each in path.iterdir() if not (each.is_dir() or is_kept_result(each.name)))
     for part in parts:
         if part != path:
             digest.update(part.name.encode() + b"\0")

@@ -15,6 +15,7 @@ from typing import Any
 
 from etils import epath
 
+from jvr1.data.index_file import is_kept_result
 from jvr1.data.json_file import json_values
 from jvr1.errors import UserError, shown
 
@@ -123,7 +124,7 @@ def parts_of(path: epath.Path) -> list[epath.Path] | None:
         raise UserError(f"{path} holds the splits {splits}; name one of these folders")
     if saved := _saved_parts(path):
         return saved
-    found = sorted(each for each in path.iterdir() if each.suffix in TABLES)
+    found = sorted(each for each in path.iterdir() if each.suffix in TABLES and not is_kept_result(each.name))
     prefixes = sorted({told[1] or told[2] for told in (_SPLIT.match(each.name) for each in found) if told})
     if len(prefixes) > 1:
         raise UserError(
@@ -137,8 +138,7 @@ _SPLIT = re.compile(r"(.+)-\d{5}-of-\d{5}\.|(train|test|validation|valid|val|dev
 
 
 def _saved_parts(path: epath.Path) -> list[epath.Path]:
-    """The files that a dataset saved to disk says it has (others, `cache-....arrow`, are what was computed of it); none
-    where it says nothing. Raises UserError."""
+    """The files that a dataset saved to disk says it has; none where it says nothing. Raises UserError."""
     state = path / "state.json"
     if not state.exists():
         return []

@@ -83,6 +83,10 @@ def test_records_are_numbered_as_in_their_file_and_only_those_asked_for_count(ch
     assert [entry.bucket for entry in there.entries] == [BUCKETS[3].name, BUCKETS[2].name, None]
     assert "1  too many prompt tokens (such as record 3: 99, " in told
     assert "1  stands without <answer> tags (record 2); " in told
+    assert "data.index is set: media that were mended are probed again by jvr1 index" in told
+    chosen.data.index = ""
+    put_in_buckets(questions, chosen, asking, ["text"])
+    assert "data.index" not in capsys.readouterr().out
     with pytest.raises(UserError, match=r"1 of 2 records are doubtful \(1 solution stands without"):
         put_in_buckets(questions, chosen, asking, ["text", "image"])
     with pytest.raises(UserError, match=r"1 of 1 records are dropped \(1 too many prompt tokens\)"):

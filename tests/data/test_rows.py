@@ -85,6 +85,7 @@ def test_files_are_read_under_their_own_names(tmp_path, write):
     whole = b"".join(
         (b"" if part == file else part.name.encode() + b"\0") + part.read_bytes()
         for part in (sorted(file.iterdir()) if file.is_dir() else [file])
+        if not part.name.startswith("cache-")
     )
     assert file_stamp(file)["sha256"] == hashlib.sha256(whole).hexdigest()
 
