@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from etils import epath
 
@@ -81,15 +81,18 @@ def settings_hash(settings: Mapping[str, Any]) -> str:
 
 
 def save_index(
-    file: str | Path, entries: Sequence[IndexEntry], settings: Mapping[str, Any], began: float | None = None
+    file: str | Path,
+    entries: Sequence[IndexEntry],
+    settings: Mapping[str, Any],
+    further: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes an index, local or gs://; a local file appears whole or not at all. began: as of `index_header`."""
+    """Writes an index, local or gs://; a local file appears whole or not at all. further: as of `index_header`."""
     target = epath.Path(file)
     staged = target if "://" in str(file) else target.with_name(target.name + ".tmp")
     target.parent.mkdir(parents=True, exist_ok=True)
     lines = [entry_line(entry) for entry in entries]
     with staged.open("w") as stream:
-        stream.write(index_header(settings, lines, began))
+        stream.write(index_header(settings, lines, further))
         for line in lines:
             stream.write(line)
     if staged != target:
@@ -137,6 +140,22 @@ def began_at(file: str | Path) -> float:
     return min(float(_header_of(file).get("began", written)), written)
 
 
+MediaKey: TypeAlias = tuple[str, str | tuple[str, ...] | None]
+"""(data type, path) of a record."""
+
+
+def probed_media(file: str | Path, settings: Mapping[str, Any]) -> dict[MediaKey, tuple[Probe, ...]]:
+    """What an index of probes knows of media that could be used, by the `paths` of its header. Empty where it was made
+    with other settings than these, the `media` apart. Raises UserError for what is damaged or none."""
+    header = _header_of(file)
+    made_with, paths = header["settings"], header.get("paths", ())
+    if not paths or differing(made_with | {"media": None}, as_json_values(settings) | {"media": None}):
+        return {}
+    entries = load_index(file, made_with)
+    keys = [(kind, tuple(path) if isinstance(path, list) else path) for kind, path in paths]
+    return {key: entry.media for key, entry in zip(keys, entries, strict=True) if entry.media}
+
+
 def _header_of(file: str | Path) -> dict[str, Any]:
     try:
         with epath.Path(file).open("r") as stream:
@@ -163,13 +182,15 @@ def differing(before: Any, after: Any, name: str = "") -> list[str]:
 _AGAIN = "remove it, and make it again with jvr1 index"
 
 
-def index_header(settings: Mapping[str, Any], lines: Sequence[str] | None = None, began: float | None = None) -> str:
-    """lines: of all entries, where they are known. began: when the first of their media was looked at, in seconds of
-    the epoch."""
+def index_header(
+    settings: Mapping[str, Any], lines: Sequence[str] | None = None, further: Mapping[str, Any] | None = None
+) -> str:
+    """lines: of all entries, where they are known. further: what else it says: `began`, when the first of the media was
+    looked at, in seconds of the epoch; `paths`, of probes, a `MediaKey` for each entry."""
     hashed = settings_hash(settings)
     whole: dict[str, Any] = {} if lines is None else {"entries": len(lines), "sha256": _sum(lines)}
-    whole |= {} if began is None else {"began": began}
-    told = {"jvr1_index": INDEX_FORMAT, "hash": hashed, **whole, "settings": as_json_values(settings)}
+    told = {"jvr1_index": INDEX_FORMAT, "hash": hashed, **whole, **(further or {})}
+    told["settings"] = as_json_values(settings)
     return json.dumps(told) + "\n"
 
 

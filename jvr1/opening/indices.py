@@ -7,11 +7,14 @@ run starts.
 
 from __future__ import annotations
 
+import glob
 import math
 import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -27,10 +30,14 @@ from jvr1.data.fitting import Padding, fit_training, in_buckets, need_of, paddin
 from jvr1.data.index import Again, Measure, build_index, only_probed, unprobed, with_seconds
 from jvr1.data.index_file import (
     IndexEntry,
+    MediaKey,
     began_at,
+    entry_line,
     file_stamp,
+    index_header,
     index_sum,
     load_index,
+    probed_media,
     save_index,
     settings_hash,
     with_places,
@@ -39,6 +46,7 @@ from jvr1.data.index_summary import keeps_them, summarise_index
 from jvr1.data.inspection import Finding, counted_lines, doubtful_rows, inspect_entries, inspect_records
 from jvr1.data.records import DATA_TYPES, Record, usable_records
 from jvr1.errors import UserError
+from jvr1.model.media import Probe
 from jvr1.opening.places import local_cache
 from jvr1.processes.peers import agree
 
@@ -159,21 +167,26 @@ def index_of(
     the file. All processes call it; the first makes it.
 
     A file's name carries the hash of the settings, so one made with others, or of other probes, is never taken; that of
-    probes carries the hash of the media, so that another text or solution probes nothing anew.
+    probes carries the hash of the media, so that another text or solution probes nothing anew, and further media are
+    probed alone.
     """
     file = str(epath.Path(config.data.root) / file)
     folder = epath.Path(config.data.index) if config.data.index else workdir / "index"
-    media = settings_hash({"media": [(record.data_type, record.path) for record in records]})
-    probing = {"media": media, "probed": PROBING, "max_decoded_mb": config.data.max_decoded_mb}
+    probing = {
+        "media": settings_hash({"media": _media_of(records)}),
+        "probed": PROBING,
+        "max_decoded_mb": config.data.max_decoded_mb,
+    }
     probes = folder / f"{epath.Path(file).stem}-media-{settings_hash(probing)}.jsonl"
     if jax.process_index() == 0:
         if probes.exists():
             _probe_again(probes, records, config, encoder, probing, again)
         else:
+            _take_over(probes, epath.Path(file).stem, records, probing, workdir)
             _make(probes, records, config, encoder, probing, only_probed, None, workdir)
     _wait_for(f"media {probes}")
     measuring = {"records": dict(stamp or file_stamp(file)), **settings.question_fields(config).told}
-    measuring |= probing | {"media": index_sum(str(probes))} | encoder.fingerprint()
+    measuring |= probing | {"probes": index_sum(str(probes))} | encoder.fingerprint()
     path = folder / f"{epath.Path(file).stem}-{settings_hash(measuring)}.jsonl"
     if not path.exists() and jax.process_index() == 0:
         known = _load(probes, probing, len(records))
@@ -213,7 +226,7 @@ def _probe_again(
         found = build_index(own, encoder.media, probing, only_probed, workers, None, *limits)
         for row, entry in zip(failed, found, strict=True):
             known[row] = replace(entry, row=row)
-        save_index(str(probes), known, probing, began)
+        save_index(str(probes), known, probing, {"began": began, "paths": _media_of(records)})
 
 
 def _differs(entry: IndexEntry, record: Record, media: MediaCache, since: float) -> bool:
@@ -222,6 +235,37 @@ def _differs(entry: IndexEntry, record: Record, media: MediaCache, since: float)
     if entry.cause == "missing":
         return all(media.written_since(path, -math.inf) for path in record.paths)
     return any(media.written_since(path, since) for path in record.paths)
+
+
+def _media_of(records: Sequence[Record]) -> list[MediaKey]:
+    return [(record.data_type, record.path) for record in records]
+
+
+def _partial_of(path: epath.Path, workdir: epath.Path) -> Path:
+    """Where an unfinished index lies."""
+    folder = local_cache(workdir)
+    folder.mkdir(parents=True, exist_ok=True)
+    return Path(folder / f"{path.name}.partial")
+
+
+def _take_over(
+    probes: epath.Path, stem: str, records: Sequence[Record], probing: Mapping[str, Any], workdir: epath.Path
+) -> None:
+    """Begins the probes of a file with what those of an earlier file of its name know of media that both have, so that
+    new ones alone are probed."""
+    partial = _partial_of(probes, workdir)
+    if partial.exists() or not probes.parent.exists():
+        return
+    known: dict[MediaKey, tuple[Probe, ...]] = {}
+    for kept in sorted(probes.parent.glob(f"{glob.escape(stem)}-media-*.jsonl"), key=lambda one: -one.stat().mtime):
+        with suppress(UserError):  # a damaged one is made anew when it is wanted
+            known = probed_media(str(kept), probing)
+        if known:
+            break
+    rows = [(row, key) for row, key in enumerate(_media_of(records)) if key in known]
+    lines = [entry_line(IndexEntry(row, known[key], 0, key[0], None)) for row, key in rows]
+    if lines:
+        partial.write_text("".join([index_header(probing, None, {"began": time.time()}), *lines]))
 
 
 def _make(
@@ -235,12 +279,12 @@ def _make(
     workdir: epath.Path,
 ) -> list[IndexEntry]:
     """An index file made, and its entries."""
-    partial = local_cache(workdir) / f"{path.name}.partial"
-    partial.parent.mkdir(parents=True, exist_ok=True)
+    partial = _partial_of(path, workdir)
     limits = config.data.timeout, config.data.max_decoded_mb
     workers = config.data.index_workers
     entries = build_index(records, encoder.media, made_with, measure, workers, partial, *limits, known)
-    save_index(str(path), entries, made_with, began_at(partial))
+    further: dict[str, Any] = {"paths": _media_of(records)} if measure is only_probed else {}
+    save_index(str(path), entries, made_with, further | {"began": began_at(partial)})
     partial.unlink()
     return entries
 

@@ -48,13 +48,16 @@ def test_probes_are_of_media_and_what_was_missing_is_looked_for_again(tmp_path, 
     assert kinds(own) == ["image", "missing"]
     os.rename(tmp_path / "a.png", tmp_path / "b.png")
     assert kinds(own, text="[ ]") == ["image", "missing"]  # a solution was corrected
+    Image.new("RGB", (56, 84)).save(tmp_path / "d.png")
+    more = [record(7, None, "text"), record(8, "d.png", "image"), *own, record(9, "a.png", "video")]
+    assert kinds(more) == ["text", "image", "image", "missing", "missing"]  # others were added
     (tmp_path / "late").symlink_to(tmp_path / "elsewhere")  # its files are older than the probes
     assert kinds(own, text="[ ]") == ["image", "missing"]
     assert kinds(own, "changed", text="[ ]") == ["image", "image"]
 
 
 def test_when_probing_began(tmp_path):
-    save_index(tmp_path / "a", [], {}, 5.0)
+    save_index(tmp_path / "a", [], {}, {"began": 5.0})
     save_index(tmp_path / "b", [], {})
     os.utime(tmp_path / "b", (7, 7))
     assert (began_at(tmp_path / "a"), began_at(tmp_path / "b")) == (5.0, 7.0)
