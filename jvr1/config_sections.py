@@ -148,7 +148,7 @@ class DataSettings:
     max_doubtful: float = setting(
         0.1,
         "Share of a file's records whose solution, options or chain of thought is doubtful (docs/your_data.md) before "
-        "a run refuses to start",
+        "a run refuses to start; kinds that data.modality leaves out do not count",
         least=0,
         most=1,
         resume="free",

@@ -1,8 +1,8 @@
 """What is wrong or doubtful in a question file: jvr1 check-data FILE [--root ROOT [--config FILE[:ARG]]] [--json]
 
 Each finding by record and field, counted by kind, with what to do about it. With --root the media are looked at too;
-with --config everything is measured as its run would, so that what fits no bucket is found, and the index is kept where
-the run finds it. Exit code 1 where a record could not be used or would be learned from in vain.
+with --config everything is measured as its run would, so that what fits no bucket is found, and the index is kept for
+runs. Exit code 1 where a record could not be used or would be learned from in vain.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ from jvr1.commands.index import (
     again_of,
     config_of_data,
     fields_of,
+    load_own_kinds,
     place_of,
+    taken_with,
     with_overrides,
 )
 from jvr1.data.cache import MediaCache
@@ -93,12 +95,6 @@ def at_their_places(findings: Sequence[Finding], places: Sequence[int]) -> list[
     return [replace(one, row=places[one.row]) for one in findings]
 
 
-def load_own_kinds(flags: argparse.Namespace) -> None:
-    """Puts the config's own problem kinds into the table."""
-    if flags.config:
-        config_of_data(flags)
-
-
 def probed(flags: argparse.Namespace, records: Mapping[int, Record]) -> list[IndexEntry]:
     """The media as they are, whatever a run makes of them."""
     media = MediaCache(flags.root, flags.cache, round(flags.cache_gb * 2**30))
@@ -118,12 +114,12 @@ def measured_for(flags: argparse.Namespace, records: Mapping[int, Record]) -> tu
     encoder = encoder_of(config, targets=flags.sft)
     file, own = place_of(flags.data), list(records.values())
     entries = index_of(file, own, config, encoder, epath.Path(config.data.index), told=False, again=again_of(flags))
-    questions = Questions(file, with_seconds(own, entries), entries, flags.sft)
-    if fits_buckets(config):
+    questions = Questions(file, with_seconds(own, entries), entries, flags.sft, list(records), fits_buckets(config))
+    if questions.fitted:
         with redirect_stdout(sys.stderr):  # stdout may be JSON
             fit_run(config, [questions], [], encoder)
     questions = in_buckets_of(questions, with_buckets(encoder, config))
-    return questions.entries, list(summary_lines(questions, [], config))
+    return questions.entries, [*summary_lines(questions, [], config), taken_with(config)]
 
 
 def options() -> Parser:

@@ -19,11 +19,11 @@ from ml_collections import ConfigDict
 from jvr1.command_line import Parser
 from jvr1.data.cache import MediaCache
 from jvr1.data.index import Again, VisualTokens, build_index
-from jvr1.data.index_file import as_json_values, file_stamp, save_index, settings_hash
+from jvr1.data.index_file import as_json_values, file_stamp, save_index, settings_hash, with_places
 from jvr1.data.index_summary import summarise_index
 from jvr1.data.inspection import counted_lines, inspect_records
 from jvr1.data.memory import MAX_DECODED_MB
-from jvr1.data.records import load_records
+from jvr1.data.records import usable_records
 from jvr1.data.rows import FieldMap, field_map
 from jvr1.errors import UserError, run_main
 from jvr1.model.families import TOKEN_PIXELS
@@ -55,7 +55,8 @@ def main(arguments: list[str] | None = None) -> None:
     )
     media = MediaCache(flags.root, flags.cache, round(flags.cache_gb * 2**30))
     fields = fields_of(flags)
-    records = load_records(flags.data, fields)
+    found = usable_records(flags.data, fields)
+    records = list(found.values())
     most = MAX_DECODED_MB if flags.max_decoded_mb is None else flags.max_decoded_mb
     settings = {"records": file_stamp(flags.data), "measure": as_json_values(measure.settings), "max_decoded_mb": most}
     settings |= fields.told
@@ -63,8 +64,8 @@ def main(arguments: list[str] | None = None) -> None:
     entries = build_index(records, media, settings, measure, flags.workers, partial, flags.timeout or TIMEOUT, most)
     save_index(out, entries, settings)
     partial.unlink(missing_ok=True)
-    print(summarise_index(entries))
-    for line in counted_lines(inspect_records(dict(enumerate(records)))):
+    print(summarise_index(with_places(entries, list(found))))
+    for line in counted_lines(inspect_records(found)):
         print(line)
     print(f"index: {out}")
 
@@ -84,15 +85,15 @@ def index_for(flags: argparse.Namespace) -> None:
         fit_run(config, [questions], [], encoder)
     questions = in_buckets_of(questions, with_buckets(encoder, config))
     print("\n".join(summary_lines(questions, findings_of(questions), config)))
-    print(f"runs take it with --config.data.index={config.data.index}")
+    print(taken_with(config))
 
 
 def config_of_data(flags: argparse.Namespace) -> ConfigDict:
-    """The config that the command line names, with its overrides, for files under --root. Raises UserError."""
+    """The config that the command line names, with its overrides, for files under --root, checked as a run checks it.
+    Raises UserError."""
     from jvr1 import config as settings
 
     config = settings.from_file(flags.config, flags.overrides)
-    load_kinds(config.data.kinds)
     config.data.root = flags.root
     if flags.workers is not None:
         config.data.index_workers = flags.workers
@@ -104,12 +105,25 @@ def config_of_data(flags: argparse.Namespace) -> ConfigDict:
         config.data.max_decoded_mb = flags.max_decoded_mb
     if flags.timeout is not None:
         config.data.timeout = flags.timeout
-    return config
+    return settings.check(config)
 
 
 def again_of(flags: argparse.Namespace) -> Again:
     """Which media that could not be used are probed again."""
     return "all" if flags.again else "changed"
+
+
+def load_own_kinds(flags: argparse.Namespace) -> None:
+    """Puts the config's own problem kinds into the table. Raises UserError."""
+    if flags.config:
+        from jvr1 import config as settings
+
+        load_kinds(settings.from_file(flags.config, flags.overrides).data.kinds)
+
+
+def taken_with(config: ConfigDict) -> str:
+    """What to tell of an index that was made for runs."""
+    return f"runs take it with --config.data.index={config.data.index}"
 
 
 def fields_of(flags: argparse.Namespace) -> FieldMap:

@@ -24,7 +24,7 @@ from typing import TypeVar
 from tqdm import tqdm
 
 from jvr1.command_line import Parser
-from jvr1.commands.index import add_config_options, fields_of, with_overrides
+from jvr1.commands.index import add_config_options, fields_of, load_own_kinds, with_overrides
 from jvr1.data.records import load_records, media_path
 from jvr1.data.rows import FieldMap
 from jvr1.errors import UserError, run_main
@@ -47,7 +47,8 @@ class Remote:
 
 def main(arguments: list[str] | None = None) -> None:
     flags = with_overrides(options(), arguments)
-    root = Path(flags.root)
+    root, fields = Path(flags.root), fields_of(flags)
+    load_own_kinds(flags)
     if flags.download:
         root.mkdir(parents=True, exist_ok=True)
         files = published_files(flags.parts)
@@ -60,9 +61,12 @@ def main(arguments: list[str] | None = None) -> None:
                     unpack(root / remote.path, flags.remove_zips)
     if not root.is_dir():
         raise UserError(f"{root} is no folder; name one with the published files, or fetch them with --download")
-    for archive in sorted(root.rglob("*.zip")):
-        if not is_unpacked(archive):
-            unpack(archive, flags.remove_zips)
+    archives = [archive for archive in sorted(root.rglob("*.zip")) if not is_unpacked(archive)]
+    if archives and not flags.download:
+        for name in flags.files:
+            load_records(root / name, fields)  # a mistake in them is told before hours of unpacking
+    for archive in archives:
+        unpack(archive, flags.remove_zips)
     found = [root / name for name in flags.files or RECORDS if flags.files or (root / name).exists()]
     if not found:
         raise UserError(
@@ -70,7 +74,7 @@ def main(arguments: list[str] | None = None) -> None:
             "--download"
         )
     for file in found:
-        print(what_is_there(file, root, fields_of(flags)), flush=True)
+        print(what_is_there(file, root, fields), flush=True)
         if not flags.skip_index:
             command: list[str | Path] = [sys.executable, "-m", "jvr1", "index", file.resolve(), "--root", root]
             if flags.config:

@@ -70,7 +70,7 @@ class MediaCache:
             yield Path(source)
             return
         pin = self._folder("pins") / f"{os.getpid()}-{uuid.uuid4().hex}{source.suffix}"
-        kept = self._folder("files") / f"{hashlib.sha256(str(source).encode()).hexdigest()}{source.suffix}"
+        kept = self._kept(source)
         try:
             try:
                 os.utime(kept)  # the time of last use; before linking, for a pin with an old time counts as left behind
@@ -80,6 +80,15 @@ class MediaCache:
             yield pin
         finally:
             pin.unlink(missing_ok=True)
+
+    def forget(self, path: str) -> None:
+        """Drops the copy of a remote medium that may have changed since."""
+        if is_remote(self.root):
+            with suppress(UserError):
+                self._kept(media_path(self.root, path)).unlink(missing_ok=True)
+
+    def _kept(self, source: epath.Path) -> Path:
+        return self._folder("files") / f"{hashlib.sha256(str(source).encode()).hexdigest()}{source.suffix}"
 
     def _folder(self, name: str) -> Path:
         folder = Path(str(self.folder)) / name

@@ -20,7 +20,7 @@ from jvr1.setting import setting
 PROMPT_STEP = 64
 MAX_SHAPES = 200
 WORTHWHILE = 0.02
-_FINE, _TRIED, _SWEEPS = 32, 40, 6
+_FINE, _TRIED, _SWEEPS, _WIDE = 32, 40, 6, 16
 ShapeTable: TypeAlias = Int64[np.ndarray, "... 5"]
 
 
@@ -28,7 +28,8 @@ ShapeTable: TypeAlias = Int64[np.ndarray, "... 5"]
 class AutoSettings:
     completion: int = setting(
         768,
-        "C of the buckets; of train_sft the most tokens of an answer, and C the longest answer's within it",
+        "Completion tokens (C) of the buckets; of train_sft the most tokens of an answer, and C the longest answer's "
+        "within it",
         least=1,
     )
     prompt: int = setting(32768, "Most prompt tokens, visual ones with them; longer ones are dropped", least=1)
@@ -131,7 +132,7 @@ _K, _F, _W, _P, _N = range(5)
 def fit_buckets(needs: Sequence[Need], completion: int, units: int, most: int = MAX_BUCKETS) -> tuple[Bucket, ...]:
     """At most `most` buckets that hold all needs, the largest first: what lacks memory fails at once.
 
-    ShapeTable of one kind are merged pair by pair, always the pair that adds the fewest token slots over all questions,
+    Shapes of one kind are merged pair by pair, always the pair that adds the fewest token slots over all questions,
     until there are few enough and another merge would add more than 2%. units: merged tokens a window.
     """
     table = _merged(_coarse(_table(Counter(needs)), PROMPT_STEP), units, most, lambda _: True)
@@ -172,11 +173,17 @@ def _sizes(buckets: Sequence[Bucket]) -> ShapeTable:
 
 
 def _coarse(table: ShapeTable, step: int) -> ShapeTable:
-    """Few enough shapes, prompts rounded up to `step` or a multiple of it; coarse steps round the clip as well."""
+    """Few enough shapes, prompts rounded up to `step` or a multiple of it; coarse steps round the clip as well,
+    coarser ones its windows, both within what the largest of their kind needs."""
     first = step
+    most = np.zeros((len(MEDIA_KINDS), _N), np.int64)
+    np.maximum.at(most, table[:, _K], table[:, :_N])
     while True:
         rounded = table.copy()
         rounded[:, _F] = _up(table[:, _F], step // first)
+        if step > _WIDE * first:
+            rounded[:, _W] = _up(table[:, _W], step // (_WIDE * first))
+            rounded[:, [_F, _W]] = np.minimum(rounded[:, [_F, _W]], most[table[:, _K]][:, [_F, _W]])
         rounded[:, _P] = _up(table[:, _P], step)
         shapes, place = np.unique(rounded[:, [_K, _F, _W, _P]], axis=0, return_inverse=True)
         if len(shapes) <= MAX_SHAPES:

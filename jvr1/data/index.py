@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -157,7 +158,7 @@ def build_index(
         tqdm(total=len(records), initial=len(done), unit="record", desc=word, mininterval=1.0) as bar,
     ):
         if not begun:
-            journal.write(index_header(settings))
+            journal.write(index_header(settings, None, {"began": time.time()}))
         for entries in _in_helpers(_Prober(media, measure, max_decoded_mb), records, jobs, workers, timeout, known):
             for entry in entries:
                 done[entry.row] = entry

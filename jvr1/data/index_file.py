@@ -6,9 +6,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass, is_dataclass
+from dataclasses import asdict, astuple, dataclass, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from etils import epath
 
@@ -40,6 +40,11 @@ class IndexEntry:
         return self.error.partition(":")[0] if self.error else None
 
 
+def with_places(entries: Sequence[IndexEntry], places: Sequence[int]) -> list[IndexEntry]:
+    """Entries of usable records numbered as these stand in their file, for those who read it."""
+    return [replace(entry, row=place) for entry, place in zip(entries, places, strict=True)]
+
+
 def as_json_values(value: Any) -> Any:
     """A setting as JSON values: dataclasses become objects, tuples lists, anything else its text."""
     return json.loads(json.dumps(value, default=_plain, sort_keys=True))
@@ -49,10 +54,18 @@ def _plain(value: Any) -> Any:
     return asdict(value) if is_dataclass(value) and not isinstance(value, type) else str(value)
 
 
+def is_kept_result(name: str) -> bool:
+    """Whether a file beside a dataset's own is what `datasets` computed of it: it comes and goes as it is used."""
+    return name.startswith("cache-") and name.endswith(".arrow")
+
+
 def file_stamp(file: str | Path) -> dict[str, Any]:
-    """Size and hash of a file's content, for the settings of an index; of a folder, of the files in it by name."""
+    """Size and hash of a file's content, for the settings of an index; of a folder, of the files in it by name,
+    but what `datasets` keeps of its results there."""
     digest, size, path = hashlib.sha256(), 0, epath.Path(file)
-    parts = sorted(each for each in path.iterdir() if not each.is_dir()) if path.is_dir() else [path]
+    parts = [path]
+    if path.is_dir():
+        parts = sorted(each for each in path.iterdir() if not (each.is_dir() or is_kept_result(each.name)))
     for part in parts:
         if part != path:
             digest.update(part.name.encode() + b"\0")
@@ -67,14 +80,19 @@ def settings_hash(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(as_json_values(settings), sort_keys=True).encode()).hexdigest()[:16]
 
 
-def save_index(file: str | Path, entries: Sequence[IndexEntry], settings: Mapping[str, Any]) -> None:
-    """Writes an index, local or gs://; a local file appears whole or not at all."""
+def save_index(
+    file: str | Path,
+    entries: Sequence[IndexEntry],
+    settings: Mapping[str, Any],
+    further: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes an index, local or gs://; a local file appears whole or not at all. further: as of `index_header`."""
     target = epath.Path(file)
     staged = target if "://" in str(file) else target.with_name(target.name + ".tmp")
     target.parent.mkdir(parents=True, exist_ok=True)
     lines = [entry_line(entry) for entry in entries]
     with staged.open("w") as stream:
-        stream.write(index_header(settings, lines))
+        stream.write(index_header(settings, lines, further))
         for line in lines:
             stream.write(line)
     if staged != target:
@@ -101,7 +119,7 @@ def load_index(file: str | Path, settings: Mapping[str, Any]) -> list[IndexEntry
                 raise UserError(f"{file} is damaged: its entries are not those that were written; {_AGAIN}")
             return [_entry(line) for line in lines]
     except FileNotFoundError:
-        raise UserError(f"there is no index {file}; make it with jvr1 index") from None
+        raise _no_index(file) from None
     except UserError:
         raise
     except (ValueError, TypeError):
@@ -112,11 +130,45 @@ def load_index(file: str | Path, settings: Mapping[str, Any]) -> list[IndexEntry
 
 def index_sum(file: str | Path) -> str:
     """The hash of an index's entries, as it says itself. Raises UserError for what is none."""
-    with epath.Path(file).open("r") as stream:
-        header = _read_header(stream.readline())
+    return str(_header_of(file).get("sha256"))
+
+
+def began_at(file: str | Path) -> float:
+    """When the first look at the media of an index was taken, in seconds of the epoch; not after it was written. Raises
+    UserError for what is none."""
+    written = float(epath.Path(file).stat().mtime)
+    return min(float(_header_of(file).get("began", written)), written)
+
+
+MediaKey: TypeAlias = tuple[str, str | tuple[str, ...] | None]
+"""(data type, path) of a record."""
+
+
+def probed_media(file: str | Path, settings: Mapping[str, Any]) -> dict[MediaKey, tuple[Probe, ...]]:
+    """What an index of probes knows of media that could be used, by the `paths` of its header. Empty where it was made
+    with other settings than these, the `media` apart. Raises UserError for what is damaged or none."""
+    header = _header_of(file)
+    made_with, paths = header["settings"], header.get("paths", ())
+    if not paths or differing(made_with | {"media": None}, as_json_values(settings) | {"media": None}):
+        return {}
+    entries = load_index(file, made_with)
+    keys = [(kind, tuple(path) if isinstance(path, list) else path) for kind, path in paths]
+    return {key: entry.media for key, entry in zip(keys, entries, strict=True) if entry.media}
+
+
+def _header_of(file: str | Path) -> dict[str, Any]:
+    try:
+        with epath.Path(file).open("r") as stream:
+            header = _read_header(stream.readline())
+    except FileNotFoundError:
+        raise _no_index(file) from None
     if header is None:
         raise UserError(f"{file} is no index of this version; remove it, and make one with jvr1 index")
-    return str(header.get("sha256"))
+    return header
+
+
+def _no_index(file: str | Path) -> UserError:
+    return UserError(f"there is no index {file}; make it with jvr1 index")
 
 
 def differing(before: Any, after: Any, name: str = "") -> list[str]:
@@ -130,13 +182,16 @@ def differing(before: Any, after: Any, name: str = "") -> list[str]:
 _AGAIN = "remove it, and make it again with jvr1 index"
 
 
-def index_header(settings: Mapping[str, Any], lines: Sequence[str] | None = None) -> str:
-    """lines: of all entries, where they are known."""
+def index_header(
+    settings: Mapping[str, Any], lines: Sequence[str] | None = None, further: Mapping[str, Any] | None = None
+) -> str:
+    """lines: of all entries, where they are known. further: what else it says: `began`, when the first of the media was
+    looked at, in seconds of the epoch; `paths`, of probes, a `MediaKey` for each entry."""
     hashed = settings_hash(settings)
-    whole = {} if lines is None else {"entries": len(lines), "sha256": _sum(lines)}
-    return (
-        json.dumps({"jvr1_index": INDEX_FORMAT, "hash": hashed, **whole, "settings": as_json_values(settings)}) + "\n"
-    )
+    whole: dict[str, Any] = {} if lines is None else {"entries": len(lines), "sha256": _sum(lines)}
+    told = {"jvr1_index": INDEX_FORMAT, "hash": hashed, **whole, **(further or {})}
+    told["settings"] = as_json_values(settings)
+    return json.dumps(told) + "\n"
 
 
 def _sum(lines: Sequence[str]) -> str:

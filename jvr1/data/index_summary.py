@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from jvr1.data.batch import BUCKET_AXES, Bucket
+from jvr1.data.batch import BUCKET_AXES, MAX_BUCKETS, Bucket
 from jvr1.data.fitting import Misfit, misfits, round_prompt
 from jvr1.data.index_file import IndexEntry
 
@@ -100,26 +100,37 @@ def summarise_index(entries: Sequence[IndexEntry], prompt_lengths: Mapping[str, 
 
 
 def keeps_them(
-    summary: IndexSummary, buckets: Sequence[Bucket], most_prompt: int, most_completion: int
+    summary: IndexSummary,
+    buckets: Sequence[Bucket],
+    most_prompt: int,
+    most_completion: int,
+    *,
+    drawn: Collection[str],
+    fitted: bool,
+    trained: bool,
 ) -> Iterator[str]:
     """Which override would keep what fits no bucket, a line each. most_prompt, most_completion: what buckets that are
-    fitted may have."""
-    needs = [one.held_by for found in summary.misfits.values() for one in found]
-    kinds = {cause.split()[1] for cause in summary.dropped if re.fullmatch(r"no \w+ bucket", cause)}
-    for kind in sorted({need.kind for need in needs}):
+    fitted may have. drawn: kinds that a run asks for. fitted: whether the buckets were fitted, so that nothing but
+    these bounds is to be raised. trained: whether answers are learned; else completions stay as long as they may be
+    now."""
+    needs = [one.held_by for found in summary.misfits.values() for one in found if one.kind in drawn]
+    lacking = {cause.split()[1] for cause in summary.dropped if re.fullmatch(r"no \w+ bucket", cause)}
+    kinds = {need.kind for need in needs} | {kind for kind in lacking if kind in drawn}
+    longest = max((b.completion for b in buckets), default=most_completion)
+    for kind in sorted({need.kind for need in needs}) if len(buckets) < MAX_BUCKETS and not fitted else ():
         own = [need for need in needs if need.kind == kind]
         steps, windows, prompt, completion = (max(getattr(n, side) for n in own) for side in BUCKET_AXES)
         completion = max(completion, *(b.completion for b in buckets if b.kind == kind))
         row = (kind, steps, windows, round_prompt(prompt), completion)
         yield f"  one bucket more would hold those of kind {kind}: {row}"
-    if needs or kinds:
-        kinds |= {need.kind for need in needs}
-        beside = [
-            f" --config.data.auto.{name}={needed}"
-            for name, needed, most in (
-                ("prompt", max((n.prompt for n in needs), default=0), most_prompt),
-                ("completion", max((n.completion for n in needs), default=0), most_completion),
-            )
-            if needed > most
-        ]
-        yield f"  --config.data.buckets=auto{''.join(beside)} keeps all of kind {', '.join(sorted(kinds))}"
+    if not kinds:
+        return
+    overrides = [] if fitted else ["--config.data.buckets=auto"]
+    if (prompt := max((n.prompt for n in needs), default=0)) > most_prompt:
+        overrides.append(f"--config.data.auto.prompt={prompt}")
+    if trained and (completion := max((n.completion for n in needs), default=0)) > most_completion:
+        overrides.append(f"--config.data.auto.completion={completion}")
+    elif not trained and not fitted and longest != most_completion:
+        overrides.append(f"--config.data.auto.completion={longest}")
+    if overrides:
+        yield f"  {' '.join(overrides)} keeps all of kind {', '.join(sorted(kinds))}"

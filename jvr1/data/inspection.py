@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from jvr1.data.batch import MISFIT
 from jvr1.data.index_file import IndexEntry
-from jvr1.data.records import Fault, Record
+from jvr1.data.records import DATA_TYPES, Fault, Record
 from jvr1.model.media import Probe
 from jvr1.problems.answers import final_answer, first_answer
 from jvr1.problems.grounding import time_spans
@@ -39,7 +39,8 @@ class Finding:
     @property
     def fix(self) -> str:
         """What to do about it."""
-        known = FIXES.get(self.what) or MEDIA_FIXES.get(self.cause) or FIELD_FIXES.get(self.field)
+        own = LENGTH_FIXES if self.what == TOO_LONG else MEDIA_FIXES
+        known = own.get(self.cause) or FIXES.get(self.what) or FIELD_FIXES.get(self.field)
         return known or f"write it as {GUIDE} shows"
 
     @property
@@ -62,7 +63,8 @@ class Finding:
         return {name: getattr(self, name) for name in names}
 
 
-NO_TAGS, EMPTY, NO_VALUE = "stands without <answer> tags", "has an empty answer", "is no value"
+NO_TAGS, NO_END = "stands without <answer> tags", "has no </answer>"
+EMPTY, NO_VALUE = "has an empty answer", "is no value"
 NO_LETTERS, MIXED_LETTERS = "have no letters", "have letters out of order"
 NO_OPTIONS, SAME_OPTIONS = "are none, and the question lists none", "say the same twice"
 NO_THOUGHT, ANSWERED_THOUGHT = "stands without <think> tags", "holds an answer"
@@ -74,9 +76,11 @@ _HARMLESS = frozenset((SAME_ID, NO_PROCESS, AFTER))
 
 FIXES: Mapping[str, str] = {
     NO_TAGS: 'write it as "<answer>B</answer>"',
+    NO_END: 'write it as "<answer>B</answer>"',
     EMPTY: "write what is right between <answer> and </answer>, or leave the record out",
     NO_VALUE: "write the right answer, or leave the record out",
     "names no option": "name one of `options` by its letter, as in <answer>B</answer>",
+    "names several options": 'name one, or make it "multiple choice, several answers"',
     "names a letter that is no option": "name a letter that `options` have, or add the option that is missing",
     "is not one number": 'write one number in digits ("12", not "twelve" or "5-7"), or make it free-form',
     "is no interval": 'write a start before its end, "[12.5, 17.0]", in the unit that `time_unit` says',
@@ -89,7 +93,7 @@ FIXES: Mapping[str, str] = {
     NO_THOUGHT: 'write it as "<think> ... </think>", both tags once',
     ANSWERED_THOUGHT: "leave <answer> tags to `solution`, which is learned after it",
     SAME_ID: "number the records anew: rollouts and reports name them by it",
-    NO_PROCESS: "give it one (jvr1.annotate writes chains of thought), or train the rest apart",
+    NO_PROCESS: "give it one (jvr1 annotate writes chains of thought), or train the rest apart",
     BEYOND: "seconds count from the clip's start (of a record with `start`, from there); correct them",
     AFTER: "set `end` to the video's length or leave it out",
     TOO_LONG: "data.buckets=auto, or a larger bucket; or fewer frames or pixels (data.video, data.video_pixels)",
@@ -99,9 +103,14 @@ FIXES: Mapping[str, str] = {
 """What is wrong -> what to do."""
 FIELD_FIXES: Mapping[str, str] = {
     "path": "mend the file, or leave the record out",
-    "data_type": "add a bucket of this kind, or data.buckets=auto",
 }
 """The same where the field alone says it."""
+LENGTH_FIXES: Mapping[str, str] = {
+    "too many completion tokens": "a bucket with a longer completion, or data.buckets=auto with a higher "
+    "data.auto.completion; or shorten its `process`",
+    **{f"no {kind} bucket": "add a bucket of this kind, or data.buckets=auto" for kind in DATA_TYPES},
+}
+"""What the buckets lack -> what to do, where more is to be said than for all of them."""
 MEDIA_FIXES: Mapping[str, str] = {
     "missing": "put the file there, or correct the path, which starts from the media root",
     "not-an-image": "set data_type to what the file is",
@@ -124,7 +133,8 @@ _NO_VALUE = re.compile(r"[-+]?(?:nan|inf(?:inity)?|none|null|n/a)", re.I)
 def gold_doubt(record: Record) -> str | None:
     """What is wrong with a record's solution; None where nothing is."""
     if not first_answer(record.solution):
-        return EMPTY if "<answer>" in record.solution else NO_TAGS
+        _, opened, rest = record.solution.partition("<answer>")
+        return NO_TAGS if not opened else EMPTY if "</answer>" in rest else NO_END
     gold = final_answer(record.solution)
     if _NO_VALUE.fullmatch(gold):
         return NO_VALUE

@@ -50,6 +50,8 @@ _DECODER = json.JSONDecoder(parse_int=_integer)
 
 
 def _lines(start: str, stream: io.TextIOBase, file: str | Path) -> Iterator[Any]:
+    within: str | None = None
+    first: list[Any] = []  # held back while it may be the whole file, with the records within
     for number, line in enumerate(stream, 1):
         line, start = start + line, ""
         if not line.strip():
@@ -63,9 +65,14 @@ def _lines(start: str, stream: io.TextIOBase, file: str | Path) -> Iterator[Any]
                 if wrapped
                 else UserError(f"{file}: line {number} is not a JSON object: {error}")
             ) from None
-        if number == 1 and (wrapped := _list_within(line)):
-            raise _wrapper(file, wrapped)
+        if number == 1 and (within := _list_within(line)):
+            first = [item]
+            continue
+        yield from first
+        first = []
         yield item
+    if first and within:
+        raise _wrapper(file, within)
 
 
 def _list_within(text: str) -> str | None:

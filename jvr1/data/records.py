@@ -77,8 +77,13 @@ class DamagedTextError(UserError):
 
 
 def load_records(file: str | Path, fields: FieldMap | None = None) -> list[Record]:
-    """All records of a file (`data.rows`), local or gs://, but those whose text is damaged: these are left out, and the
-    first few named on stderr. fields: what the file calls them.
+    """`usable_records` without their places."""
+    return list(usable_records(file, fields).values())
+
+
+def usable_records(file: str | Path, fields: FieldMap | None = None) -> dict[int, Record]:
+    """All records of a file (`data.rows`), local or gs://, by their places in it, but those whose text is damaged:
+    these are left out, and the first few named on stderr. fields: what the file calls them.
 
     Raises UserError that names the file and, one line each, the index and field of the first few faulty records.
     """
@@ -90,7 +95,7 @@ def load_records(file: str | Path, fields: FieldMap | None = None) -> list[Recor
         raise UserError("\n".join(left_out))
     for line in left_out:
         print(f"left out: {line}", file=sys.stderr)
-    return list(records.values())
+    return records
 
 
 def _told(file: str | Path, faults: list[Fault]) -> list[str]:
@@ -130,6 +135,8 @@ def parse_record(raw: Any) -> Record:
     if not isinstance(raw, dict):
         raise UserError(f"is {_kind(raw)} where an object with fields is expected")
     problem_id = raw.get("problem_id")
+    if isinstance(problem_id, float) and problem_id.is_integer():  # as tables have them where some row has none
+        problem_id = int(problem_id)
     if isinstance(problem_id, bool) or not isinstance(problem_id, int | str):
         raise UserError(f"field 'problem_id' must be a number or a string, got {_kind(problem_id)}")
     # MVBench's for videos that come as frames; its evaluation file names the video made of them

@@ -5,6 +5,8 @@ JSON and JSONL by `json_file`; Parquet, and folders that `datasets` saved to dis
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -13,6 +15,7 @@ from typing import Any
 
 from etils import epath
 
+from jvr1.data.index_file import is_kept_result
 from jvr1.data.json_file import json_values
 from jvr1.errors import UserError, shown
 
@@ -39,13 +42,20 @@ class FieldMap:
 
     def __call__(self, raw: Any, number: int) -> Any:
         """A record under our names. Of a renamed field texts are made where texts are needed: numbers are written out,
-        a `solution` gets <answer> tags and a `process` <think> tags where it has none. Without `problem_id` it is the
-        record's number."""
+        a `solution` gets <answer> tags and a `process` <think> tags where it has none. A value of the file goes before
+        one that all records have, one under the file's name before one under ours; null is no value. Without
+        `problem_id` it is the record's number."""
         if not self.told or not isinstance(raw, dict):
             return raw
+        raw = {name: value for name, value in raw.items() if value is not None}
         found = {name: value for name, value in raw.items() if name not in {theirs for _, theirs in self.taken}}
         found |= {ours: _as_ours(ours, raw[theirs]) for ours, theirs in self.taken if theirs in raw}
         return {"problem_id": number} | dict(self.given) | found
+
+    @property
+    def media_column(self) -> str:
+        """What the file calls `path`."""
+        return dict(self.taken).get("path", "path")
 
 
 def field_map(pairs: Iterable[str]) -> FieldMap:
@@ -81,7 +91,7 @@ def _parted(pair: str) -> tuple[str, str, str]:
 def _as_ours(field: str, value: Any) -> Any:
     if field == "options" and isinstance(value, list):
         return [option if isinstance(option, str) else str(option) for option in value]
-    if field not in ("solution", "process", "problem", "data_source") or value is None:
+    if field not in ("solution", "process", "problem", "data_source"):
         return value
     text = value if isinstance(value, str) else str(value)
     if field == "solution" and "<answer>" not in text and text.strip():
@@ -95,8 +105,8 @@ def raw_rows(file: str | Path, fields: FieldMap | None = None) -> Iterator[Any]:
     """The records of a file one by one, under our names, unchecked. Raises UserError."""
     path = epath.Path(file)
     parts = parts_of(path)
-    values = json_values(file) if parts is None else _table_rows(parts)
     fields = fields or FieldMap()
+    values = json_values(file) if parts is None else _table_rows(parts, fields.media_column)
     for number, raw in enumerate(values):
         yield fields(raw, number)
 
@@ -107,18 +117,38 @@ def raw_rows(file: str | Path, fields: FieldMap | None = None) -> Iterator[Any]:
 def parts_of(path: epath.Path) -> list[epath.Path] | None:
     """The files of a table: Parquet, a folder of it, or one that `datasets` saved; None where `path` is anything else.
     Raises UserError for a folder of several splits."""
-    if path.suffix in TABLES:
-        return [path] if not path.is_dir() else parts_of(path / "")
     if not path.is_dir():
-        return None
+        return [path] if path.suffix in TABLES else None
     if (path / "dataset_dict.json").exists():
         splits = ", ".join(sorted(each.name for each in path.iterdir() if each.is_dir()))
         raise UserError(f"{path} holds the splits {splits}; name one of these folders")
-    found = sorted(each for each in path.iterdir() if each.suffix in TABLES)
+    if saved := _saved_parts(path):
+        return saved
+    found = sorted(each for each in path.iterdir() if each.suffix in TABLES and not is_kept_result(each.name))
+    prefixes = sorted({told[1] or told[2] for told in (_SPLIT.match(each.name) for each in found) if told})
+    if len(prefixes) > 1:
+        raise UserError(
+            f"{path} holds files of the splits {', '.join(prefixes)}; name one file, or part them by folders"
+        )
     return found or None
 
 
-def _table_rows(parts: Iterable[epath.Path]) -> Iterator[dict[str, Any]]:
+_SPLIT = re.compile(r"(.+)-\d{5}-of-\d{5}\.|(train|test|validation|valid|val|dev|eval)(?![a-zA-Z])")
+"""A split as the hub's files are named by it."""
+
+
+def _saved_parts(path: epath.Path) -> list[epath.Path]:
+    """The files that a dataset saved to disk says it has; none where it says nothing. Raises UserError."""
+    state = path / "state.json"
+    if not state.exists():
+        return []
+    try:
+        return [path / str(one["filename"]) for one in json.loads(state.read_text()).get("_data_files") or ()]
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise UserError(f"{state} is damaged: it does not name the files of the dataset; save it again") from None
+
+
+def _table_rows(parts: Iterable[epath.Path], media_column: str) -> Iterator[dict[str, Any]]:
     try:
         import pyarrow as arrow
     except ImportError:
@@ -127,7 +157,7 @@ def _table_rows(parts: Iterable[epath.Path]) -> Iterator[dict[str, Any]]:
         try:
             with ExitStack() as opened:
                 for batch in _batches(part, opened):
-                    yield from _rows_of(batch, part)
+                    yield from _rows_of(batch, part, media_column)
         except FileNotFoundError:
             raise UserError(f"{part} does not exist") from None
         except (arrow.ArrowException, OSError) as error:
@@ -145,12 +175,10 @@ def _batches(part: epath.Path, opened: ExitStack) -> Iterator[Any]:
             yield batch.select([f.name for f in batch.schema if not _bytes(f.type, arrow)])
         return
     table = opened.enter_context(parquet.ParquetFile(stream))
-    columns = []
-    for field in table.schema_arrow:
-        if arrow.types.is_struct(field.type) and any(_bytes(inner.type, arrow) for inner in field.type):
-            columns += [f"{field.name}.{inner.name}" for inner in field.type if not _bytes(inner.type, arrow)]
-        elif not _bytes(field.type, arrow):
-            columns.append(field.name)
+    leaves = [table.schema.column(number) for number in range(len(table.schema))]  # of structs and lists too
+    columns = [
+        leaf.path for leaf in leaves if "BYTE_ARRAY" not in leaf.physical_type or leaf.logical_type.type != "NONE"
+    ]
     yield from table.iter_batches(columns=columns)
 
 
@@ -158,15 +186,19 @@ def _bytes(kind: Any, arrow: Any) -> bool:
     return arrow.types.is_binary(kind) or arrow.types.is_large_binary(kind) or arrow.types.is_fixed_size_binary(kind)
 
 
-def _rows_of(batch: Any, part: epath.Path) -> Iterator[dict[str, Any]]:
+def _rows_of(batch: Any, part: epath.Path, media_column: str) -> Iterator[dict[str, Any]]:
+    """Of media their paths are taken. Raises UserError where the record's own have none."""
     for row in batch.to_pylist():
         for name, value in row.items():
-            if isinstance(value, dict) and "path" in value and value.keys() <= {"path", "bytes"}:
-                if value["path"] is None:
+            several = isinstance(value, list) and bool(value)
+            media = value if several else [value]
+            if all(isinstance(one, dict) and "path" in one and one.keys() <= {"path", "bytes"} for one in media):
+                paths = [one["path"] for one in media]
+                if None in paths and name == media_column:
                     raise UserError(
                         f"{part}: column {shown(name)} holds the media themselves; write them to files and name these"
                     )
-                row[name] = value["path"]
+                row[name] = None if None in paths else paths if several else paths[0]
         yield {name: _jsonable(value) for name, value in row.items() if value is not None}
 
 

@@ -1,15 +1,20 @@
 """The questions of a run: read, their media probed and measured before or now, put into buckets, and judged.
 
-Two files are kept of a question file: what probing said of its media, which nothing but the files changes, and what its
+Two files are kept of a question file: what probing said of its media, which nothing but these changes, and what its
 records measure with the config's sampling, sizes, tokenizer and template. Buckets are chosen from the second whenever a
 run starts.
 """
 
 from __future__ import annotations
 
+import glob
+import math
+import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -19,14 +24,29 @@ from ml_collections import ConfigDict
 
 from jvr1 import config as settings
 from jvr1.data.batch import Bucket, Need
+from jvr1.data.cache import MediaCache
 from jvr1.data.encode import Encoder
 from jvr1.data.fitting import Padding, fit_training, in_buckets, need_of, padding_of
 from jvr1.data.index import Again, Measure, build_index, only_probed, unprobed, with_seconds
-from jvr1.data.index_file import IndexEntry, file_stamp, index_sum, load_index, save_index, settings_hash
+from jvr1.data.index_file import (
+    IndexEntry,
+    MediaKey,
+    began_at,
+    entry_line,
+    file_stamp,
+    index_header,
+    index_sum,
+    load_index,
+    probed_media,
+    save_index,
+    settings_hash,
+    with_places,
+)
 from jvr1.data.index_summary import keeps_them, summarise_index
 from jvr1.data.inspection import Finding, counted_lines, doubtful_rows, inspect_entries, inspect_records
-from jvr1.data.records import DATA_TYPES, Record, load_records
+from jvr1.data.records import DATA_TYPES, Record, usable_records
 from jvr1.errors import UserError
+from jvr1.model.media import Probe
 from jvr1.opening.places import local_cache
 from jvr1.processes.peers import agree
 
@@ -35,13 +55,16 @@ PROBING = 1
 
 
 class Questions(NamedTuple):
-    """A question file: its records, with the lengths of their clips, and their entries in the index. trained: whether
-    its rows carry the answer to learn."""
+    """A question file: its usable records, with the lengths of their clips, and their entries in the index. trained:
+    whether its rows carry the answer to learn. places: where the records stand in the file. fitted: whether buckets are
+    made for them."""
 
     file: str
     records: list[Record]
     entries: list[IndexEntry]
     trained: bool
+    places: list[int]
+    fitted: bool
 
 
 def measure_questions(
@@ -49,27 +72,33 @@ def measure_questions(
 ) -> Questions:
     """A file (relative to data.root) read and measured, its records in no buckets yet. again: as of `index_of`. All
     processes call it. Raises UserError."""
-    records = load_records(str(epath.Path(config.data.root) / file), settings.question_fields(config))
+    found = usable_records(str(epath.Path(config.data.root) / file), settings.question_fields(config))
+    records = list(found.values())
     entries = index_of(file, records, config, encoder, workdir, told=False, again=again)
-    return Questions(file, with_seconds(records, entries), entries, encoder.targets)
+    return Questions(file, with_seconds(records, entries), entries, encoder.targets, list(found), not encoder.buckets)
 
 
 def put_in_buckets(
     questions: Questions, config: ConfigDict, encoder: Encoder, kinds: Collection[str] = DATA_TYPES
 ) -> Questions:
     """The same in the encoder's buckets, with a summary on stdout of what is dropped or doubtful. kinds: of
-    media of the records that are asked for. Raises UserError where too many are dropped (`data.max_dropped`) or
-    doubtful (`data.max_doubtful`)."""
+    media of the records that are asked for. Raises UserError where too many of these are dropped (`data.max_dropped`)
+    or doubtful (`data.max_doubtful`)."""
     there = in_buckets_of(questions, encoder)
     findings, entries = findings_of(there), there.entries
     if jax.process_index() == 0:
-        print("\n".join(summary_lines(there, findings, config, listed=False)), flush=True)
-    asked = [e for e, r in zip(entries, questions.records, strict=True) if r.data_type in kinds]
-    lost = Counter(str(entry.cause) for entry in asked if entry.bucket is None)
+        print("\n".join(summary_lines(there, findings, config, kinds, listed=False)), flush=True)
+        if config.data.index and any(map(unprobed, there.records, entries)):
+            print(
+                "  data.index is set: media that were mended are probed again by jvr1 index, not by a run", flush=True
+            )
+    asked = {place: e for place, e, r in zip(there.places, entries, there.records, strict=True) if r.data_type in kinds}
+    lost = Counter(str(entry.cause) for entry in asked.values() if entry.bucket is None)
     _refuse_above(config, "max_dropped", "dropped", questions.file, lost.total(), len(asked), lost)
-    doubtful = Counter(f"{f.field} {f.what}" for f in findings if f.counted)
-    rows = len(doubtful_rows(findings))
-    _refuse_above(config, "max_doubtful", "doubtful", questions.file, rows, len(entries), doubtful)
+    own = [one for one in findings if one.row in asked]
+    doubtful = Counter(f"{f.field} {f.what}" for f in own if f.counted)
+    rows = len(doubtful_rows(own))
+    _refuse_above(config, "max_doubtful", "doubtful", questions.file, rows, len(asked), doubtful)
     return there
 
 
@@ -79,22 +108,30 @@ def in_buckets_of(questions: Questions, encoder: Encoder) -> Questions:
 
 
 def summary_lines(
-    questions: Questions, findings: Sequence[Finding], config: ConfigDict, *, listed: bool = True
+    questions: Questions,
+    findings: Sequence[Finding],
+    config: ConfigDict,
+    kinds: Collection[str] | None = None,
+    *,
+    listed: bool = True,
 ) -> Iterator[str]:
     """What became of a file's records in the config's buckets: kept, dropped, why and what would keep them; what is
-    doubtful of those kept. listed: with the buckets and their padding."""
+    doubtful of those kept. kinds: that are asked for; None: those that the config draws. listed: with the buckets and
+    their padding."""
+    drawn = [kind for kind in DATA_TYPES if config.data.modality[kind] > 0] if kinds is None else kinds
     buckets = settings.buckets(config)
-    summary = summarise_index(questions.entries, {b.name: b.prompt for b in buckets})
+    summary = summarise_index(with_places(questions.entries, questions.places), {b.name: b.prompt for b in buckets})
     yield f"{questions.file}: {summary.told('kept', buckets=listed)}"
-    yield from keeps_them(summary, buckets, config.data.auto.prompt, config.data.auto.completion)
+    limits = config.data.auto.prompt, config.data.auto.completion
+    yield from keeps_them(summary, buckets, *limits, drawn=drawn, fitted=questions.fitted, trained=questions.trained)
     yield from counted_lines([one for one in findings if not one.unusable])
 
 
 def findings_of(questions: Questions) -> list[Finding]:
-    """All that is wrong or doubtful of records that are in buckets, or in none."""
-    records = dict(enumerate(questions.records))
+    """All that is wrong or doubtful of records that are in buckets, or in none, by their places in the file."""
+    records = dict(zip(questions.places, questions.records, strict=True))
     found = inspect_records(records, thoughts=questions.trained)
-    return found + inspect_entries(questions.records, questions.entries)
+    return found + inspect_entries(questions.records, with_places(questions.entries, questions.places))
 
 
 def _refuse_above(
@@ -126,23 +163,30 @@ def index_of(
 ) -> list[IndexEntry]:
     """What the records of a file measure, in no buckets yet: made before with the same settings, or now. told: whether
     a summary is printed when it is made. again: which media that could not be used are probed again; "changed": those
-    that were written since. stamp: of what the records were read from; None: the file. All processes call it; the first
-    makes it.
+    that were written since, and those that were missing and are there. stamp: of what the records were read from; None:
+    the file. All processes call it; the first makes it.
 
-    A file's name carries the hash of the settings, so one made with others, or of other probes, is never taken.
+    A file's name carries the hash of the settings, so one made with others, or of other probes, is never taken; that of
+    probes carries the hash of the media, so that another text or solution probes nothing anew, and further media are
+    probed alone.
     """
     file = str(epath.Path(config.data.root) / file)
     folder = epath.Path(config.data.index) if config.data.index else workdir / "index"
-    probing = {"records": dict(stamp or file_stamp(file)), **settings.question_fields(config).told}
-    probing |= {"probed": PROBING, "max_decoded_mb": config.data.max_decoded_mb}
+    probing = {
+        "media": settings_hash({"media": _media_of(records)}),
+        "probed": PROBING,
+        "max_decoded_mb": config.data.max_decoded_mb,
+    }
     probes = folder / f"{epath.Path(file).stem}-media-{settings_hash(probing)}.jsonl"
     if jax.process_index() == 0:
         if probes.exists():
             _probe_again(probes, records, config, encoder, probing, again)
         else:
+            _take_over(probes, epath.Path(file).stem, records, probing, workdir)
             _make(probes, records, config, encoder, probing, only_probed, None, workdir)
     _wait_for(f"media {probes}")
-    measuring = probing | {"media": index_sum(str(probes))} | encoder.fingerprint()
+    measuring = {"records": dict(stamp or file_stamp(file)), **settings.question_fields(config).told}
+    measuring |= probing | {"probes": index_sum(str(probes))} | encoder.fingerprint()
     path = folder / f"{epath.Path(file).stem}-{settings_hash(measuring)}.jsonl"
     if not path.exists() and jax.process_index() == 0:
         known = _load(probes, probing, len(records))
@@ -170,17 +214,58 @@ def _probe_again(
     """Writes the probes anew where media that could not be used can be now."""
     if again == "nothing":
         return
-    known, since = _load(probes, probing, len(records)), float(probes.stat().mtime)
+    known, since, began = _load(probes, probing, len(records)), began_at(str(probes)), time.time()
     failed = [entry.row for entry in known if unprobed(records[entry.row], entry)]
     if again == "changed":
-        failed = [row for row in failed if any(encoder.media.written_since(p, since) for p in records[row].paths)]
+        failed = [row for row in failed if _differs(known[row], records[row], encoder.media, since)]
     if failed:
+        for path in {path for row in failed for path in records[row].paths}:
+            encoder.media.forget(path)
         limits = config.data.timeout, config.data.max_decoded_mb
         workers, own = config.data.index_workers, [records[row] for row in failed]
         found = build_index(own, encoder.media, probing, only_probed, workers, None, *limits)
         for row, entry in zip(failed, found, strict=True):
             known[row] = replace(entry, row=row)
-        save_index(str(probes), known, probing)
+        save_index(str(probes), known, probing, {"began": began, "paths": _media_of(records)})
+
+
+def _differs(entry: IndexEntry, record: Record, media: MediaCache, since: float) -> bool:
+    """Whether media that could not be used may be usable now. What was missing is by any that is there: moved or linked
+    to its place it may be older than the look that missed it."""
+    if entry.cause == "missing":
+        return all(media.written_since(path, -math.inf) for path in record.paths)
+    return any(media.written_since(path, since) for path in record.paths)
+
+
+def _media_of(records: Sequence[Record]) -> list[MediaKey]:
+    return [(record.data_type, record.path) for record in records]
+
+
+def _partial_of(path: epath.Path, workdir: epath.Path) -> Path:
+    """Where an unfinished index lies."""
+    folder = local_cache(workdir)
+    folder.mkdir(parents=True, exist_ok=True)
+    return Path(folder / f"{path.name}.partial")
+
+
+def _take_over(
+    probes: epath.Path, stem: str, records: Sequence[Record], probing: Mapping[str, Any], workdir: epath.Path
+) -> None:
+    """Begins the probes of a file with what those of an earlier file of its name know of media that both have, so that
+    new ones alone are probed."""
+    partial = _partial_of(probes, workdir)
+    if partial.exists() or not probes.parent.exists():
+        return
+    known: dict[MediaKey, tuple[Probe, ...]] = {}
+    for kept in sorted(probes.parent.glob(f"{glob.escape(stem)}-media-*.jsonl"), key=lambda one: -one.stat().mtime):
+        with suppress(UserError):  # a damaged one is made anew when it is wanted
+            known = probed_media(str(kept), probing)
+        if known:
+            break
+    rows = [(row, key) for row, key in enumerate(_media_of(records)) if key in known]
+    lines = [entry_line(IndexEntry(row, known[key], 0, key[0], None)) for row, key in rows]
+    if lines:
+        partial.write_text("".join([index_header(probing, None, {"began": time.time()}), *lines]))
 
 
 def _make(
@@ -194,12 +279,12 @@ def _make(
     workdir: epath.Path,
 ) -> list[IndexEntry]:
     """An index file made, and its entries."""
-    partial = local_cache(workdir) / f"{path.name}.partial"
-    partial.parent.mkdir(parents=True, exist_ok=True)
+    partial = _partial_of(path, workdir)
     limits = config.data.timeout, config.data.max_decoded_mb
     workers = config.data.index_workers
     entries = build_index(records, encoder.media, made_with, measure, workers, partial, *limits, known)
-    save_index(str(path), entries, made_with)
+    further: dict[str, Any] = {"paths": _media_of(records)} if measure is only_probed else {}
+    save_index(str(path), entries, made_with, further | {"began": began_at(partial)})
     partial.unlink()
     return entries
 

@@ -33,6 +33,12 @@ def not_an_option(gold: str, options: Options) -> str | None:
     return None if letters <= there else "names a letter that is no option"
 
 
+def not_one_option(gold: str, options: Options) -> str | None:
+    """Of a kind whose answer is a single letter."""
+    wrong = not_an_option(gold, options)
+    return "names several options" if options and not wrong and len(chosen_options(gold, options)) > 1 else wrong
+
+
 def not_a_number(gold: str, options: Options) -> str | None:
     found = numbers(gold)
     return None if len(found) == 1 and math.isfinite(found[0].value) else "is not one number"

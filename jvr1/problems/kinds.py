@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 from jvr1.errors import UserError
 from jvr1.problems import grounding, measures
-from jvr1.problems.doubts import Doubt, no_doubt, not_a_number, not_an_option
+from jvr1.problems.doubts import Doubt, no_doubt, not_a_number, not_an_option, not_one_option
 from jvr1.problems.grounding import NO_FACTS, Facts, at_least
 from jvr1.problems.measures import Options
 
@@ -98,7 +98,7 @@ _ROWS = (
         robust=measures.same_choice,
         reference=measures.same_text,
         eval_reference=measures.same_stripped,
-        doubt=not_an_option,
+        doubt=not_one_option,
     ),
     Kind(
         "numerical",

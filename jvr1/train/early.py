@@ -7,7 +7,7 @@ import json
 from etils import epath
 from ml_collections import ConfigDict
 
-from jvr1.data.records import load_records
+from jvr1.data.json_file import json_values
 from jvr1.errors import UserError
 from jvr1.rl.user_values import UserValues, open_user_values
 from jvr1.train.metrics import check_wandb
@@ -41,6 +41,7 @@ def check_data_files(config: ConfigDict) -> None:
             try:
                 json.loads((root / file).read_bytes())
             except json.JSONDecodeError:
-                load_records(str(root / file))  # says where
+                for _ in json_values(str(root / file)):  # JSONL is no mistake; anything else is told with its place
+                    pass
             except (ValueError, RecursionError):
                 continue  # damaged texts are told when the records are read

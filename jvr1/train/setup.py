@@ -236,7 +236,7 @@ def open_training_rows(
     pools = []
     for questions, weight in zip(files, weights, strict=True):
         often = {kind: weight * config.data.modality[kind] for kind in DATA_TYPES}
-        file, own, entries, _ = put_in_buckets(questions, config, encoder, [kind for kind in often if often[kind]])
+        file, own, entries, *_ = put_in_buckets(questions, config, encoder, [kind for kind in often if often[kind]])
         digest.update(file_stamp(str(epath.Path(config.data.root) / file))["sha256"].encode())
         for bucket, rows in by_bucket(entries, names).items():
             digest.update(bucket.name.encode() + rows.tobytes())
@@ -269,7 +269,7 @@ def open_questions(
     records: list[Record] = []
     rows: dict[Bucket, list[int]] = defaultdict(list)
     for questions in files:
-        _, own, entries, _ = put_in_buckets(questions, config, encoder)
+        _, own, entries, *_ = put_in_buckets(questions, config, encoder)
         for bucket, numbers in by_bucket(entries, names).items():
             rows[bucket] += (numbers + len(records)).tolist()
         records += own

@@ -9,6 +9,7 @@ from runs import REPOSITORY
 
 from jvr1.commands import check_data, index, prepare_data
 from jvr1.errors import UserError
+from jvr1.problems.kinds import KINDS
 
 GOOD = {
     "problem_id": 0, "problem": "Which?", "data_type": "video", "problem_type": "multiple choice",
@@ -26,7 +27,14 @@ FOUND = [
     (7, "path", "cannot be used"), (8, "path", "cannot be used"), (9, "start", "leaves no frame of the video"),
     (10, "end", "is after the video's end"), (11, "path", "cannot be read"), (12, "problem_type", "cannot be read"),
 ]  # fmt: skip
+FIXED = (
+    "<answer>B</answer>", "that `options` have", "write them as", "<think>", "write one number", "number the records",
+    "put the file there", "set data_type to what", "are seconds of", "leave it out", "data.fields", "data.fields",
+)  # fmt: skip
 OF_MEDIA = {7, 8, 9, 10}
+
+
+TINY = f"{REPOSITORY / 'configs' / 'tiny.py'}:rl"
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +60,9 @@ def test_all_that_is_wrong_is_named_with_its_fix(folder, capsys):
     assert found(out) == FOUND
     told = json.loads(out)
     assert (told["records"], told["unusable"], told["doubtful"]) == (13, 5, 5)
-    assert all(one["fix"] for one in told["findings"])
+    fixes = {one["row"]: one["fix"] for one in told["findings"] if not one["what"].startswith("is absent")}
+    for row, words in enumerate(FIXED, 1):
+        assert words in fixes[row]
 
 
 def test_without_media_what_the_records_say(folder, capsys):
@@ -77,7 +87,8 @@ def test_a_config_measures_what_its_run_would(folder, folder_of_tokenizer, capsy
     out = capsys.readouterr().out
     assert "1 of kind video need" in out
     assert "one bucket more would hold those of kind video: ('video', 4, 1, " in out
-    assert "--config.data.buckets=auto keeps all of kind video" in out
+    assert " keeps all of kind video" in out
+    assert out.endswith(f"runs take it with --config.data.index={tmp_path}\n")
     (folder / "a.mp4").rename(folder / "b.mp4")
     try:
         assert check_data.main([f"{folder}/two.json", *how, "--config.data.buckets=auto"]) == 0
@@ -101,11 +112,25 @@ def test_files_under_other_names(folder, capsys, tmp_path):
     assert "theirs.jsonl: 1 records, 1 with all their media" in capsys.readouterr().out
 
 
+def test_questions_of_a_config_s_own_kinds_are_prepared(folder, capsys):
+    (folder / "shades.jsonl").write_text(json.dumps(GOOD | {"problem_type": "shade"}))
+    kinds = [f"--config={TINY}", "--config.data.kinds=('train.own_kind:SHADE',)"]  # tests/ is on the path
+    try:
+        prepare_data.main([str(folder), "shades.jsonl", "--skip-index", *kinds])
+        assert "shades.jsonl: 1 records, 1 with all their media" in capsys.readouterr().out
+    finally:
+        KINDS.pop("shade", None)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["none.json"], "none.json does not exist"),
         (["good.jsonl", "--config=x.py"], "name the folder their paths start from with --root"),
+        (
+            ["good.jsonl", f"--config={TINY}", "--root=.", "--model=.", "--config.data.max_dropped=2"],
+            "data.max_dropped is 2.0; it must be between 0 and 1",
+        ),
         (["good.jsonl", "--config.data.fps=1"], "unrecognized arguments: --config.data.fps=1"),
         (["good.jsonl", "--field=film=path"], "fields of a record are problem_id, problem"),
     ],

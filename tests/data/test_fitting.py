@@ -87,6 +87,15 @@ def test_thousands_of_shapes():
     assert slots(buckets, needs) < 1.5 * exact
 
 
+def test_pictures_of_hundreds_of_sizes():
+    """More widths than shapes are tried."""
+    needs = [Need("image", 1, w, 40 * w, 1) for w in range(1, 2 * MAX_SHAPES)]
+    buckets = fit_buckets(needs, 8, UNITS)
+    assert len(buckets) <= MAX_BUCKETS
+    exact = sum(n.steps * n.windows * UNITS + n.prompt for n in needs)
+    assert slots(buckets, needs) < 1.5 * exact
+
+
 @pytest.mark.parametrize("most", [1, 2, 3])
 def test_as_few_as_asked(most):
     needs = [Need("video", 2 * i, 8, 300 * i, 1) for i in range(1, 9)]
@@ -161,11 +170,21 @@ def test_entries_go_where_they_fit_and_misfits_are_summed_up():
     summary = summarise_index(placed)
     assert "2 of kind video need 5 to 7, 4 are allowed" in str(summary)
     assert "1 of kind video need 901, 900 are allowed" in str(summary)
-    assert list(keeps_them(summary, buckets, 950, 8)) == [
+    how = {"drawn": ["video", "text"], "fitted": False, "trained": False}
+    assert list(keeps_them(summary, buckets, 950, 8, **how)) == [
         "  one bucket more would hold those of kind video: ('video', 7, 9, 1024, 8)",
         "  --config.data.buckets=auto --config.data.auto.prompt=1000 keeps all of kind text, video",
     ]
-    assert list(keeps_them(summarise_index(placed[:2]), buckets, 950, 8)) == []
+    assert list(keeps_them(summarise_index(placed[:2]), buckets, 950, 8, **how)) == []
+    *_, of_eight = keeps_them(summary, buckets * 4, 950, 768, **how | {"drawn": ["video"]})
+    assert [*keeps_them(summary, buckets * 4, 950, 768, **how | {"drawn": ["video"]})] == [of_eight]
+    auto = "--config.data.buckets=auto --config.data.auto.prompt=1000"
+    assert of_eight == f"  {auto} --config.data.auto.completion=8 keeps all of kind video"
+    (of_fitted,) = keeps_them(summary, buckets, 950, 768, **how | {"fitted": True})
+    assert of_fitted == "  --config.data.auto.prompt=1000 keeps all of kind text, video"
+    *_, learned = keeps_them(summary, buckets, 2000, 0, **how | {"trained": True})
+    assert learned == "  --config.data.buckets=auto --config.data.auto.completion=1 keeps all of kind text, video"
+    assert list(keeps_them(summary, buckets, 950, 8, **how | {"drawn": ["image"]})) == []
 
 
 def test_prompts_are_rounded_by_little():

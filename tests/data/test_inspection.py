@@ -37,11 +37,13 @@ def one(**changes):
         ("multiple choice", "<answer>(B) blue</answer>", None),
         ("multiple choice", "<answer>C</answer>", "names a letter that is no option"),
         ("multiple choice", "<answer>A, D</answer>", "names a letter that is no option"),
+        ("multiple choice", "<answer>A, B</answer>", "names several options"),
+        ("multiple choice, several answers", "<answer>A, B</answer>", None),
         ("multiple choice", "<answer>green</answer>", "names no option"),
         ("multiple choice", "<answer>red</answer>", None),
         ("multiple choice", "A", "stands without <answer> tags"),
         ("free-form", "a dog", "stands without <answer> tags"),
-        ("free-form", "<answer>a dog", "has an empty answer"),
+        ("free-form", "<answer>a dog", "has no </answer>"),
         ("free-form", "<answer> </answer>", "has an empty answer"),
         ("free-form", "<answer>nan</answer>", "is no value"),
         ("OCR", "<answer>None</answer>", "is no value"),
@@ -125,9 +127,10 @@ def test_what_fits_no_bucket_says_how_much_is_needed_and_allowed(config):
         (3, "process", "fits no bucket", "too many completion tokens: 101, where the video bucket has 100"),
     ]
     assert all("data.buckets=auto" in f.fix and f.unusable and not f.counted for f in found)
+    assert ["data.auto.completion" in f.fix for f in found] == [False, False, True]
     alone = in_buckets([IndexEntry(0, (), 9, "text", None)], BUCKETS, config)
-    assert [(f.field, f.detail) for f in inspect_entries([one(data_type="text", path=None)], alone)] == [
-        ("data_type", "no text bucket")
+    assert [(f.field, f.detail, f.fix) for f in inspect_entries([one(data_type="text", path=None)], alone)] == [
+        ("data_type", "no text bucket", "add a bucket of this kind, or data.buckets=auto")
     ]
 
 

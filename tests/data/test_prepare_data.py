@@ -68,6 +68,15 @@ def test_unpacked_checked_and_indexed(published, capfd):
     assert (published / "Math" / "Math.zip").exists()
 
 
+def test_a_mistake_in_files_of_one_s_own_is_told_before_anything_is_unpacked(published):
+    (published / "own.json").write_text(json.dumps([{**RECORD, "problem_id": 0, "data_type": "film", "path": "a.mp4"}]))
+    before = tree(published)
+    for name, words in (("none.json", "none.json does not exist"), ("own.json", "field 'data_type' must be one of")):
+        with pytest.raises(UserError, match=words):
+            prepare_data.main([str(published), name, "--skip-index"])
+    assert tree(published) == before
+
+
 def test_a_second_run_unpacks_nothing_again(published, monkeypatch):
     prepare_data.main([str(published), "--skip-index", "--remove-zips"])
     assert not list(published.rglob("*.zip"))

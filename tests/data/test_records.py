@@ -225,6 +225,14 @@ def test_records_in_a_bucket(bucket):
     assert load_records("gs://bucket/a.json") == [EXPECTED]
 
 
+def test_a_whole_number_may_be_written_as_a_float():
+    """As tables have it where some row has none."""
+    assert parse_record(GOOD | {"problem_id": 2.0}) == EXPECTED
+    assert isinstance(parse_record(GOOD | {"problem_id": 2.0}).problem_id, int)
+    with pytest.raises(UserError, match="field 'problem_id' must be a number or a string"):
+        parse_record(GOOD | {"problem_id": 2.5})
+
+
 def test_a_local_root_needs_no_copies(tmp_path):
     (tmp_path / "a.bin").write_bytes(b"x")
     with MediaCache(str(tmp_path)).local("./a.bin") as file:
@@ -242,6 +250,17 @@ def test_copies_are_kept_within_their_bound_least_recently_used_out(bucket, tmp_
     with store.local("0.bin") as file:
         assert file.read_bytes() == bytes(1000)
     assert not list(Path(store.folder, "pins").iterdir())
+
+
+def test_a_copy_that_is_forgotten_is_fetched_anew(bucket, tmp_path):
+    store = MediaCache("gs://bucket", str(tmp_path / "copies"), 4500)
+    for forgotten, found in ((False, bytes(1000)), (True, b"new")):
+        if forgotten:
+            store.forget("0.bin")
+            store.forget("../none")
+        with store.local("0.bin") as file:
+            assert file.read_bytes() == found
+        (bucket / "0.bin").write_bytes(b"new")
 
 
 def test_a_copy_in_use_survives_eviction(bucket, tmp_path):

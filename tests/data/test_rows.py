@@ -1,6 +1,7 @@
 """Question files of other forms: fields under other names, Parquet, saved datasets; what is refused, in which words."""
 
 import datetime
+import hashlib
 import json
 import subprocess
 import sys
@@ -62,18 +63,31 @@ def as_saved_dataset(folder):
         table = pa.Table.from_pylist([one])
         with ipc.new_stream(str(folder / "saved" / f"data-0000{number}-of-00002.arrow"), table.schema) as stream:
             stream.write_table(table)
-    (folder / "saved" / "state.json").write_text("{}")
+    parts = [{"filename": f"data-0000{number}-of-00002.arrow"} for number in range(2)]
+    (folder / "saved" / "state.json").write_text(json.dumps({"_data_files": parts}))
+    (folder / "saved" / "cache-1a2b.arrow").write_bytes((folder / "saved" / "data-00000-of-00002.arrow").read_bytes())
     return folder / "saved"
 
 
-@pytest.mark.parametrize("write", [as_jsonl, as_parquet, as_folder_of_parquet, as_saved_dataset])
+def as_folder_named_like_a_file(folder):
+    return as_folder_of_parquet(folder).rename(folder / "set.parquet")
+
+
+@pytest.mark.parametrize(
+    "write", [as_jsonl, as_parquet, as_folder_of_parquet, as_saved_dataset, as_folder_named_like_a_file]
+)
 def test_files_are_read_under_their_own_names(tmp_path, write):
     file = write(tmp_path)
     records = load_records(file, FIELDS)
     assert facts(records) == WANTED
     assert [record.further for record in records] == [{"hard": True}, {"hard": False}]
     assert inspect_records(dict(enumerate(records))) == []
-    assert file_stamp(file) == file_stamp(file)
+    whole = b"".join(
+        (b"" if part == file else part.name.encode() + b"\0") + part.read_bytes()
+        for part in (sorted(file.iterdir()) if file.is_dir() else [file])
+        if not part.name.startswith("cache-")
+    )
+    assert file_stamp(file)["sha256"] == hashlib.sha256(whole).hexdigest()
 
 
 def test_a_folder_s_stamp_is_of_all_its_files(tmp_path):
@@ -91,13 +105,16 @@ def test_what_a_renamed_field_becomes():
     raw = {"gold": 12, "why": "it is", "choices": [1, "B. two"], "q": None}
     assert fields(raw, 5) == {
         "problem_id": 5, "solution": "<answer>12</answer>", "process": "<think>it is</think>",
-        "options": ["1", "B. two"], "problem": None,
+        "options": ["1", "B. two"],
     }  # fmt: skip
     tagged = {"gold": "so <answer>B</answer>", "why": "<think>x</think>"}
     assert fields(tagged, 0) == {"problem_id": 0, "solution": tagged["gold"], "process": tagged["why"]}
     ours = {"problem_id": 3, "solution": "B", "process": "x"}
     assert fields(ours, 0) == ours  # a file in our form beside it
-    assert field_map(["data_type:video"])({"data_type": "image"}, 0)["data_type"] == "image"
+    given = field_map(["data_type:video", "path=file"])
+    assert given({"data_type": "image"}, 0)["data_type"] == "image"
+    assert given({"data_type": None}, 0)["data_type"] == "video"
+    assert [given(raw, 0)["path"] for raw in ({"path": "a", "file": "b"}, {"path": "a", "file": None})] == ["b", "a"]
     assert FieldMap()(ours, 0) is ours
     assert (FieldMap().told, field_map(["path=video"]).told) == ({}, {"fields": [("path", "video")]})
 
@@ -123,7 +140,36 @@ def test_media_inside_a_table(tmp_path):
         parquet.write_table(table, tmp_path / f"{name}.parquet")
     assert list(raw_rows(tmp_path / "named.parquet")) == [{"image": "a.png", "day": "2026-11-27"}]
     with pytest.raises(UserError, match="column 'image' holds the media themselves; write them to files"):
-        list(raw_rows(tmp_path / "inside.parquet"))
+        list(raw_rows(tmp_path / "inside.parquet", field_map(["path=image"])))
+    assert list(raw_rows(tmp_path / "inside.parquet")) == [{"day": "2026-11-27"}]  # nothing reads the column
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
+def test_several_media_inside_a_table(tmp_path, suffix):
+    kind = pa.list_(pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+    media = [[{"bytes": b"\x89PNG", "path": "a.png"}, {"bytes": None, "path": "b.png"}], [], None]
+    table = pa.table({"images": pa.array(media, kind), "number": [1, 2, 3]})
+    file = tmp_path / f"a.{suffix}"
+    if suffix == "parquet":
+        parquet.write_table(table, file)
+    else:
+        with ipc.new_stream(str(file), table.schema) as stream:
+            stream.write_table(table)
+    assert list(raw_rows(file, field_map(["path=images"]))) == [
+        {"problem_id": 0, "path": ["a.png", "b.png"], "number": 1},
+        {"problem_id": 1, "path": [], "number": 2},
+        {"problem_id": 2, "number": 3},
+    ]
+
+
+def test_a_record_that_holds_a_list_of_objects_is_one_where_others_follow(tmp_path):
+    records = [{"question": f"Which {n}?", "steps": [{"text": "look"}]} for n in range(2)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records))
+    found = list(raw_rows(tmp_path / "a.jsonl", field_map(["problem=question"])))
+    assert found == [{"problem_id": n, "problem": f"Which {n}?", "steps": [{"text": "look"}]} for n in range(2)]
+    (tmp_path / "wrapped.jsonl").write_text(json.dumps({"data": records}) + "\n\n")
+    with pytest.raises(UserError, match="is one object that holds its records in 'data'"):
+        list(raw_rows(tmp_path / "wrapped.jsonl"))
 
 
 def test_what_cannot_be_read(tmp_path):
@@ -133,11 +179,20 @@ def test_what_cannot_be_read(tmp_path):
         (tmp_path / "several" / split).mkdir()
     (tmp_path / "several" / "dataset_dict.json").write_text("{}")
     (tmp_path / "empty").mkdir()
+    for folder, parts in (("shards", ("easy-00000-of-00001", "hard-00000-of-00001")), ("plain", ("train", "test_1"))):
+        (tmp_path / folder).mkdir()
+        for part in parts:
+            parquet.write_table(pa.Table.from_pylist(THEIRS), tmp_path / folder / f"{part}.parquet")
+    (tmp_path / "stateless").mkdir()
+    (tmp_path / "stateless" / "state.json").write_text("[]")
     for name, words in (
         ("a.parquet", "a.parquet cannot be read: "),
         ("none.parquet", "none.parquet does not exist"),
         ("several", "several holds the splits test, train; name one of these folders"),
         ("empty", "empty is a folder; name a .json or .jsonl file"),
+        ("shards", "shards holds files of the splits easy, hard; name one file"),
+        ("plain", "plain holds files of the splits test, train; name one file"),
+        ("stateless", "state.json is damaged"),
     ):
         with pytest.raises(UserError, match=words) as error:
             load_records(tmp_path / name)

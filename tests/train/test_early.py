@@ -8,6 +8,7 @@ import pytest
 
 from jvr1 import config as settings
 from jvr1.errors import UserError
+from jvr1.train.early import check_data_files
 from jvr1.train.setup import open_run
 
 
@@ -34,6 +35,17 @@ def test_before_the_model_is_opened(demo, tmp_path, monkeypatch, changes, messag
     assert message in str(raised.value)
     assert "/no/such/model" not in str(raised.value)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("text", ['{"frage": "Which?"}\n{"frage": "When?"}\n', '[{"frage": "Which?"}]'])
+def test_files_of_other_forms_and_fields_pass(tmp_path, text):
+    """Whether their records are whole is said when they are read, under the names of data.fields."""
+    (tmp_path / "own.json").write_text(text)
+    changes = {"root": str(tmp_path), "train": ("own.json",), "fields": ("problem=frage",)}
+    config = settings.default()
+    config.data.update(changes)
+    config.train.validate_every = 0
+    check_data_files(config)
 
 
 def test_a_file_of_validation_is_not_needed_where_there_is_none(demo, tmp_path):
