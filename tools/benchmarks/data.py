@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import tempfile
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -56,7 +56,8 @@ def run() -> dict[str, Any]:
         speed = preparation(root, tokenizer, tiny)
         demo = padding(demo_rows(root / "demo", tokenizer, tiny), tiny)
     mixture = {name: mixture_padding(name) for name in ("tgrpo_7b", "tgrpo_qwen3vl_8b")}
-    return {"preparation": speed, "padding_demo": demo, "padding_mixture": mixture}
+    auto = {name: fitted_padding(name) for name in mixture}
+    return {"preparation": speed, "padding_demo": demo, "padding_mixture": mixture, "padding_auto": auto}
 
 
 def mixture_padding(name: str) -> dict[str, Any]:
@@ -64,6 +65,17 @@ def mixture_padding(name: str) -> dict[str, Any]:
     config = settings.from_file(str(CONFIGS / f"{name}.py"))
     model = named_model(config.model.source)
     return padding(in_buckets(mixture_needs(20_000, config), settings.buckets(config), model), model)
+
+
+def fitted_padding(name: str) -> dict[str, Any]:
+    """The same in the buckets that `data.buckets=auto` fits to it."""
+    config = settings.from_file(str(CONFIGS / f"{name}.py"))
+    model, auto = named_model(config.model.source), config.data.auto
+    rows = list(mixture_needs(20_000, config))
+    needs = Counter(need for need, _ in rows)
+    buckets = fitting.fit_training(needs, auto.completion, model.vision.units, auto.shapes, auto.padding)
+    found = fitting.padding_of(needs, buckets, model.vision.units)
+    return padding(in_buckets(iter(rows), buckets, model), model) | found._asdict()
 
 
 def demo_tokenizer(folder: Path) -> tuple[PreTrainedTokenizerBase, ModelConfig]:
