@@ -219,7 +219,7 @@ def test_command_line(mixed, folder, tmp_path, capsys):
 
 def test_what_the_config_says_is_not_said_beside_it(tmp_path):
     """Options of the survey are refused; the workers are the config's but where the command line has some."""
-    how = [str(tmp_path / "a.json"), f"--root={tmp_path}", "--config=tiny:rl"]
+    how = [str(tmp_path / "a.json"), f"--root={tmp_path}", "--config=tiny:rl", "--model=m"]
     for options in (["--fps=1"], ["--max-frames=8", "--image-tokens=64"]):
         given = ", ".join(option.partition("=")[0] for option in options)
         with pytest.raises(UserError, match=f"^{given}: not beside --config, which says it"):
