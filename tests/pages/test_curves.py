@@ -15,7 +15,8 @@ def drawn(svg: str) -> tuple[ET.Element, list[list[tuple[float, float]]]]:
     """The element, which must be XML, and the points of its lines."""
     root = ET.fromstring(svg)
     lines = [line.get("points", "").split() for line in root.iter("polyline")]
-    return root, [[tuple(map(float, point.split(","))) for point in line] for line in lines]  # type: ignore[misc]
+    pairs = [[point.split(",") for point in line] for line in lines]
+    return root, [[(float(x), float(y)) for x, y in line] for line in pairs]
 
 
 def test_points_lie_where_their_values_are():
